@@ -1,0 +1,187 @@
+"""Where the glands of a synthetic image lie, and what lies inside them: geometry only, no colour.
+
+A gland is a level set. Every gland gives each pixel a signed distance (in pixels, negative inside) to its own
+ellipse, measured in warped coordinates; the nearest gland owns the pixel, and a gap is kept where two glands are
+about equally near. Cutting that field at the right quantile gives exactly the wanted share of gland area.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+
+Label = Literal["benign", "malignant"]
+Field = NDArray[np.float32]
+
+AREA_RANGE = (0.35, 0.6)  # share of gland pixels, the same uniform distribution for both classes
+SMALLEST_GLAND = 150  # pixels; smaller pieces that the level set leaves are given back to the stroma
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the glands of one class are built; lengths in pixels, ranges are drawn from uniformly."""
+
+    spacing: tuple[float, float]  # between neighbouring glands, per image
+    disorder: float  # jitter of the gland centres, as a share of the spacing
+    size_spread: float  # standard deviation of the logarithm of the glands' radii
+    gap: tuple[float, float]  # stroma kept between two glands; negative: they touch, per image
+    gap_spread: float  # how much the gap varies within an image
+    fused: float  # share of glands that are one with a neighbour
+    warp: tuple[tuple[float, float], ...]  # (smoothness, amplitude) of each octave of the contours' irregularity
+
+
+ARCHITECTURES: dict[Label, Architecture] = {
+    "benign": Architecture(
+        spacing=(62, 92),
+        disorder=0.09,
+        size_spread=0.06,
+        gap=(7, 15),
+        gap_spread=0.0,
+        fused=0.0,
+        warp=((24, 3.0), (7, 0.7)),
+    ),
+    "malignant": Architecture(
+        spacing=(58, 92),
+        disorder=0.28,
+        size_spread=0.3,
+        gap=(-1, 5),
+        gap_spread=3.5,
+        fused=0.45,
+        warp=((22, 9.0), (9, 3.5), (3.5, 1.0)),
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Glands:
+    """The glands of one image, all arrays (H, W).
+
+    Attributes:
+        instances: int32, 0 = stroma, 1.. = gland.
+        depth: float32, distance in pixels to the gland's own border, 0 in stroma.
+        reach: float32, the greatest depth of the gland that owns the pixel, 0 in stroma.
+    """
+
+    instances: NDArray[np.int32]
+    depth: Field
+    reach: Field
+
+
+def noise(
+    rng: np.random.Generator, shape: tuple[int, int], along: float, across: float | None = None, angle: float = 0.0
+) -> Field:
+    """Gaussian noise of zero mean and unit variance, smoothed by a Gaussian.
+
+    Args:
+        rng: the source of randomness.
+        shape: (H, W) of the field.
+        along: standard deviation of the smoothing kernel in pixels, along `angle`.
+        across: the same across `angle`; equal to `along` when None.
+        angle: direction of the long axis, radians from the x axis.
+
+    Returns:
+        (H, W) float32.
+    """
+    across = along if across is None else across
+    fy, fx = np.meshgrid(fft.fftfreq(shape[0]), fft.rfftfreq(shape[1]), indexing="ij")
+    u, v = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
+    gain = np.exp(-2 * np.pi**2 * ((along * u) ** 2 + (across * v) ** 2))
+    gain[0, 0] = 0.0
+    white = rng.standard_normal(shape, dtype=np.float32)
+    field = np.asarray(fft.irfft2(fft.rfft2(white) * gain.astype(np.float32), s=shape), dtype=np.float32)
+    return field / max(float(field.std()), 1e-6)
+
+
+def _centres(
+    rng: np.random.Generator, plan: Architecture, shape: tuple[int, int], spacing: float, stretch: float
+) -> NDArray[np.float64]:
+    """(N, 2) jittered hexagonal sites (x, y) over a box that holds the rotated, stretched image."""
+    half = 0.5 * float(np.hypot(*shape)) * stretch + spacing
+    rows = np.arange(-half, half, spacing * np.sqrt(3) / 2)
+    columns = np.arange(-half, half, spacing)
+    y, x = np.meshgrid(rows, columns, indexing="ij")
+    x = x + (np.arange(len(rows)) % 2)[:, None] * spacing / 2
+    sites = np.stack([x.ravel(), y.ravel()], axis=1) + rng.uniform(-0.5, 0.5, 2) * spacing
+    return sites + rng.normal(0, plan.disorder * spacing, sites.shape)
+
+
+def _distances(
+    rng: np.random.Generator, plan: Architecture, shape: tuple[int, int], target: float
+) -> tuple[Field, NDArray[np.int32]]:
+    """The field whose low values are gland (H, W), and which gland owns each pixel (H, W)."""
+    height, width = shape
+    spacing = rng.uniform(*plan.spacing)
+    gap = rng.uniform(*plan.gap)
+    angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.55)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    for smoothness, amplitude in plan.warp:
+        x = x + amplitude * noise(rng, shape, smoothness)
+        y = y + amplitude * noise(rng, shape, smoothness)
+    x, y = x - width / 2, y - height / 2
+    # Crypts cut obliquely are ellipses along one direction, so the whole layout is squeezed, not each gland.
+    u = (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(stretch)
+    v = (y * np.cos(angle) - x * np.sin(angle)) * np.sqrt(stretch)
+    sites = _centres(rng, plan, shape, spacing, np.sqrt(stretch))
+    sites = sites[rng.random(len(sites)) < max(0.55, target / 0.6)]
+    near = (np.abs(sites[:, 0]) < np.abs(u).max() + spacing) & (np.abs(sites[:, 1]) < np.abs(v).max() + spacing)
+    sites = sites[near]
+    radii = 0.42 * spacing * np.exp(rng.normal(0, plan.size_spread, len(sites)))
+    owners = np.arange(len(sites))
+    for i in np.flatnonzero(rng.random(len(sites)) < plan.fused):
+        owners[i] = owners[np.argsort(((sites - sites[i]) ** 2).sum(1))[min(1, len(sites) - 1)]]
+    first = np.full(shape, np.inf, dtype=np.float32)
+    second = np.full(shape, np.inf, dtype=np.float32)
+    owner = np.full(shape, -1, dtype=np.int32)
+    for site, radius, identity in zip(sites, radii, owners, strict=True):
+        aspect = np.float32(np.exp(rng.normal(0, 0.08)))
+        distance = np.sqrt(((u - site[0]) * aspect) ** 2 + ((v - site[1]) / aspect) ** 2) - radius
+        distance = distance.astype(np.float32)
+        same = owner == identity
+        closer = distance < first
+        second = np.where(same, second, np.where(closer, first, np.minimum(second, distance)))
+        first = np.minimum(first, distance)
+        owner[closer] = identity
+    clearance = gap + plan.gap_spread * noise(rng, shape, 14) if plan.gap_spread else gap
+    return np.maximum(first, first + clearance - (second - first)), owner
+
+
+def _separate(inside: NDArray[np.bool_], owner: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Number the connected pieces of each owner 1.., giving pieces that are too small back to the stroma."""
+    edge = np.zeros_like(inside)
+    for axis in (0, 1):
+        differs = np.diff(owner, axis=axis) != 0
+        pad = [(0, 1), (0, 0)] if axis == 0 else [(0, 0), (0, 1)]
+        edge |= np.pad(differs, pad)
+    pieces = np.asarray(ndimage.label(inside & ~edge)[0], dtype=np.int32)
+    sizes = np.bincount(pieces.ravel())
+    keep = sizes >= SMALLEST_GLAND
+    keep[0] = False
+    numbers = np.cumsum(keep) * keep
+    return numbers[pieces].astype(np.int32)
+
+
+def lay_out(rng: np.random.Generator, label: Label, shape: tuple[int, int], margin: int) -> Glands:
+    """Lay out the glands of one image.
+
+    Args:
+        rng: the source of randomness.
+        label: the class, which decides the architecture.
+        shape: (H, W) of the canvas, margin included.
+        margin: pixels on each side that are cut off later; the share of gland area is met within them.
+
+    Returns:
+        The glands over the whole canvas.
+    """
+    target = rng.uniform(*AREA_RANGE)
+    field, owner = _distances(rng, ARCHITECTURES[label], shape, target)
+    visible = field[margin:-margin, margin:-margin]
+    instances = _separate(field < np.quantile(visible, target), owner)
+    depth = np.asarray(ndimage.distance_transform_edt(instances > 0), dtype=np.float32)
+    reach = np.zeros(instances.max() + 1, dtype=np.float32)
+    np.maximum.at(reach, instances.ravel(), depth.ravel())
+    reach[0] = 0.0
+    return Glands(instances, depth, reach[instances])

@@ -1,0 +1,155 @@
+"""Procedural H&E colon tissue with known glands, for quick starts, tests and controlled experiments."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from tqdm import tqdm
+
+from histoloc.data.glands import Field, Glands, Label, lay_out, noise
+from histoloc.data.tissue import paint
+from histoloc.errors import InputError
+from histoloc.files import atomic_path, write_text
+
+CLASSES: tuple[Label, Label] = ("benign", "malignant")
+HEIGHT, WIDTH = 256, 320
+MPP = 1.0  # micrometres per pixel: crypts of 60 to 100 pixels across, nuclei of 5 to 8, as in real colon
+SPLITS = ("train", "train", "train", "valid", "test")  # by turns within a class: 60/20/20
+SMALLEST_COUNT = 10  # every split then holds both classes
+_MARGIN = 14  # rendered around the image and cut off, so that nuclei and glands run through its edges
+
+# Optical density per unit of stain, RGB. Ruifrok & Johnston, Anal. Quant. Cytol. Histol. 2001.
+_HAEMATOXYLIN = np.array([0.650, 0.704, 0.286])
+_EOSIN = np.array([0.072, 0.990, 0.105])
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticImage:
+    """One rendered image.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB.
+        instances: (H, W) uint16, 0 = stroma, 1.. = gland (its lumen included), without holes in the numbering.
+        label: the class.
+    """
+
+    image: NDArray[np.uint8]
+    instances: NDArray[np.uint16]
+    label: Label
+
+
+def render(label: Label, *, seed: int, index: int, height: int = HEIGHT, width: int = WIDTH) -> SyntheticImage:
+    """Render one image; a pure function of its arguments.
+
+    Args:
+        label: "benign" or "malignant".
+        seed: of the data set, >= 0.
+        index: of the image within the data set, >= 0.
+        height: in pixels, >= 64.
+        width: in pixels, >= 64.
+
+    Raises:
+        InputError: the label is not one of the two classes, or a number is out of its range.
+    """
+    if label not in CLASSES:
+        raise InputError(f"label {label!r}: no such class of synthetic tissue; take one of {', '.join(CLASSES)}")
+    if seed < 0 or index < 0:
+        raise InputError(f"seed {seed}, index {index}: neither can be negative; take 0 or more")
+    if height < 64 or width < 64:
+        raise InputError(f"size {width} x {height}: too small to hold a gland; take 64 pixels or more a side")
+    rng = np.random.default_rng([seed, index, CLASSES.index(label)])
+    glands = lay_out(rng, label, (height + 2 * _MARGIN, width + 2 * _MARGIN), _MARGIN)
+    haematoxylin, eosin = paint(rng, label, glands)
+    inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
+    image = _stain(rng, haematoxylin, eosin)[inner]
+    return SyntheticImage(np.ascontiguousarray(image), _renumber(glands.instances[inner]), label)
+
+
+def _renumber(instances: NDArray[np.int32]) -> NDArray[np.uint16]:
+    """Number the glands that are still in the picture 1.., in order."""
+    present = np.zeros(int(instances.max()) + 1, dtype=bool)
+    present[np.unique(instances)] = True
+    present[0] = False
+    return (np.cumsum(present) * present)[instances].astype(np.uint16)
+
+
+def _stain(rng: np.random.Generator, haematoxylin: Field, eosin: Field) -> NDArray[np.uint8]:
+    """Mix two stain maps (H, W) into RGB (H, W, 3) by Beer-Lambert, as a scanner of its own would see it."""
+    vectors = np.stack([_HAEMATOXYLIN, _EOSIN]) + rng.normal(0, 0.035, (2, 3))
+    vectors = np.clip(vectors, 0.02, None)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    strength = np.exp(rng.normal(0, 0.2, 2))
+    white = rng.uniform(232, 252) * np.exp(rng.normal(0, 0.01, 3))
+    blur, grain = rng.uniform(0.45, 0.85), rng.uniform(0.8, 2.5)
+    image = np.empty((*haematoxylin.shape, 3), dtype=np.float32)
+    for channel in range(3):
+        density = haematoxylin * (strength[0] * vectors[0, channel]) + eosin * (strength[1] * vectors[1, channel])
+        image[..., channel] = ndimage.gaussian_filter(white[channel] * np.exp(-np.log(10) * density), blur)
+    image += grain * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def generate(
+    out: Path,
+    *,
+    count: int = 400,
+    seed: int = 0,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    progress: bool = True,
+) -> Path:
+    """Write a data set of synthetic images: `images/`, `masks/` and `table.csv` under `out`.
+
+    The classes take turns, and so do the splits within a class (60/20/20), so a data set of fewer images is the
+    beginning of a larger one with the same seed. The table is written last. Writing again gives the same bytes.
+
+    Args:
+        out: the folder; made when absent.
+        count: number of images, both classes together, >= 10.
+        seed: of all randomness.
+        height: of the images in pixels.
+        width: of the images in pixels.
+        progress: show a progress bar.
+
+    Returns:
+        Path of the table; its paths are relative to `out`.
+
+    Raises:
+        InputError: `count` is too small, or the folder cannot be written.
+    """
+    out = Path(out)
+    if count < SMALLEST_COUNT:
+        raise InputError(f"count {count}: too few images for three splits; take {SMALLEST_COUNT} or more")
+    table = out / "table.csv"
+    try:
+        table.unlink(missing_ok=True)  # an interrupted run must not leave an old table beside new images
+    except OSError as error:
+        raise InputError(f"{table}: cannot be replaced ({error.strerror}); choose another folder") from error
+    rows = []
+    for index in tqdm(range(count), desc="synthetic glands", unit="image", disable=not progress):
+        label = CLASSES[index % 2]
+        sample = render(label, seed=seed, index=index, height=height, width=width)
+        name = f"{label}_{index:05d}.png"
+        _write_png(out / "images" / name, sample.image)
+        depth = np.uint8 if sample.instances.max() < 256 else np.uint16
+        _write_png(out / "masks" / name, sample.instances.astype(depth))
+        rows.append([f"images/{name}", label, f"masks/{name}", SPLITS[index // 2 % len(SPLITS)], "", MPP])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label", "mask", "split", "group", "mpp"])
+    writer.writerows(rows)
+    write_text(table, text.getvalue())
+    return table
+
+
+def _write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    """Write (H, W) or (H, W, 3) pixels atomically; little compression, since the grain does not compress."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, compress_level=1)
