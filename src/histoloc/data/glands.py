@@ -31,7 +31,9 @@ class Architecture:
     gap: tuple[float, float]  # stroma kept between two glands; negative: they touch, per image
     gap_spread: float  # how much the gap varies within an image
     fused: float  # share of glands that are one with a neighbour
-    warp: tuple[tuple[float, float], ...]  # (smoothness, amplitude) of each octave of the contours' irregularity
+    warp: tuple[
+        tuple[float, float], ...
+    ]  # (smoothness, amplitude) of each octave of the contours' irregularity
 
 
 ARCHITECTURES: dict[Label, Architecture] = {
@@ -72,7 +74,11 @@ class Glands:
 
 
 def noise(
-    rng: np.random.Generator, shape: tuple[int, int], along: float, across: float | None = None, angle: float = 0.0
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    along: float,
+    across: float | None = None,
+    angle: float = 0.0,
 ) -> Field:
     """Gaussian noise of zero mean and unit variance, smoothed by a Gaussian.
 
@@ -87,13 +93,20 @@ def noise(
         (H, W) float32.
     """
     across = along if across is None else across
-    fy, fx = np.meshgrid(fft.fftfreq(shape[0]), fft.rfftfreq(shape[1]), indexing="ij")
-    u, v = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
-    gain = np.exp(-2 * np.pi**2 * ((along * u) ** 2 + (across * v) ** 2))
+    rows, columns = (fft.next_fast_len(n + int(3 * max(along, across)), real=True) for n in shape)
+    fy = fft.fftfreq(rows).astype(np.float32)[:, None]
+    fx = fft.rfftfreq(columns).astype(np.float32)[None, :]
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    power = (np.float32(along) * (fx * cos + fy * sin)) ** 2 + (
+        np.float32(across) * (fy * cos - fx * sin)
+    ) ** 2
+    gain = np.exp(np.float32(-2 * np.pi**2) * power)
     gain[0, 0] = 0.0
-    white = rng.standard_normal(shape, dtype=np.float32)
-    field = np.asarray(fft.irfft2(fft.rfft2(white) * gain.astype(np.float32), s=shape), dtype=np.float32)
-    return field / max(float(field.std()), 1e-6)
+    # White noise is white in every basis: it is drawn as a spectrum, which saves the forward transform.
+    spectrum = rng.standard_normal((rows, 2 * gain.shape[1]), dtype=np.float32).view(np.complex64) * gain
+    field = np.asarray(fft.irfft2(spectrum, s=(rows, columns)), dtype=np.float32)
+    field = field / max(float(field.std()), 1e-12)  # over the whole period: the window may lie high or low
+    return field[: shape[0], : shape[1]]
 
 
 def _centres(
@@ -119,15 +132,17 @@ def _distances(
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.55)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     for smoothness, amplitude in plan.warp:
-        x = x + amplitude * noise(rng, shape, smoothness)
-        y = y + amplitude * noise(rng, shape, smoothness)
+        x = x + np.float32(amplitude) * noise(rng, shape, smoothness)
+        y = y + np.float32(amplitude) * noise(rng, shape, smoothness)
     x, y = x - width / 2, y - height / 2
     # Crypts cut obliquely are ellipses along one direction, so the whole layout is squeezed, not each gland.
-    u = (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(stretch)
-    v = (y * np.cos(angle) - x * np.sin(angle)) * np.sqrt(stretch)
+    cos, sin, squeeze = (np.float32(f) for f in (np.cos(angle), np.sin(angle), np.sqrt(stretch)))
+    u, v = (x * cos + y * sin) / squeeze, (y * cos - x * sin) * squeeze
     sites = _centres(rng, plan, shape, spacing, np.sqrt(stretch))
     sites = sites[rng.random(len(sites)) < max(0.55, target / 0.6)]
-    near = (np.abs(sites[:, 0]) < np.abs(u).max() + spacing) & (np.abs(sites[:, 1]) < np.abs(v).max() + spacing)
+    near = (np.abs(sites[:, 0]) < np.abs(u).max() + spacing) & (
+        np.abs(sites[:, 1]) < np.abs(v).max() + spacing
+    )
     sites = sites[near]
     radii = 0.42 * spacing * np.exp(rng.normal(0, plan.size_spread, len(sites)))
     owners = np.arange(len(sites))
@@ -136,10 +151,11 @@ def _distances(
     first = np.full(shape, np.inf, dtype=np.float32)
     second = np.full(shape, np.inf, dtype=np.float32)
     owner = np.full(shape, -1, dtype=np.int32)
-    for site, radius, identity in zip(sites, radii, owners, strict=True):
+    for site, radius, identity in zip(
+        sites.astype(np.float32), radii.astype(np.float32), owners, strict=True
+    ):
         aspect = np.float32(np.exp(rng.normal(0, 0.08)))
-        distance = np.sqrt(((u - site[0]) * aspect) ** 2 + ((v - site[1]) / aspect) ** 2) - radius
-        distance = distance.astype(np.float32)
+        distance = np.hypot((u - site[0]) * aspect, (v - site[1]) / aspect) - radius
         same = owner == identity
         closer = distance < first
         second = np.where(same, second, np.where(closer, first, np.minimum(second, distance)))

@@ -45,7 +45,9 @@ class SyntheticImage:
     label: Label
 
 
-def render(label: Label, *, seed: int, index: int, height: int = HEIGHT, width: int = WIDTH) -> SyntheticImage:
+def render(
+    label: Label, *, seed: int, index: int, height: int = HEIGHT, width: int = WIDTH
+) -> SyntheticImage:
     """Render one image; a pure function of its arguments.
 
     Args:
@@ -59,7 +61,9 @@ def render(label: Label, *, seed: int, index: int, height: int = HEIGHT, width: 
         InputError: the label is not one of the two classes, or a number is out of its range.
     """
     if label not in CLASSES:
-        raise InputError(f"label {label!r}: no such class of synthetic tissue; take one of {', '.join(CLASSES)}")
+        raise InputError(
+            f"label {label!r}: no such class of synthetic tissue; take one of {', '.join(CLASSES)}"
+        )
     if seed < 0 or index < 0:
         raise InputError(f"seed {seed}, index {index}: neither can be negative; take 0 or more")
     if height < 64 or width < 64:
@@ -85,12 +89,16 @@ def _stain(rng: np.random.Generator, haematoxylin: Field, eosin: Field) -> NDArr
     vectors = np.stack([_HAEMATOXYLIN, _EOSIN]) + rng.normal(0, 0.035, (2, 3))
     vectors = np.clip(vectors, 0.02, None)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    strength = np.exp(rng.normal(0, 0.2, 2))
+    strength = np.exp(
+        rng.normal(0, 0.15) + rng.normal(0, 0.2, 2)
+    )  # thickness of the section, then each stain
     white = rng.uniform(232, 252) * np.exp(rng.normal(0, 0.01, 3))
     blur, grain = rng.uniform(0.45, 0.85), rng.uniform(0.8, 2.5)
     image = np.empty((*haematoxylin.shape, 3), dtype=np.float32)
     for channel in range(3):
-        density = haematoxylin * (strength[0] * vectors[0, channel]) + eosin * (strength[1] * vectors[1, channel])
+        density = haematoxylin * (strength[0] * vectors[0, channel]) + eosin * (
+            strength[1] * vectors[1, channel]
+        )
         image[..., channel] = ndimage.gaussian_filter(white[channel] * np.exp(-np.log(10) * density), blur)
     image += grain * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
