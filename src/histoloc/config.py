@@ -1,0 +1,242 @@
+"""What a run is made of, and strict reading of it from YAML and JSON."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from histoloc.data.transforms import InputConfig
+from histoloc.errors import InputError
+from histoloc.files import write_text
+from histoloc.methods import METHODS
+from histoloc.nn.backbone import BackboneConfig
+
+T = TypeVar("T")
+SelectionRule = Literal["error-loss", "error-latest", "last", "pxap-masks"]
+ThresholdRule = Literal["fixed", "otsu", "valid"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How training goes; the defaults are those of the paper for GlaS.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch: images per step, over all processes together.
+        lr: learning rate of SGD with Nesterov momentum.
+        head_lr: factor on the learning rate of everything but the backbone.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        lr_factor: the learning rate is multiplied by this ...
+        lr_every: ... after every so many epochs.
+        lr_floor: smallest learning rate.
+        seed: all randomness is a function of it, the epoch and the sample.
+        selection: which epoch is kept: error-loss (lowest validation classification error, then lowest
+            cross-entropy), error-latest (lowest error, then the latest epoch, as the authors), last, or pxap-masks
+            (highest PxAP on validation masks: not weakly supervised, and the report says so).
+        threshold: where the map is cut: fixed 0.5, otsu (per image, mask-free) or valid (best on validation masks: the
+            report says so).
+        monitor: validate on labels only, or also log mask metrics in every epoch (they select nothing).
+        precision: auto (bf16 on a GPU that has it, else float32), 32-true, bf16-mixed or 16-mixed.
+        channels_last: memory format of the images, which is faster on most hardware.
+        compile: torch.compile the training pass (needs a C++ compiler on a CPU).
+        accelerator: auto, cpu, cuda or mps.
+        devices: how many of them, or auto.
+        nodes: number of machines (under SLURM or torchrun).
+        workers: processes that augment; -1 = one less than the cores, at most 4, and 0 on two cores or fewer.
+        cache_gb: memory for decoded training images; above it they are decoded at each use.
+    """
+
+    epochs: int = 80
+    batch: int = 4
+    lr: float = 1e-3
+    head_lr: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    lr_factor: float = 0.9
+    lr_every: int = 10
+    lr_floor: float = 1e-7
+    seed: int = 0
+    selection: SelectionRule = "error-loss"
+    threshold: ThresholdRule = "fixed"
+    monitor: Literal["labels", "masks"] = "labels"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    accelerator: str = "auto"
+    devices: str = "auto"
+    nodes: int = 1
+    workers: int = -1
+    cache_gb: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 1 or self.lr_every < 1:
+            raise InputError("--epochs, --batch and --lr-every must be at least 1")
+        if self.lr <= 0 or self.head_lr <= 0:
+            raise InputError("--lr and --head-lr must be above 0")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published table cell, shown beside ours: percentages, None where the paper has a dash."""
+
+    source: str
+    cl_error: float | None = None
+    f1_plus: float | None = None
+    f1_minus: float | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on; `run.yaml` holds it and replays it."""
+
+    method: str
+    data: Path
+    fold: int | None = None
+    options: Any = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    recipe: str | None = None
+    published: Published | None = None
+
+    def __post_init__(self) -> None:
+        if self.options is None:
+            object.__setattr__(self, "options", method_class(self.method).Options())
+
+
+def method_class(name: str) -> type[Any]:
+    """The method of this name.
+
+    Raises:
+        InputError: names the nearest one.
+    """
+    if name not in METHODS:
+        raise InputError(f"method {name!r} is unknown{_nearest(name, METHODS)}; `histoloc methods` lists them")
+    return METHODS[name]
+
+
+def strict(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Make a dataclass from a mapping.
+
+    Args:
+        kind: a dataclass, which may hold others.
+        values: as read from YAML or JSON.
+        where: file name for messages.
+
+    Raises:
+        InputError: an unknown key (naming the nearest known one) or a value of the wrong type.
+    """
+    _check_keys(kind, values, where, "")
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{where}: {key or 'value'} = {first['input']!r} is wrong ({first['msg'].lower()}); correct this value"
+        ) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        InputError: absent, unreadable or no mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give an existing YAML file") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold `key: value` lines; correct it")
+    return value
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that are shipped."""
+    folder = resources.files("histoloc.recipes")
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A shipped recipe by name, or any YAML file by path: a part of a run's configuration.
+
+    Raises:
+        InputError: unknown name, unknown key, wrong value.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        if name not in recipe_names():
+            raise InputError(
+                f"recipe {name!r} is unknown{_nearest(name, recipe_names())}; choose one of "
+                f"{', '.join(recipe_names())}, or give the path of a YAML file"
+            )
+        with resources.as_file(resources.files("histoloc.recipes") / f"{name}.yaml") as shipped:
+            values = read_yaml(shipped)
+    else:
+        values = read_yaml(path)
+    values.pop("about", None)
+    run_config({"data": "unset.csv", **values}, where=f"recipe {name}")
+    return values
+
+
+def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
+    """A run's configuration from a mapping as in `run.yaml`; the method's options are checked as well."""
+    values = dict(values)
+    options = values.pop("options", None) or {}
+    config = strict(RunConfig, values, where)
+    chosen = strict(method_class(config.method).Options, options, f"{where}, options of {config.method}")
+    return dataclasses.replace(config, options=chosen)
+
+
+def read_run(path: Path) -> RunConfig:
+    """Read `run.yaml`."""
+    return run_config(read_yaml(path), where=str(path))
+
+
+def write_run(path: Path, config: RunConfig) -> None:
+    """Write `run.yaml` atomically."""
+    write_text(path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as plain values for YAML and JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value.as_posix() if isinstance(value, Path) else value
+
+
+def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: {prefix or 'the file'} must hold `key: value` pairs; correct it")
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            raise InputError(f"{where}: unknown key {prefix}{key}{_nearest(str(key), hints)}; correct or remove it")
+        if dataclasses.is_dataclass(hints[key]):
+            _check_keys(hints[key], value, where, f"{prefix}{key}.")
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
+    if missing:
+        raise InputError(f"{where}: {prefix}{missing[0]} is missing; add it")
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f" (did you mean {near[0]}?)" if near else ""

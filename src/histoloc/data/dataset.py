@@ -1,0 +1,128 @@
+"""Training samples in the order and with the randomness that (seed, epoch, sample) fix."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
+
+from histoloc.data.image import read_image, read_mask
+from histoloc.data.table import Sample, Table
+from histoloc.data.transforms import Augment, InputConfig, load_tensor, resize_small_side
+from histoloc.errors import InputError
+from histoloc.types import Batch
+
+
+def seed_of(*parts: int) -> int:
+    """A 63-bit seed that depends on all parts, for example (seed, epoch, sample)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@dataclass(frozen=True)
+class Key:
+    """Asks the dataset for a sample as it looks in an epoch."""
+
+    epoch: int
+    index: int
+
+
+class TrainSet(Dataset[tuple[Tensor, int, Tensor | None, str]]):
+    """Augmented samples of a table; decoded and resized images stay in memory when they fit.
+
+    Args:
+        table: where the class numbers come from.
+        samples: what to train on.
+        config: resizing and augmentation.
+        seed: of the run.
+        with_masks: also give masks, for methods with pixel supervision.
+        cache_bytes: memory that decoded images may take; above it images are decoded at each use.
+        progress: show a bar while images are read.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        samples: Sequence[Sample],
+        config: InputConfig,
+        seed: int,
+        *,
+        with_masks: bool = False,
+        cache_bytes: int = 4 << 30,
+        progress: bool = False,
+    ) -> None:
+        self.table, self.samples, self.config, self.seed = table, tuple(samples), config, seed
+        self.with_masks, self.augment = with_masks, Augment(config)
+        if with_masks and any(s.mask is None for s in samples):
+            nameless = next(s.name for s in samples if s.mask is None)
+            raise InputError(
+                f"{table.path}: {nameless} has no mask, and this method learns from masks; fill the mask column or "
+                "choose a method that learns from labels"
+            )
+        self.cache: list[tuple[Tensor, Tensor | None]] | None = None
+        first = self._decode(0)[0]
+        if first.numel() * len(self.samples) <= cache_bytes:
+            with ThreadPoolExecutor(4) as pool:
+                decoded = pool.map(self._decode, range(len(self.samples)))
+                self.cache = list(tqdm(decoded, "reading images", len(self.samples), disable=not progress, leave=False))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, Tensor | None, str]:
+        sample = self.samples[key.index]
+        pixels, mask = self.cache[key.index] if self.cache is not None else self._decode(key.index)
+        image, mask = self.augment(pixels, mask, seed_of(self.seed, key.epoch, key.index))
+        return image, self.table.label_index(sample), mask, sample.name
+
+    def _decode(self, index: int) -> tuple[Tensor, Tensor | None]:
+        sample = self.samples[index]
+        pixels = load_tensor(read_image(sample.image), self.config)
+        if min(pixels.shape[-2:]) < self.config.crop:
+            raise InputError(
+                f"{sample.image}: {pixels.shape[-1]}x{pixels.shape[-2]} pixels are fewer than the crop of "
+                f"{self.config.crop}; give --small-side or a smaller --crop"
+            )
+        if not self.with_masks or sample.mask is None:
+            return pixels, None
+        mask = torch.from_numpy(read_mask(sample.mask).astype(np.uint8))[None]
+        return pixels, resize_small_side(mask, self.config.small_side, nearest=True)
+
+
+def collate(items: Sequence[tuple[Tensor, int, Tensor | None, str]]) -> Batch:
+    """Stack samples into a batch."""
+    images, labels, masks, names = zip(*items, strict=True)
+    with_masks = [m for m in masks if m is not None]
+    return Batch(
+        torch.stack(images), torch.tensor(labels), torch.stack(with_masks) if with_masks else None, tuple(names)
+    )
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """Global batches of one epoch, of which this process takes every `world`-th sample.
+
+    The order is a function of (seed, epoch); all samples are seen once. Where the last batch has fewer samples than
+    processes, the processes that would go empty repeat its first sample, and `weight` is zero for them.
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, *, rank: int = 0, world: int = 1) -> None:
+        self.count, self.batch, self.seed, self.rank, self.world = count, batch, seed, rank, world
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.random.default_rng(seed_of(self.seed, self.epoch)).permutation(self.count)
+        for start in range(0, self.count, self.batch):
+            whole = order[start : start + self.batch]
+            own = whole[self.rank :: self.world]
+            yield [Key(self.epoch, int(i)) for i in (own if len(own) else whole[:1])]
+
+    def weight(self, step: int) -> float:
+        """What this process's mean loss counts in batch `step`, so that the mean over processes is the global mean."""
+        whole = min(self.batch, self.count - step * self.batch)
+        return len(range(self.rank, whole, self.world)) * self.world / whole

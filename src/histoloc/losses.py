@@ -1,0 +1,87 @@
+"""Loss terms as pure functions.
+
+Logarithms are natural, probabilities are never formed before their logarithm is taken, and every term is computed
+in float32 whatever the network's precision. Losses of single images are returned as (B,) so that the caller decides
+over which images to average.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def negative_entropy(logits: Tensor) -> Tensor:
+    """Explicit entropy maximisation (EEM): R(p) = -H(p), Eq. 1 of Belharbi et al. (2022).
+
+    Args:
+        logits: (B, K) class scores of the background.
+
+    Returns:
+        (B,) in [-log K, 0] nats; smallest where the classes are equally likely.
+    """
+    log_p = F.log_softmax(logits.float(), dim=1)
+    return (log_p.exp() * log_p).sum(dim=1)
+
+
+def uniform_cross_entropy(logits: Tensor) -> Tensor:
+    """Surrogate for explicit entropy maximisation (SEM): R(p) = H(q, p), q uniform, Eq. 1 of Belharbi et al. (2022).
+
+    Args:
+        logits: (B, K) class scores of the background.
+
+    Returns:
+        (B,) at least log K nats, which is reached where the classes are equally likely. Unlike `negative_entropy`,
+        it is convex in the logits and its gradient does not vanish where the classifier is certain.
+    """
+    return -F.log_softmax(logits.float(), dim=1).mean(dim=1)
+
+
+def log_barrier(z: Tensor, t: Tensor | float) -> Tensor:
+    """Log-barrier extension psi_t for a constraint z <= 0 (Kervadec et al., 2019, "Constrained deep networks").
+
+    psi_t(z) = -(1/t) log(-z) where z <= -1/t², and its tangent t z - (1/t) log(1/t²) + 1/t beyond, so that value and
+    gradient are finite and continuous everywhere, also where the constraint is violated.
+
+    Args:
+        z: any shape.
+        t: accuracy of the approximation, > 0; the larger, the closer to a hard constraint.
+
+    Returns:
+        float32 tensor of the shape of `z`.
+    """
+    z = z.float()
+    t = torch.as_tensor(t, dtype=torch.float32, device=z.device)
+    edge = -1.0 / t**2
+    inside = z <= edge
+    barrier = -torch.log(-torch.where(inside, z, edge)) / t
+    tangent = t * z + 2.0 * torch.log(t) / t + 1.0 / t
+    return torch.where(inside, barrier, tangent)
+
+
+def absolute_size(mask: Tensor, t: Tensor | float) -> Tensor:
+    """Absolute size constraints (ASC): -(1/t) [log s⁺ + log s⁻], Eq. 1 of Belharbi et al. (2022).
+
+    The sizes s± are shares of the image instead of pixel counts, which shifts the value by a constant and makes it
+    independent of the image's size. The barrier's extension takes over below a share of 1/t².
+
+    Args:
+        mask: (B, 1, H, W) soft mask M⁺ in [0, 1]; M⁻ = 1 - M⁺.
+        t: the barrier's parameter, > 0.
+
+    Returns:
+        (B,) >= (2/t) log 2, reached where both regions cover half of the image.
+    """
+    share = mask.float().mean(dim=(1, 2, 3))
+    return log_barrier(-share, t) + log_barrier(share - 1.0, t)
+
+
+def empty_map(logits: Tensor) -> Tensor:
+    """Binary cross-entropy that pushes a map to zero everywhere: images of a class without ROI.
+
+    Args:
+        logits: (B, 1, h, w) scores of the map before its sigmoid.
+
+    Returns:
+        (B,) >= 0 nats.
+    """
+    return F.softplus(logits.float()).mean(dim=(1, 2, 3))

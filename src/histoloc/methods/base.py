@@ -1,0 +1,92 @@
+"""What every method is: the contract of the house plan."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from histoloc.maps import normalise_per_image, resize
+from histoloc.nn.backbone import Backbone, BackboneConfig, build_backbone
+from histoloc.types import Batch, BatchLocalization, Output
+
+Supervision = Literal["none", "image", "pixel"]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A method without options."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is told about its surroundings when it is built.
+
+    Attributes:
+        classes: names of the K classes.
+        backbone: the feature extractor to use.
+        mean: channel means that the images were normalised with, in [0, 1].
+        std: channel standard deviations, > 0.
+        make_backbone: builds the feature extractor; replaced when a model folder is opened, which has all weights.
+    """
+
+    classes: tuple[str, ...]
+    backbone: BackboneConfig = BackboneConfig()
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    make_backbone: Callable[[BackboneConfig], Backbone] = field(default=build_backbone, repr=False)
+
+
+class Method(nn.Module, ABC):
+    """A network with its loss and its way to localize.
+
+    Attributes:
+        title: the name that tables print.
+        paper: where the method was published.
+        Options: frozen dataclass with the method's own options; the command line and the docs derive from it.
+        supervision: "none" (nothing is learned), "image" (labels), or "pixel" (masks).
+        classifies: whether `probabilities` mean anything.
+        epoch: number of the epoch that is being (or was last) trained, a buffer, so that schedules that act at test
+            time (max-min's sigma) travel with the weights.
+    """
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    Options: ClassVar[type[Any]] = NoOptions
+    supervision: ClassVar[Supervision] = "image"
+    classifies: ClassVar[bool] = True
+    epoch: Tensor
+
+    def __init__(self, setting: Setting, options: Any) -> None:
+        super().__init__()
+        self.setting, self.options = setting, options
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> Output:
+        """Images (B, 3, H, W) -> scores, evidence and what the loss needs; every learned pass is in here."""
+
+    @abstractmethod
+    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Named, already weighted scalar terms; their sum is minimised.
+
+        Every term is a mean over all B images of the batch (also where only some of them contribute), so that the
+        mean over processes equals the loss of the global batch.
+        """
+
+    def localize(self, image: Tensor) -> BatchLocalization:
+        """Images (B, 3, H, W) -> class probabilities and ROI map.
+
+        By default the evidence of the forward pass, normalised to [0, 1] per image and brought to the image's size.
+        """
+        out = self(image)
+        roi = resize(normalise_per_image(out.roi.float()), (image.shape[-2], image.shape[-1]))
+        return BatchLocalization(out.logits.float().softmax(dim=1), roi.clamp(0, 1))
+
+
+def class_map(maps: Tensor, logits: Tensor) -> Tensor:
+    """The map of the predicted class, never of the true one: (B, K, h, w), (B, K) -> (B, 1, h, w)."""
+    index = logits.argmax(dim=1).view(-1, 1, 1, 1).expand(-1, 1, *maps.shape[-2:])
+    return maps.gather(1, index)

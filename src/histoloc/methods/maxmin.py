@@ -1,0 +1,221 @@
+"""Max-min uncertainty: certain inside the mask, maximally uncertain outside it, both regions as large as possible."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from histoloc.errors import InputError
+from histoloc.losses import absolute_size, empty_map, negative_entropy, uniform_cross_entropy
+from histoloc.maps import normalise_batch, normalise_per_image, resize
+from histoloc.methods.base import Method, Setting
+from histoloc.nn.pooling import WildcatHead
+from histoloc.types import Batch, BatchLocalization, Output
+
+
+@dataclass(frozen=True)
+class MaxMinOptions:
+    """Options of max-min; the defaults are the authors' GlaS settings except where the text says otherwise.
+
+    Attributes:
+        background: R of Eq. 1 on the background: none, eem (explicit entropy) or sem (surrogate: uniform target).
+        background_weight: lambda of Eq. 1. The authors' 1e-7 has no measurable effect; see docs/lambda.md.
+        background_trains: which parameters R trains: both networks, or the localizer only. A classifier that is
+            trained by R can satisfy it by recognising dimmed images instead of empty ones.
+        size: asc = absolute size constraints on both regions, or none.
+        localizer_weight: weight of the localizer's own cross-entropy, which Eq. 1 lacks and the authors use.
+        slope: w of the mask M+ = sigmoid(w (u - sigma)).
+        sigma_start: sigma in the first epoch; the mask's cut (0.5) lies at u = sigma.
+        sigma_step: added to sigma after each epoch.
+        sigma_cap: largest sigma.
+        barrier_start: t of the log-barrier in the first epoch.
+        barrier_factor: t is multiplied by this after each epoch.
+        barrier_cap: largest t.
+        modalities: WILDCAT's maps per class.
+        kmax: WILDCAT's highest activations, as a share of the positions below 1.
+        kmin: WILDCAT's lowest activations, likewise; 0 switches them off.
+        alpha: weight of the lowest activations.
+        dropout: dropout on the selected activations in training.
+        scale: size of the masked images relative to the image.
+        networks: shared = one encoder (the authors' code), two = a localizer and a classifier (the paper's figure).
+        normalisation: of the evidence: per image, per batch (as the authors' code), or none (sigmoid of w times it).
+        fill: what takes the place of masked-out pixels: grey (zero after normalisation, as the authors), black, mean
+            (the image's mean colour) or blur (the blurred image).
+        joint: pass both masked images through the classifier as one batch, which is faster and shares the batch
+            statistics; otherwise one after the other. Not possible with background_trains = localizer.
+        empty_class: name of the class whose images have no ROI (normal tissue); needs normalisation none.
+    """
+
+    background: Literal["none", "eem", "sem"] = "sem"
+    background_weight: float = 1e-7
+    background_trains: Literal["both", "localizer"] = "both"
+    size: Literal["none", "asc"] = "asc"
+    localizer_weight: float = 1.0
+    slope: float = 5.0
+    sigma_start: float = 0.15
+    sigma_step: float = 0.001
+    sigma_cap: float = 0.2
+    barrier_start: float = 5.0
+    barrier_factor: float = 1.01
+    barrier_cap: float = 10.0
+    modalities: int = 5
+    kmax: float = 0.3
+    kmin: float = 0.0
+    alpha: float = 0.6
+    dropout: float = 0.1
+    scale: float = 0.8
+    networks: Literal["shared", "two"] = "shared"
+    normalisation: Literal["image", "batch", "none"] = "image"
+    fill: Literal["grey", "black", "mean", "blur"] = "grey"
+    joint: bool = True
+    empty_class: str | None = None
+
+
+class MaxMin(Method):
+    """Max-min uncertainty (Belharbi et al., TMI 2022 and MIDL 2022, Eq. 1).
+
+    A localizer makes a mask M⁺; the classifier sees the image inside (X⁺) and outside (X⁻) of it and is trained to be
+    certain of the class inside and maximally uncertain outside, while log-barriers keep both regions large:
+
+        min H(p, p̂⁺) + λ R(p̂⁻) - (1/t) [log s⁺ + log s⁻]
+
+    The class is read from X⁺, the ROI map is M⁺.
+    """
+
+    title: ClassVar[str] = "Max-min"
+    paper: ClassVar[str] = "Belharbi et al., Max-min uncertainty, IEEE TMI 41:702-714, 2022"
+    Options: ClassVar[type[Any]] = MaxMinOptions
+    options: MaxMinOptions
+
+    def __init__(self, setting: Setting, options: MaxMinOptions) -> None:
+        super().__init__(setting, options)
+        _check(options, setting.classes)
+        classes = len(setting.classes)
+        self.localizer = setting.make_backbone(setting.backbone)
+        self.localizer_head = _head(self.localizer.channels, classes, options)
+        classifier = self.localizer if options.networks == "shared" else setting.make_backbone(setting.backbone)
+        self.classifier = nn.Sequential(classifier, _head(classifier.channels, classes, options))
+        self.empty_index = -1 if options.empty_class is None else setting.classes.index(options.empty_class)
+        self.roi_head = None if self.empty_index < 0 else nn.Conv2d(self.localizer.channels, 1, kernel_size=1)
+        black = [-m / s for m, s in zip(setting.mean, setting.std, strict=True)]
+        self.register_buffer("black", torch.tensor(black).view(1, 3, 1, 1), persistent=False)
+
+    def sigma(self) -> Tensor:
+        """The mask's offset in the current epoch; it travels with the weights."""
+        o = self.options
+        return (o.sigma_start + o.sigma_step * self.epoch).clamp(max=max(o.sigma_cap, o.sigma_start))
+
+    def barrier(self, epoch: int) -> float:
+        """t of the log-barrier in epoch 0, 1, ..."""
+        o = self.options
+        return min(o.barrier_start * o.barrier_factor**epoch, max(o.barrier_cap, o.barrier_start))
+
+    def locate(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The localizer: image -> its class scores (B, K), evidence (B, 1, h, w), mask M⁺ (B, 1, H, W)."""
+        o = self.options
+        features = self.localizer(image)
+        logits, maps = self.localizer_head(features)
+        if self.roi_head is not None:
+            evidence = self.roi_head(features).float()
+        else:
+            evidence = (logits.softmax(dim=1)[:, :, None, None] * maps).sum(dim=1, keepdim=True)
+        u = resize(evidence, (image.shape[-2], image.shape[-1]))
+        if o.normalisation == "none":
+            return logits, evidence, (o.slope * u).sigmoid()
+        u = normalise_per_image(u) if o.normalisation == "image" else normalise_batch(u)
+        return logits, evidence, (o.slope * (u - self.sigma())).sigmoid()
+
+    def cut(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The image where the mask is one, the fill elsewhere, at the classifier's scale."""
+        kept = image * mask
+        if self.options.fill != "grey":
+            kept = kept + self._fill(image) * (1 - mask)
+        if self.options.scale == 1:
+            return kept
+        size = [max(32, round(side * self.options.scale)) for side in image.shape[-2:]]
+        return F.interpolate(kept, size=size, mode="bilinear", align_corners=False)
+
+    def forward(self, image: Tensor) -> Output:
+        """Localizer on X, classifier on X⁺ and X⁻."""
+        o = self.options
+        logits, evidence, mask = self.locate(image)
+        terms = {"localizer": logits, "mask": mask}
+        inside = self.cut(image, mask)
+        if o.background == "none" and self.roi_head is None:
+            certain = self.classifier(inside)[0]
+        elif o.joint and o.background_trains == "both":
+            both = self.classifier(torch.cat([inside, self.cut(image, 1 - mask)]))[0]
+            certain, terms["background"] = both.chunk(2)
+        else:
+            certain = self.classifier(inside)[0]
+            terms["background"] = self._classify_background(self.cut(image, 1 - mask))
+        if self.roi_head is None:
+            return Output(certain, evidence, terms)
+        return Output(logits, evidence, terms | {"inside": certain})
+
+    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The terms of Eq. 1, and the localizer's own cross-entropy."""
+        o, label = self.options, batch.label
+        has_roi = (label != self.empty_index).float()
+        certain = F.cross_entropy(out.terms.get("inside", out.logits), label, reduction="none")
+        losses = {"foreground": (has_roi * certain).mean()}
+        if o.localizer_weight:
+            losses["localizer"] = o.localizer_weight * F.cross_entropy(out.terms["localizer"], label)
+        if o.background != "none":
+            uncertainty = negative_entropy if o.background == "eem" else uniform_cross_entropy
+            losses["background"] = o.background_weight * (has_roi * uncertainty(out.terms["background"])).mean()
+        if o.size == "asc":
+            losses["size"] = (has_roi * absolute_size(out.terms["mask"], self.barrier(epoch))).mean()
+        if self.roi_head is not None:
+            # The background of an image without ROI is the whole image: it must be recognised for what it is.
+            whole = F.cross_entropy(out.terms["background"], label, reduction="none")
+            losses["empty"] = ((1 - has_roi) * (empty_map(out.roi) + whole)).mean()
+        return losses
+
+    def localize(self, image: Tensor) -> BatchLocalization:
+        """Class from X⁺ (from X where a class has no ROI), ROI map M⁺."""
+        logits, _, mask = self.locate(image)
+        if self.roi_head is None:
+            logits = self.classifier(self.cut(image, mask))[0]
+        return BatchLocalization(logits.softmax(dim=1), mask)
+
+    def _classify_background(self, outside: Tensor) -> Tensor:
+        if self.options.background_trains == "both":
+            return self.classifier(outside)[0]
+        frozen = {name: value.detach() for name, value in self.classifier.named_parameters()}
+        return functional_call(self.classifier, frozen, (outside,))[0]
+
+    def _fill(self, image: Tensor) -> Tensor:
+        fills: dict[str, Callable[[], Tensor]] = {
+            "black": lambda: self.black.to(image.dtype),
+            "mean": lambda: image.mean(dim=(2, 3), keepdim=True),
+            "blur": lambda: resize(
+                F.adaptive_avg_pool2d(image, (max(1, image.shape[2] // 32), max(1, image.shape[3] // 32))),
+                (image.shape[-2], image.shape[-1]),
+            ),
+        }
+        return fills[self.options.fill]()
+
+    black: Tensor
+
+
+def _head(channels: int, classes: int, o: MaxMinOptions) -> WildcatHead:
+    return WildcatHead(
+        channels, classes, modalities=o.modalities, kmax=o.kmax, kmin=o.kmin, alpha=o.alpha, dropout=o.dropout
+    )
+
+
+def _check(o: MaxMinOptions, classes: tuple[str, ...]) -> None:
+    if o.empty_class is not None and o.empty_class not in classes:
+        raise InputError(f"--empty-class {o.empty_class!r} is not a class of the table; choose one of {list(classes)}")
+    if o.empty_class is not None and o.normalisation != "none":
+        raise InputError(
+            "--empty-class needs --normalisation none: a map that is stretched to [0, 1] in every image has ROI in "
+            "every image"
+        )
+    if o.barrier_start <= 0 or o.slope <= 0 or not 0 < o.scale <= 1:
+        raise InputError("--barrier-start and --slope must be > 0 and --scale in (0, 1]")

@@ -1,0 +1,64 @@
+"""Pooling of class maps into class scores."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def count_of(share: float, positions: int) -> int:
+    """Number of positions meant by `share`: a fraction below one is rounded and at least 1; zero stays zero."""
+    if share <= 0:
+        return 0
+    if share < 1:
+        return max(1, math.floor(share * positions + 0.5))
+    return min(round(share), positions)
+
+
+def wildcat_score(maps: Tensor, kmax: float, kmin: float, alpha: float, dropout: float = 0.0) -> Tensor:
+    """WILDCAT pooling, Eq. 2 of Durand et al. (2017): mean of the kmax highest plus alpha times that of the kmin lowest.
+
+    Args:
+        maps: (B, K, h, w) class maps.
+        kmax: how many of the highest activations count; below 1 a share of the positions.
+        kmin: the same for the lowest activations; 0 switches the term off.
+        alpha: weight of the lowest activations.
+        dropout: probability with which a selected activation is dropped (training only: pass 0 otherwise).
+
+    Returns:
+        (B, K) scores.
+    """
+    flat = maps.float().flatten(2)
+    positions = flat.shape[2]
+    highest = flat.topk(count_of(kmax, positions), dim=2).values
+    score = F.dropout(highest, dropout, training=dropout > 0).mean(dim=2)
+    lowest_count = count_of(kmin, positions)
+    if lowest_count and alpha:
+        lowest = flat.topk(lowest_count, dim=2, largest=False).values
+        score = score + alpha * F.dropout(lowest, dropout, training=dropout > 0).mean(dim=2)
+    return score
+
+
+class WildcatHead(nn.Module):
+    """1x1 convolution to K·M maps, mean over the M modalities, WILDCAT pooling (Durand et al., 2017)."""
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        modalities: int = 5,
+        kmax: float = 0.3,
+        kmin: float = 0.0,
+        alpha: float = 0.6,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.modalities, self.kmax, self.kmin, self.alpha, self.dropout = modalities, kmax, kmin, alpha, dropout
+        self.maps = nn.Conv2d(channels, classes * modalities, kernel_size=1)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, h, w) -> scores (B, K), class maps (B, K, h, w), both float32."""
+        maps = self.maps(features).float().unflatten(1, (-1, self.modalities)).mean(dim=2)
+        dropout = self.dropout if self.training else 0.0
+        return wildcat_score(maps, self.kmax, self.kmin, self.alpha, dropout), maps
