@@ -1,8 +1,8 @@
 """Where the glands of a synthetic image lie, and what lies inside them: geometry only, no colour.
 
-A gland is a level set. Every gland gives each pixel a signed distance (in pixels, negative inside) to its own
-ellipse, measured in warped coordinates; the nearest gland owns the pixel, and a gap is kept where two glands are
-about equally near. Cutting that field at the right quantile gives exactly the wanted share of gland area.
+A gland is a level set. Every gland gives each pixel a signed distance (in pixels, negative inside) to its
+own ellipse, measured in warped coordinates; the nearest gland owns the pixel, and a gap is kept where two
+glands are about equally near. Cutting that field at the right quantile gives the wanted share of gland area.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 Label = Literal["benign", "malignant"]
-Field = NDArray[np.float32]
+Field = NDArray[np.floating]
 
 AREA_RANGE = (0.35, 0.6)  # share of gland pixels, the same uniform distribution for both classes
 SMALLEST_GLAND = 150  # pixels; smaller pieces that the level set leaves are given back to the stroma
@@ -93,14 +93,14 @@ def noise(
         (H, W) float32.
     """
     across = along if across is None else across
-    rows, columns = (fft.next_fast_len(n + int(3 * max(along, across)), real=True) for n in shape)
+    reach = int(3 * max(along, across))  # cut off again, so that the field is not periodic
+    rows = int(fft.next_fast_len(shape[0] + reach) or 0)
+    columns = int(fft.next_fast_len(shape[1] + reach, real=True) or 0)
     fy = fft.fftfreq(rows).astype(np.float32)[:, None]
     fx = fft.rfftfreq(columns).astype(np.float32)[None, :]
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    power = (np.float32(along) * (fx * cos + fy * sin)) ** 2 + (
-        np.float32(across) * (fy * cos - fx * sin)
-    ) ** 2
-    gain = np.exp(np.float32(-2 * np.pi**2) * power)
+    power = (along * (fx * cos + fy * sin)) ** 2 + (across * (fy * cos - fx * sin)) ** 2
+    gain = np.exp(-2 * float(np.pi) ** 2 * power)
     gain[0, 0] = 0.0
     # White noise is white in every basis: it is drawn as a spectrum, which saves the forward transform.
     spectrum = rng.standard_normal((rows, 2 * gain.shape[1]), dtype=np.float32).view(np.complex64) * gain
@@ -140,9 +140,7 @@ def _distances(
     u, v = (x * cos + y * sin) / squeeze, (y * cos - x * sin) * squeeze
     sites = _centres(rng, plan, shape, spacing, np.sqrt(stretch))
     sites = sites[rng.random(len(sites)) < max(0.55, target / 0.6)]
-    near = (np.abs(sites[:, 0]) < np.abs(u).max() + spacing) & (
-        np.abs(sites[:, 1]) < np.abs(v).max() + spacing
-    )
+    near = (np.abs(sites) < [np.abs(u).max() + spacing, np.abs(v).max() + spacing]).all(axis=1)
     sites = sites[near]
     radii = 0.42 * spacing * np.exp(rng.normal(0, plan.size_spread, len(sites)))
     owners = np.arange(len(sites))
@@ -151,33 +149,32 @@ def _distances(
     first = np.full(shape, np.inf, dtype=np.float32)
     second = np.full(shape, np.inf, dtype=np.float32)
     owner = np.full(shape, -1, dtype=np.int32)
-    for site, radius, identity in zip(
-        sites.astype(np.float32), radii.astype(np.float32), owners, strict=True
-    ):
+    sites, radii = sites.astype(np.float32), radii.astype(np.float32)
+    for site, radius, identity in zip(sites, radii, owners, strict=True):
         aspect = np.float32(np.exp(rng.normal(0, 0.08)))
-        distance = np.hypot((u - site[0]) * aspect, (v - site[1]) / aspect) - radius
-        same = owner == identity
-        closer = distance < first
-        second = np.where(same, second, np.where(closer, first, np.minimum(second, distance)))
-        first = np.minimum(first, distance)
-        owner[closer] = identity
+        distance = np.sqrt(((u - site[0]) * aspect) ** 2 + ((v - site[1]) / aspect) ** 2) - radius
+        np.minimum(second, np.maximum(first, distance), out=second, where=owner != identity)
+        owner[distance < first] = identity
+        np.minimum(first, distance, out=first)
     clearance = gap + plan.gap_spread * noise(rng, shape, 14) if plan.gap_spread else gap
     return np.maximum(first, first + clearance - (second - first)), owner
 
 
-def _separate(inside: NDArray[np.bool_], owner: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Number the connected pieces of each owner 1.., giving pieces that are too small back to the stroma."""
-    edge = np.zeros_like(inside)
-    for axis in (0, 1):
-        differs = np.diff(owner, axis=axis) != 0
-        pad = [(0, 1), (0, 0)] if axis == 0 else [(0, 0), (0, 1)]
-        edge |= np.pad(differs, pad)
-    pieces = np.asarray(ndimage.label(inside & ~edge)[0], dtype=np.int32)
-    sizes = np.bincount(pieces.ravel())
-    keep = sizes >= SMALLEST_GLAND
+def _seams(owner: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Pixels (H, W) whose neighbour to the right or below belongs to another gland."""
+    seams = np.zeros(owner.shape, dtype=bool)
+    seams[:-1] |= owner[1:] != owner[:-1]
+    seams[:, :-1] |= owner[:, 1:] != owner[:, :-1]
+    return seams
+
+
+def _pieces(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Number the connected pieces of a mask (H, W) 1.., leaving out those that are too small for a gland."""
+    pieces = np.zeros(mask.shape, dtype=np.int32)
+    ndimage.label(mask, output=pieces)
+    keep = np.bincount(pieces.ravel()) >= SMALLEST_GLAND
     keep[0] = False
-    numbers = np.cumsum(keep) * keep
-    return numbers[pieces].astype(np.int32)
+    return (np.cumsum(keep) * keep)[pieces].astype(np.int32)
 
 
 def lay_out(rng: np.random.Generator, label: Label, shape: tuple[int, int], margin: int) -> Glands:
@@ -195,7 +192,9 @@ def lay_out(rng: np.random.Generator, label: Label, shape: tuple[int, int], marg
     target = rng.uniform(*AREA_RANGE)
     field, owner = _distances(rng, ARCHITECTURES[label], shape, target)
     visible = field[margin:-margin, margin:-margin]
-    instances = _separate(field < np.quantile(visible, target), owner)
+    inside = field < np.quantile(visible, target)
+    inside |= ~(_pieces(~inside) > 0)  # a lake too small to be stroma
+    instances = _pieces(inside & ~_seams(owner))
     depth = np.asarray(ndimage.distance_transform_edt(instances > 0), dtype=np.float32)
     reach = np.zeros(instances.max() + 1, dtype=np.float32)
     np.maximum.at(reach, instances.ravel(), depth.ravel())

@@ -58,7 +58,7 @@ def _splat(
 
 
 def _along(rng: np.random.Generator, field: Field, level: float, spacing: float) -> tuple[NDArray, NDArray]:
-    """Points (N, 2) as x, y every `spacing` pixels along a level line, and the line's direction there (N,)."""
+    """Points (N, 2) as x, y every `spacing` pixels along a level line, and its direction there (N,)."""
     points, angles = [], []
     for line in measure.find_contours(field, level):
         step = np.hypot(*np.diff(line, axis=0).T)
@@ -67,9 +67,8 @@ def _along(rng: np.random.Generator, field: Field, level: float, spacing: float)
         if number < 2:
             continue
         at = (np.arange(number) + rng.random() + rng.normal(0, 0.1, number)) * length[-1] / number
-        position = np.stack([np.interp(at, length, line[:, 1]), np.interp(at, length, line[:, 0])], axis=1)
-        ahead = np.stack(
-            [np.interp(at + 2, length, line[:, 1]), np.interp(at + 2, length, line[:, 0])], axis=1
+        position, ahead = (
+            np.stack([np.interp(t, length, line[:, axis]) for axis in (1, 0)], axis=1) for t in (at, at + 2)
         )
         points.append(position)
         angles.append(np.arctan2(*(ahead - position).T[::-1]))
@@ -133,7 +132,7 @@ def _benign(rng: np.random.Generator, glands: Glands) -> tuple[Field, Field]:
     haematoxylin = 0.19 + 0.04 * noise(rng, shape, 2.0)
     eosin = 0.22 + 0.03 * noise(rng, shape, 3)
     mucin = np.zeros(shape, dtype=np.float32)
-    size, fill = rng.uniform(3.0, 4.6), rng.uniform(0.5, 0.9)
+    size, fill = rng.uniform(3.0, 4.6), rng.uniform(0.4, 0.75)
     for row in range(5):
         centres, angles = _along(rng, depth, 10.5 + row * 1.9 * size, 2.2 * size)
         n = len(centres)
@@ -158,7 +157,7 @@ def _malignant(rng: np.random.Generator, glands: Glands) -> tuple[Field, Field]:
     shape, depth = glands.depth.shape, glands.depth
     wall = rng.uniform(13, 19) + 3 * noise(rng, shape, 12)
     holes = noise(rng, shape, rng.uniform(5, 9), rng.uniform(3.5, 5), rng.uniform(0, np.pi))
-    lumen = np.clip(np.minimum((depth - wall) * 0.6, (holes - rng.uniform(-1.1, 0.2)) * 4), 0, 1)
+    lumen = np.clip(np.minimum((depth - wall) * 0.6, (holes - rng.uniform(-1.5, 0.0)) * 4), 0, 1)
     haematoxylin = 0.19 + 0.04 * noise(rng, shape, 2.0)
     eosin = 0.26 + 0.04 * noise(rng, shape, 3)
     nuclei = _stratified(rng, depth, lumen) * (1 + 0.22 * noise(rng, shape, 0.9))
@@ -190,7 +189,7 @@ def _stratified(rng: np.random.Generator, depth: Field, lumen: Field) -> Field:
     scale = np.exp(rng.normal(0.05, 0.2, n))[:, None]
     radii = scale * np.stack([rng.uniform(1.9, 3.0, n), rng.uniform(2.8, 4.4, n)], axis=1)
     angle = angle + rng.normal(0, 0.4, n)
-    return _splat(depth.shape, centres, radii, angle, rng.uniform(0.3, 0.75, n), hollow=0.45)
+    return _splat(depth.shape, centres, radii, angle, rng.uniform(0.28, 0.65, n), hollow=0.45)
 
 
 def paint(rng: np.random.Generator, label: Label, glands: Glands) -> tuple[Field, Field]:
