@@ -96,14 +96,18 @@ def noise(
     reach = int(3 * max(along, across))  # cut off again, so that the field is not periodic
     rows = int(fft.next_fast_len(shape[0] + reach) or 0)
     columns = int(fft.next_fast_len(shape[1] + reach, real=True) or 0)
-    fy = fft.fftfreq(rows).astype(np.float32)[:, None]
-    fx = fft.rfftfreq(columns).astype(np.float32)[None, :]
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    # White noise is white in every basis: its spectrum is drawn, only where the kernel lets it through.
+    fy, fx = (f.astype(np.float32) for f in (fft.fftfreq(rows), fft.rfftfreq(columns)))
+    highest = 0.8 / min(along, across)
+    kept = np.ix_(np.abs(fy) <= highest, fx <= highest)
+    fy, fx = fy[kept[0]], fx[kept[1]]
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))
     power = (along * (fx * cos + fy * sin)) ** 2 + (across * (fy * cos - fx * sin)) ** 2
     gain = np.exp(-2 * float(np.pi) ** 2 * power)
     gain[0, 0] = 0.0
-    # White noise is white in every basis: it is drawn as a spectrum, which saves the forward transform.
-    spectrum = rng.standard_normal((rows, 2 * gain.shape[1]), dtype=np.float32).view(np.complex64) * gain
+    white = rng.standard_normal((gain.shape[0], 2 * gain.shape[1]), dtype=np.float32).view(np.complex64)
+    spectrum = np.zeros((rows, columns // 2 + 1), dtype=np.complex64)
+    spectrum[kept] = white * gain
     field = np.asarray(fft.irfft2(spectrum, s=(rows, columns)), dtype=np.float32)
     field = field / max(float(field.std()), 1e-12)  # over the whole period: the window may lie high or low
     return field[: shape[0], : shape[1]]
