@@ -1,0 +1,244 @@
+"""The figure of the paper: the same images for every run, beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from histoloc.report.figures import Picture, agreement, data_uri, outline, overlay
+from histoloc.report.read import Evaluation, Run, locate
+from histoloc.report.tables import percent
+
+WIDTH = 420  # of a picture, pixels; fewer where there are many
+MANY, VERY_MANY = 60, 140
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one run says of one image."""
+
+    agreement: str | None  # `data:` address; None where there is no truth
+    heatmap: str | None  # `data:` address; None where no map was kept
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of the figure."""
+
+    name: str
+    label: str
+    rank: str  # best, median, worst, or why else it is here
+    image: str | None
+    truth: str | None
+    missing: str  # says what could not be read, empty where nothing is missing
+    panels: list[Panel]
+
+
+@dataclass
+class Gallery:
+    """The images of one table and split, a column for each run evaluated on it."""
+
+    split: str
+    table: str
+    runs: list[str]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+
+def galleries(runs: Sequence[Run]) -> list[Gallery]:
+    """One gallery for each table and split; the first, the one that most runs share, shows more images."""
+    groups: dict[tuple[str, str], list[tuple[Run, Evaluation]]] = {}
+    for run in runs:
+        for evaluation in run.evaluations:
+            groups.setdefault(evaluation.key, []).append((run, evaluation))
+    ordered = sorted(groups.values(), key=len, reverse=True)  # stable: test comes before valid
+    made = [_gallery(pairs, per_rank=3 if number == 0 else 1) for number, pairs in enumerate(ordered)]
+    return [gallery for gallery in made if gallery.rows or gallery.notes]
+
+
+def choose(images: pd.DataFrame, per_rank: int) -> list[tuple[str, str]]:
+    """Choose images to show, by the mean of F1⁺ and F1⁻, at least one of each class.
+
+    Args:
+        images: per_image.csv of one run.
+        per_rank: how many of the best, of the median and of the worst.
+
+    Returns:
+        Pairs of image name and rank, best first. Where no image has a truth: the first ones in the table's
+        order, rank `no truth`.
+    """
+    score = images[["f1_plus", "f1_minus"]].mean(axis=1).set_axis(images["name"])
+    ranked = score.dropna().sort_values(ascending=False, kind="stable").index.tolist()
+    if not ranked:
+        ranks = dict.fromkeys(images["name"].head(3 * per_rank), "no truth")
+    elif len(ranked) <= 3 * per_rank:
+        ranks = dict.fromkeys(ranked, "")
+        ranks |= _thirds(ranked)
+    else:
+        middle = (len(ranked) - per_rank) // 2
+        ranks = dict.fromkeys(ranked[:per_rank], "best")
+        ranks |= dict.fromkeys(ranked[middle : middle + per_rank], "median")
+        ranks |= dict.fromkeys(ranked[-per_rank:], "worst")
+    label = dict(zip(images["name"], images["label"], strict=True))
+    pool = ranked or images["name"].tolist()
+    for wanted in sorted(set(label.values()) - {label[name] for name in ranks} - {""}):
+        of_class = [name for name in pool if label[name] == wanted]
+        if of_class:
+            ranks[of_class[len(of_class) // 2]] = f"median of {wanted}"
+    return list(ranks.items())
+
+
+def _thirds(ranked: list[str]) -> dict[str, str]:
+    cuts = np.array_split(np.array(ranked, dtype=object), 3) if len(ranked) > 2 else [ranked, [], []]
+    return {
+        name: rank for rank, names in zip(("best", "median", "worst"), cuts, strict=True) for name in names
+    }
+
+
+def _gallery(pairs: Sequence[tuple[Run, Evaluation]], per_rank: int) -> Gallery:
+    notes = []
+    shown = []
+    for run, evaluation in pairs:
+        if (evaluation.images["file"] != "").any():
+            shown.append((run, evaluation))
+        else:
+            notes.append(f"{run.name} kept no maps on {evaluation.split} and is not in the figure.")
+    first = pairs[0][1]
+    gallery = Gallery(
+        first.split, Path(first.result.table or "").name, [run.name for run, _ in shown], [], notes
+    )
+    if not shown:
+        return gallery
+    tables = [e.images.set_index("name", drop=False) for _, e in shown]
+    everywhere = set.intersection(*(set(table.index[table["file"] != ""]) for table in tables))
+    common = tables[0][tables[0].index.isin(everywhere)]
+    if common.empty:
+        notes.append("These runs share no image with a kept map, so that they cannot be shown side by side.")
+        return gallery
+    chosen = choose(common, per_rank)
+    count = len(chosen) * (2 + 2 * len(shown))
+    width = WIDTH if count <= MANY else 320 if count <= VERY_MANY else 220
+    evaluations = [evaluation for _, evaluation in shown]
+    for name, rank in chosen:
+        gallery.rows.append(_row(name, rank, evaluations, [table.loc[name] for table in tables], width))
+    return gallery
+
+
+def _row(name: str, rank: str, evaluations: Sequence[Evaluation], cells: list[pd.Series], width: int) -> Row:
+    missing: list[str] = []
+    image_path = next(
+        (p for e, c in zip(evaluations, cells, strict=True) if (p := locate(e, c["image"]))), None
+    )
+    mask_path = next(
+        (p for e, c in zip(evaluations, cells, strict=True) if (p := locate(e, c["mask"]))), None
+    )
+    image = _open(image_path, "RGB", width, missing, "image")
+    truth = _open(mask_path, "L", None, missing, "truth") if mask_path else None
+    truth_small = None
+    if truth is not None:
+        size = image.shape[:2] if image is not None else _fit(truth.shape[:2], width)
+        truth_small = _shrink_mask(truth > 0, size)
+    panels = [
+        _panel(evaluation, cell, image, truth_small, width, missing)
+        for evaluation, cell in zip(evaluations, cells, strict=True)
+    ]
+    drawn = (
+        None if image is None or truth_small is None else data_uri(outline(image, truth_small), photo=True)
+    )
+    return Row(
+        name=name,
+        label=str(cells[0]["label"]),
+        rank=rank,
+        image=None if image is None else data_uri(image, photo=True),
+        truth=drawn,
+        missing=" ".join(dict.fromkeys(missing)),
+        panels=panels,
+    )
+
+
+def _panel(
+    evaluation: Evaluation,
+    cell: pd.Series,
+    image: Picture | None,
+    truth: NDArray[np.bool_] | None,
+    width: int,
+    missing: list[str],
+) -> Panel:
+    folder = evaluation.folder / "images"
+    roi = _open(folder / f"{cell['file']}_map.png", "L", None, missing, "ROI map")
+    caption = _caption(cell)
+    if roi is None:
+        return Panel(None, None, caption, "")
+    mask = _open(folder / f"{cell['file']}_mask.png", "L", None, [], "mask")
+    predicted = mask > 127 if mask is not None else None
+    size = image.shape[:2] if image is not None else _fit(roi.shape[:2], width)
+    canvas = image if image is not None else np.full((*size, 3), 235, np.uint8)
+    small = np.asarray(Image.fromarray(roi).resize(size[::-1], Image.Resampling.BILINEAR)) / 255
+    cut = np.zeros(size, bool) if predicted is None else _shrink_mask(predicted, size)
+    if predicted is None:
+        missing.append("A mask was not found; its outline is not drawn.")
+    heat = data_uri(overlay(canvas, small, cut), photo=True)
+    compared = None
+    if truth is not None and predicted is not None:
+        compared = data_uri(agreement(canvas, cut, truth), photo=True)
+    return Panel(compared, heat, caption, f"{cell['name']}: {caption}")
+
+
+def _caption(cell: pd.Series) -> str:
+    parts = []
+    if np.isfinite(cell["f1_plus"]) or np.isfinite(cell["f1_minus"]):
+        parts.append(f"F1⁺ {_short(cell['f1_plus'])}, F1⁻ {_short(cell['f1_minus'])}")
+    predicted = str(cell["predicted"])
+    if predicted:
+        probability = cell.get(f"prob_{predicted}", np.nan)
+        says = f"{predicted} {probability:.2f}" if pd.notna(probability) else predicted
+        parts.append(says + (" (wrong)" if cell["label"] and cell["label"] != predicted else ""))
+    return "; ".join(parts)
+
+
+def _short(value: float) -> str:
+    return percent(value)[:-1] if np.isfinite(value) else percent(value)
+
+
+def _open(
+    path: Path | None, mode: str, width: int | None, missing: list[str], what: str
+) -> NDArray[np.uint8] | None:
+    """Read a picture, scaled down to `width`.
+
+    What cannot be read is said in `missing`, because a report without one picture is better than no report.
+    """
+    if path is None:
+        missing.append(f"The {what} is not named in per_image.csv.")
+        return None
+    try:
+        with Image.open(path) as picture:
+            if mode == "L":
+                return np.asarray(
+                    picture if picture.mode in ("L", "P", "I", "I;16") else picture.convert("L")
+                )
+            shown = picture.convert(mode)
+            if width is not None and shown.width > width:
+                shown = shown.resize(_fit((shown.height, shown.width), width)[::-1], Image.Resampling.LANCZOS)
+            return np.asarray(shown)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        missing.append(f"The {what} {path.name} could not be read.")
+        return None
+
+
+def _fit(size: tuple[int, int], width: int) -> tuple[int, int]:
+    height, full = size
+    return size if full <= width else (max(1, round(height * width / full)), width)
+
+
+def _shrink_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Resize a mask to (height, width): a pixel belongs to it where at least half of its area does."""
+    area = Image.fromarray(mask.astype(np.uint8) * 255).resize(size[::-1], Image.Resampling.BOX)
+    return np.asarray(area) >= 128

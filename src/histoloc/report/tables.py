@@ -1,0 +1,244 @@
+"""The table of metrics: one tidy frame, and the same numbers as Markdown or HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from histoloc.report.read import Evaluation, Run
+
+# name in metrics.json -> heading; classification error is the only one where less is better
+METRICS = {
+    "cl_error": "Cl. error",
+    "f1_plus": "F1⁺",
+    "f1_minus": "F1⁻",
+    "f1_mean": "mean F1",
+    "pxap": "PxAP",
+    "tpr": "TPR",
+    "tnr": "TNR",
+}
+LESS_IS_BETTER = frozenset({"cl_error"})
+NOT_DEFINED = "–"
+_ROW = ["run", "method", "table", "split", "n_images", "threshold_rule", "threshold"]
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One evaluation of one run as the table shows it; `cells` holds one mapping for each of METRICS."""
+
+    run: str
+    method: str
+    table: str
+    split: str
+    n_images: int
+    threshold: str
+    cells: list[dict[str, Any]]
+    notes: list[int]  # 1-based numbers of the footnotes
+    published: str  # where the published numbers come from, empty where there are none
+
+
+def results_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """Every metric of every evaluation, tidy: one row per run, split and metric.
+
+    Args:
+        runs: what `histoloc.report.read_runs` returned.
+
+    Returns:
+        Columns run, method, table, split, n_images, threshold_rule, threshold, metric, value, low, high, n,
+        published, best. `value`, `low`, `high` (95 % interval) and `published` are fractions in [0, 1], NaN
+        where undefined. `best` marks the best value, at the two decimals of a percentage that are shown, among runs
+        evaluated on the same table and split; nothing is best among fewer than two.
+    """
+    records = []
+    for run in runs:
+        for evaluation in run.evaluations:
+            result = evaluation.result
+            for name in METRICS:
+                metric = getattr(result.metrics, name)
+                record = {
+                    "run": run.name,
+                    "method": run.method,
+                    "table": result.table or "",
+                    "split": evaluation.split,
+                    "n_images": result.n_images,
+                    "threshold_rule": result.threshold.rule,
+                    "threshold": _number(result.threshold.value),
+                    "metric": name,
+                    "published": _number(run.published.get(name)) / 100,
+                }
+                for field in ("value", "low", "high", "n"):
+                    record[field] = _number(getattr(metric, field, None))
+                records.append(record)
+    columns = [*_ROW, "metric", "value", "low", "high", "n", "published"]
+    frame = pd.DataFrame.from_records(records, columns=columns)
+    frame["best"] = _best(frame)
+    return frame
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with two decimals, `–` where it is not defined."""
+    return NOT_DEFINED if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def interval(low: float, high: float) -> str:
+    """A 95 % interval in percent with one decimal, empty where it is not defined."""
+    return "" if math.isnan(low) or math.isnan(high) else f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """The results as a Markdown table: values in percent, 95 % interval in brackets, the best in bold.
+
+    Args:
+        frame: what `results_frame` returned.
+    """
+    lines = [
+        "| " + " | ".join(["Run", "Split", "n", *(f"{heading} (%)" for heading in METRICS.values())]) + " |",
+        "|---|---|" + "---:|" * (len(METRICS) + 1),
+    ]
+    for (run, _, split, n_images), group in _by_row(frame):
+        cells = []
+        for row in group.to_dict("records"):
+            value, spread = percent(row["value"]), interval(row["low"], row["high"])
+            cells.append((f"**{value}**" if row["best"] else value) + (f" ({spread})" if spread else ""))
+        lines.append("| " + " | ".join([_cell(run), _cell(split), str(n_images), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def to_html(frame: pd.DataFrame) -> str:
+    """The results as a plain HTML table (class `results`), with the numbers of `to_markdown`.
+
+    Args:
+        frame: what `results_frame` returned.
+    """
+    head = "".join(f'<th scope="col">{name} (%)</th>' for name in METRICS.values())
+    lines = [
+        '<table class="results"><thead><tr><th scope="col">Run</th><th scope="col">Split</th>'
+        f'<th scope="col">n</th>{head}</tr></thead><tbody>'
+    ]
+    for (run, _, split, n_images), group in _by_row(frame):
+        cells = ""
+        for row in group.to_dict("records"):
+            value, spread = percent(row["value"]), interval(row["low"], row["high"])
+            value = f"<b>{value}</b>" if row["best"] else value
+            cells += f"<td>{value}" + (f"<small>{spread}</small>" if spread else "") + "</td>"
+        title = f'<th scope="row">{escape(str(run))}</th><td>{escape(str(split))}</td><td>{n_images}</td>'
+        lines.append(f"<tr>{title}{cells}</tr>")
+    return "\n".join([*lines, "</tbody></table>"])
+
+
+def table_rows(runs: Sequence[Run]) -> tuple[list[TableRow], list[str]]:
+    """Rows of the report's table and the footnotes that they refer to.
+
+    A footnote names every use of masks: to select the epoch, to set the threshold, by the evaluation itself,
+    and every number chosen on the evaluated split (an oracle). Equal footnotes are given once.
+    """
+    frame = results_frame(runs)
+    notes: list[str] = []
+    rows = []
+    for run in runs:
+        for evaluation in run.evaluations:
+            own = frame[
+                (frame["run"] == run.name)
+                & (frame["table"] == (evaluation.result.table or ""))
+                & (frame["split"] == evaluation.split)
+            ]
+            mine = mask_notes(run, evaluation)
+            notes += [note for note in mine if note not in notes]
+            rows.append(
+                TableRow(
+                    run=run.name,
+                    method=run.method,
+                    table=Path(evaluation.result.table or "").name,
+                    split=evaluation.split,
+                    n_images=evaluation.result.n_images,
+                    threshold=describe_threshold(evaluation),
+                    cells=own.to_dict("records"),  # pyright: ignore[reportArgumentType]
+                    notes=[notes.index(note) + 1 for note in mine],
+                    published=published_source(run, evaluation) if own["published"].notna().any() else "",
+                )
+            )
+    return rows, notes
+
+
+def mask_notes(run: Run, evaluation: Evaluation) -> list[str]:
+    """One sentence for each use of masks that made or chose the numbers of an evaluation."""
+    notes = []
+    selection, threshold = run.model.get("selection") or {}, run.model.get("threshold") or {}
+    if selection.get("uses_masks"):
+        count = selection.get("masks_used")
+        notes.append(
+            f"The epoch was selected with masks (rule {selection.get('rule', 'unknown')}"
+            + (f", {count} masks)." if count else ").")
+        )
+    if threshold.get("uses_masks"):
+        notes.append(f"The threshold was set with masks (rule {threshold.get('rule', 'unknown')}).")
+    notes += [_sentence(text) for text in evaluation.result.uses_masks]
+    notes += [
+        f"Oracle, chosen on the evaluated split itself and therefore no fair result: {_oracle(name, value)}."
+        for name, value in evaluation.result.metrics.oracles.items()
+    ]
+    return list(dict.fromkeys(notes))
+
+
+def published_source(run: Run, evaluation: Evaluation) -> str:
+    """Where the published numbers come from, with a warning where they were measured on another split."""
+    source = str(run.published.get("source") or run.settings.get("recipe") or "published")
+    split = str(run.published.get("split") or "test")
+    if split == evaluation.split:
+        return source
+    return f"{source}; measured on the {split} split, ours on {evaluation.split}: not directly comparable"
+
+
+def describe_threshold(evaluation: Evaluation) -> str:
+    """The threshold's value and rule in words."""
+    threshold = evaluation.result.threshold
+    value = "per image" if threshold.value is None else f"{threshold.value:.3g}"
+    return f"{value} ({threshold.rule})"
+
+
+def _oracle(name: str, value: Any) -> str:
+    words = name.removeprefix("oracle").strip("_").replace("_", " ") or "value"
+    if not isinstance(value, dict):
+        return f"{words} {_plain(value)}"
+    parts = [
+        f"{METRICS.get(key, key)} {_plain(part, key)}" for key, part in value.items() if part is not None
+    ]
+    return f"{words}: {', '.join(parts)}"
+
+
+def _plain(value: Any, key: str = "") -> str:
+    if isinstance(value, dict):
+        return _plain(value.get("value"), key)
+    if isinstance(value, float) and key in METRICS:
+        return f"{percent(value)} %"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _best(frame: pd.DataFrame) -> pd.Series:
+    shown = (100 * frame["value"]).round(2)
+    shown = shown.where(frame["metric"].isin(LESS_IS_BETTER), -shown)
+    groups = shown.groupby([frame["table"], frame["split"], frame["metric"]])
+    return (shown == groups.transform("min")) & (groups.transform("count") > 1)
+
+
+def _by_row(frame: pd.DataFrame) -> Any:
+    return frame.groupby(["run", "table", "split", "n_images"], sort=False)
+
+
+def _cell(text: Any) -> str:
+    return str(text).replace("|", "\\|")
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
