@@ -189,8 +189,8 @@ def _cut(rows: list[dict[str, str]], shares: dict[str, float], seed: int, root: 
         sizes = {split: max(1, round(share * len(pool))) if share else 0 for split, share in shares.items()}
         if sum(sizes.values()) >= len(pool):
             raise InputError(
-                f"{root}: the class {label} has too few images ({len(pool)}) to be cut into train "
-                f"and {', '.join(split for split, size in sizes.items() if size)}; add images or set shares to 0"
+                f"{root}: the class {label} has too few images ({len(pool)}) to be cut into train and "
+                f"{', '.join(split for split, size in sizes.items() if size)}; add images or set a share to 0"
             )
         start = 0
         for split, size in sizes.items():

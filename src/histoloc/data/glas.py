@@ -49,9 +49,9 @@ def glas_table(
 ) -> tuple[pd.DataFrame, list[str]]:
     """List the official GlaS folder.
 
-    The official split keeps testA and testB as test and cuts train into the five published folds. Images of one
-    patient lie on both sides of it, so the column `group` stays empty and `patient` tells who is who. The split
-    by patient puts all images of a patient into the test set (about 30 % of the images) or into one fold, and
+    The official split keeps testA and testB as test and cuts train into the five published folds. Images of
+    one patient lie on both sides of it, so the column `group` stays empty and `patient` tells who is who. The
+    split by patient puts all images of a patient into the test set (about 30 % of the images) or one fold, and
     fills `group`; sets are balanced by class as well as whole patients allow.
 
     Args:

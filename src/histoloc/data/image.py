@@ -18,7 +18,7 @@ MAP_EXTENSIONS = (".npy", ".png", ".tif", ".tiff")
 SMALLEST_SIDE = 32
 
 # EPS and PDF are absent on purpose: Pillow would start other programs to open them.
-_FORMATS = ("PNG", "BMP", "JPEG", "MPO", "TIFF", "WEBP", "GIF")
+_FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF")
 _LOSSY = ("JPEG", "MPO", "WEBP")
 # What Pillow and tifffile raise on damaged files; the parsers do not confine themselves to OSError.
 _DECODING_ERRORS = (
