@@ -6,9 +6,10 @@ of large uneven nuclei and slit-like, multiple or absent lumens that may hold de
 from one distribution for both classes: the stroma, the stains and the scanner, and the share of gland area,
 which is uniform between 0.35 and 0.6.
 
-Measured on 160 images of the default size (ten-fold cross-validation, chance is 0.5): logistic regression on
-the mean colour and the gland area of an image reaches an accuracy of 0.51, on the stroma's colour mean and
-spread 0.48; on the colour mean, spread and gradient of the gland pixels it reaches 0.97.
+Measured by cross-validation at the default size, where chance is 0.5. Whole images (200): logistic regression
+on mean colour and gland area reaches an accuracy of 0.57, on gland area alone 0.53, on the mean and spread of
+the stroma's colour 0.54, on the same of the glands with their gradients 0.98. Single patches of 20 x 20 pixels
+(960 from 120 images, random forest on colour and texture): 0.91 inside glands, 0.50 in the stroma.
 """
 
 from __future__ import annotations
