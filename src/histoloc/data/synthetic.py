@@ -8,7 +8,7 @@ which is uniform between 0.35 and 0.6.
 
 Measured by cross-validation at the default size, where chance is 0.5. Whole images (200): logistic regression
 on mean colour and gland area reaches an accuracy of 0.57, on gland area alone 0.53, on the mean and spread of
-the stroma's colour 0.54, on the same of the glands with their gradients 0.98. Single patches of 20 x 20 pixels
+the stroma's colour 0.54, on the same of the glands with their gradients 0.98. Patches of 20 x 20 pixels
 (960 from 120 images, random forest on colour and texture): 0.91 inside glands, 0.50 in the stroma.
 """
 
