@@ -6,12 +6,14 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from histoloc.report.read import Evaluation, Run
 
@@ -19,7 +21,7 @@ from histoloc.report.read import Evaluation, Run
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 F1_PLUS, F1_MINUS = COLOURS[2], COLOURS[1]
 COLUMNS, PANEL_WIDTH, PANEL_HEIGHT = 4, 2.85, 2.0  # panels per row; inches
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -59,8 +61,8 @@ def curves(runs: Sequence[Run]) -> list[Chart]:
     for run in logged:
         assert run.log is not None
         for column in run.log:
-            if "/" in column and run.log[column].notna().any():
-                groups.setdefault(column.split("/")[0], {})[column] = None
+            if "/" in str(column) and run.log[column].notna().any():
+                groups.setdefault(str(column).split("/")[0], {})[str(column)] = None
     return [
         _curve_group(group, list(columns), logged, run_colours(runs)) for group, columns in groups.items()
     ]
@@ -96,7 +98,7 @@ def _curve_group(group: str, columns: list[str], runs: Sequence[Run], colours: d
                     _curve(axis, run.log["epoch"], run.log[column], run.selected_epoch, colours[run.name])
             axis.set_xlabel("epoch")
             axis.margins(x=0.02)
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         alt = f"Curves over epochs, {group}: {', '.join(column.split('/', 1)[1] for column in columns)}."
         return Chart(group, _svg(figure), alt)
 
@@ -129,7 +131,15 @@ def _sensitivity(axis: Axes, evaluation: Evaluation) -> None:
         label = "oracle: best mean on this split, no fair choice"
         points = [plus[best], minus[best]]
         axis.plot(
-            [threshold[best]] * 2, points, "D", mfc="white", mec="#555555", ms=4.5, linestyle=":", label=label
+            [threshold[best]] * 2,
+            points,
+            "D",
+            mfc="white",
+            mec="#555555",
+            ms=4.5,
+            color="#555555",
+            linestyle=":",
+            label=label,
         )
     axis.set(xlim=(-0.01, 1.01), ylim=(-2, 102), xlabel="threshold τ", ylabel="%")
 

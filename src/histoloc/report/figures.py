@@ -57,7 +57,7 @@ def outline(image: Picture, mask: NDArray[np.bool_]) -> Picture:
         (H, W, 3) uint8, a copy.
     """
     _check_size(image, mask)
-    width = max(1, round(min(mask.shape) / 200))
+    width = max(1, round(min(mask.shape) / 130))
     inside = ndimage.binary_erosion(mask, iterations=width, border_value=1)
     outside = ndimage.binary_dilation(mask, iterations=width)
     drawn = image.copy()

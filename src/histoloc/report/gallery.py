@@ -144,7 +144,7 @@ def _row(name: str, rank: str, evaluations: Sequence[Evaluation], cells: list[pd
     truth = _open(mask_path, "L", None, missing, "truth") if mask_path else None
     truth_small = None
     if truth is not None:
-        size = image.shape[:2] if image is not None else _fit(truth.shape[:2], width)
+        size = _size(image) if image is not None else _fit(_size(truth), width)
         truth_small = _shrink_mask(truth > 0, size)
     panels = [
         _panel(evaluation, cell, image, truth_small, width, missing)
@@ -179,9 +179,9 @@ def _panel(
         return Panel(None, None, caption, "")
     mask = _open(folder / f"{cell['file']}_mask.png", "L", None, [], "mask")
     predicted = mask > 127 if mask is not None else None
-    size = image.shape[:2] if image is not None else _fit(roi.shape[:2], width)
+    size = _size(image) if image is not None else _fit(_size(roi), width)
     canvas = image if image is not None else np.full((*size, 3), 235, np.uint8)
-    small = np.asarray(Image.fromarray(roi).resize(size[::-1], Image.Resampling.BILINEAR)) / 255
+    small = np.asarray(Image.fromarray(roi).resize((size[1], size[0]), Image.Resampling.BILINEAR)) / 255
     cut = np.zeros(size, bool) if predicted is None else _shrink_mask(predicted, size)
     if predicted is None:
         missing.append("A mask was not found; its outline is not drawn.")
@@ -189,7 +189,7 @@ def _panel(
     compared = None
     if truth is not None and predicted is not None:
         compared = data_uri(agreement(canvas, cut, truth), photo=True)
-    return Panel(compared, heat, caption, f"{cell['name']}: {caption}")
+    return Panel(compared, heat, caption, f"{cell['name']}: {caption}".replace("\n", "; "))
 
 
 def _caption(cell: pd.Series) -> str:
@@ -199,9 +199,9 @@ def _caption(cell: pd.Series) -> str:
     predicted = str(cell["predicted"])
     if predicted:
         probability = cell.get(f"prob_{predicted}", np.nan)
-        says = f"{predicted} {probability:.2f}" if pd.notna(probability) else predicted
+        says = f"says {predicted}" + (f", p = {probability:.2f}" if pd.notna(probability) else "")
         parts.append(says + (" (wrong)" if cell["label"] and cell["label"] != predicted else ""))
-    return "; ".join(parts)
+    return "\n".join(parts)
 
 
 def _short(value: float) -> str:
@@ -238,7 +238,12 @@ def _fit(size: tuple[int, int], width: int) -> tuple[int, int]:
     return size if full <= width else (max(1, round(height * width / full)), width)
 
 
+def _size(picture: NDArray) -> tuple[int, int]:
+    height, width = picture.shape[:2]
+    return height, width
+
+
 def _shrink_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Resize a mask to (height, width): a pixel belongs to it where at least half of its area does."""
-    area = Image.fromarray(mask.astype(np.uint8) * 255).resize(size[::-1], Image.Resampling.BOX)
+    area = Image.fromarray(mask.astype(np.uint8) * 255).resize((size[1], size[0]), Image.Resampling.BOX)
     return np.asarray(area) >= 128

@@ -128,8 +128,9 @@ def _introduction(runs: Sequence[Run]) -> str:
     them = "it names" if len(runs) == 1 else "each of them names"
     return (
         f"{who} asked two questions about every image: which class{named}, and where in the image is the "
-        "tissue that shows it, the region of interest (ROI). Unless a footnote says otherwise, training used one "
-        f"label for each whole image and no outlines. This page shows how often {them} the right class, and how "
+        "tissue that shows it, the region of interest (ROI). Unless a footnote says otherwise, training used "
+        "one label for each whole image and no outlines. "
+        f"This page shows how often {them} the right class, and how "
         "well the region that it marks agrees with the region that experts outlined."
     )
 

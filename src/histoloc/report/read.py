@@ -264,7 +264,9 @@ def _numeric(path: Path, frame: pd.DataFrame, columns: Iterable[str]) -> pd.Data
 
 def _read_log(path: Path) -> pd.DataFrame:
     frame = _read_csv(path, ["epoch"])
-    return _numeric(path, frame, [c for c in frame if "/" in c or c in ("epoch", "selected")])
+    return _numeric(
+        path, frame, [c for c in map(str, frame.columns) if "/" in c or c in ("epoch", "selected")]
+    )
 
 
 def _read_per_image(path: Path) -> pd.DataFrame:
@@ -277,7 +279,7 @@ def _read_per_image(path: Path) -> pd.DataFrame:
     for column in NUMBER_COLUMNS:
         if column not in frame:
             frame[column] = ""
-    probabilities = [column for column in frame if column.startswith("prob_")]
+    probabilities = [column for column in map(str, frame.columns) if column.startswith("prob_")]
     if frame["name"].duplicated().any():
         name = frame.loc[frame["name"].duplicated(), "name"].iloc[0]
         raise InputError(f"{path}: image `{name}` is listed twice; keep one row for each image")

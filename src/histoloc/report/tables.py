@@ -52,8 +52,8 @@ def results_frame(runs: Sequence[Run]) -> pd.DataFrame:
     Returns:
         Columns run, method, table, split, n_images, threshold_rule, threshold, metric, value, low, high, n,
         published, best. `value`, `low`, `high` (95 % interval) and `published` are fractions in [0, 1], NaN
-        where undefined. `best` marks the best value, at the two decimals of a percentage that are shown, among runs
-        evaluated on the same table and split; nothing is best among fewer than two.
+        where undefined. `best` marks the best value, at the decimals shown, among runs evaluated on
+        the same table and split; nothing is best among fewer than two.
     """
     records = []
     for run in runs:

@@ -1,0 +1,63 @@
+import pytest
+
+from histoloc.report import read_runs, results_frame, to_html, to_markdown
+from histoloc.report.tables import interval, percent, table_rows
+
+
+def test_results_frame_is_tidy_and_in_fractions(runs):
+    frame = results_frame(read_runs(runs)[0]).set_index(["run", "metric"])
+    assert len(frame) == 14
+    assert frame.loc[("first", "f1_plus"), ["value", "low", "high", "n"]].tolist() == [0.70004, 0.6, 0.81, 6]
+    assert frame.loc[("first", "f1_plus"), "published"] == pytest.approx(0.7194)
+    assert frame.loc[("first", "pxap"), ["low", "published"]].isna().all()
+
+
+def test_best_is_least_error_and_ties_at_the_decimals_shown(runs):
+    frame = results_frame(read_runs(runs)[0])
+    best = frame[frame["best"]].groupby("metric")["run"].agg(list).to_dict()
+    assert best["cl_error"] == ["second"]
+    assert best["f1_plus"] == ["first", "second"]  # 70.004 and 70.003 are both shown as 70.00
+    assert "f1_mean" not in best
+
+
+def test_a_run_alone_is_not_best(runs):
+    assert not results_frame(read_runs(runs[:1])[0])["best"].any()
+
+
+def test_splits_are_not_compared_with_each_other(runs):
+    path = runs[0] / "evaluation" / "test" / "metrics.json"
+    path.write_text(path.read_text().replace('"test"', '"valid"'))
+    assert not results_frame(read_runs(runs)[0])["best"].any()
+
+
+def test_markdown_and_html_show_the_same_numbers(runs):
+    frame = results_frame(read_runs(runs)[0])
+    first = to_markdown(frame).splitlines()[2]
+    assert first == (
+        "| first | test | 6 | 16.67 (0.0 to 50.0) | **70.00** (60.0 to 81.0) | **50.00** | – | **61.23** "
+        "| **75.00** | **25.00** |"
+    )
+    assert "<td><b>70.00</b><small>60.0 to 81.0</small></td>" in to_html(frame)
+
+
+def test_percent_and_interval():
+    assert (percent(None), percent(float("nan")), percent(0.12345)) == ("–", "–", "12.35")
+    assert (interval(0.1, float("nan")), interval(0, 1)) == ("", "0.0 to 100.0")
+
+
+def test_every_use_of_masks_has_a_footnote(runs):
+    rows, notes = table_rows(read_runs(runs)[0])
+    assert notes == [
+        "Oracle, chosen on the evaluated split itself and therefore no fair result: "
+        "threshold: value 0.25, F1⁺ 80.00 %.",
+        "The epoch was selected with masks (rule b_loc, 17 masks).",
+        "Trained on masks.",
+    ]
+    assert [row.notes for row in rows] == [[1], [2, 3, 1]]
+
+
+def test_published_numbers_of_another_split_are_called_incomparable(runs):
+    assert table_rows(read_runs(runs)[0])[0][0].published == "Table I <a>"
+    path = runs[0] / "evaluation" / "test" / "metrics.json"
+    path.write_text(path.read_text().replace('"test"', '"valid"'))
+    assert "not directly comparable" in table_rows(read_runs(runs)[0])[0][0].published
