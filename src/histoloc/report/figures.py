@@ -13,11 +13,11 @@ from scipy import ndimage
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 
-# Okabe and Ito's colours, which readers with any of the common colour deficiencies tell apart. They are laid
-# over the tissue in grey: over its own pink and purple no three colours stay clear.
+# After Okabe and Ito, moved apart until all four (with grey) differ under each complete colour deficiency; the
+# tests hold that. They are laid over the tissue in grey: over its pink and purple no three colours stay clear.
 TRUE_POSITIVE = (0, 158, 115)  # bluish green
-FALSE_POSITIVE = (230, 120, 0)  # between orange and vermillion, apart from bluish green for deuteranopes
-FALSE_NEGATIVE = (0, 114, 178)  # blue
+FALSE_POSITIVE = (230, 120, 0)  # orange
+FALSE_NEGATIVE = (30, 70, 170)  # a blue darker than theirs, which tritanopes take for bluish green
 HEAT = colormaps["viridis"]
 HEAT_START, HEAT_FULL, HEAT_OPACITY = 0.05, 0.5, 0.65  # transparent up to START, most opaque from FULL
 

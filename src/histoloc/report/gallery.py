@@ -226,7 +226,8 @@ def _open(
                 )
             shown = picture.convert(mode)
             if width is not None and shown.width > width:
-                shown = shown.resize(_fit((shown.height, shown.width), width)[::-1], Image.Resampling.LANCZOS)
+                height, full = _fit((shown.height, shown.width), width)
+                shown = shown.resize((full, height), Image.Resampling.LANCZOS)
             return np.asarray(shown)
     except (OSError, ValueError, Image.DecompressionBombError):
         missing.append(f"The {what} {path.name} could not be read.")
