@@ -51,7 +51,7 @@ def glas_table(
 
     The official split keeps testA and testB as test and cuts train into the five published folds. Images of
     one patient lie on both sides of it, so the column `group` stays empty and `patient` tells who is who. The
-    split by patient puts all images of a patient into the test set (about 30 % of the images) or one fold, and
+    split by patient puts all images of a patient into the test set (about 30 % of images) or one fold, and
     fills `group`; sets are balanced by class as well as whole patients allow.
 
     Args:
