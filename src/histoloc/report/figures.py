@@ -13,8 +13,8 @@ from scipy import ndimage
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 
-# After Okabe and Ito, moved apart until all four (with grey) differ under each complete colour deficiency; the
-# tests hold that. They are laid over the tissue in grey: over its pink and purple no three colours stay clear.
+# After Okabe and Ito, moved apart until all four (with grey) differ under each complete colour deficiency;
+# the tests hold that. They lie over the tissue in grey: over its pink and purple no three stay clear.
 TRUE_POSITIVE = (0, 158, 115)  # bluish green
 FALSE_POSITIVE = (230, 120, 0)  # orange
 FALSE_NEGATIVE = (30, 70, 170)  # a blue darker than theirs, which tritanopes take for bluish green

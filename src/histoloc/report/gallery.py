@@ -151,7 +151,7 @@ def _row(name: str, rank: str, evaluations: Sequence[Evaluation], cells: list[pd
         for evaluation, cell in zip(evaluations, cells, strict=True)
     ]
     drawn = (
-        None if image is None or truth_small is None else data_uri(outline(image, truth_small), photo=True)
+        None if image is None or truth_small is None else data_uri(_spotlight(image, truth_small), photo=True)
     )
     return Row(
         name=name,
@@ -237,6 +237,13 @@ def _open(
 def _fit(size: tuple[int, int], width: int) -> tuple[int, int]:
     height, full = size
     return size if full <= width else (max(1, round(height * width / full)), width)
+
+
+def _spotlight(image: Picture, mask: NDArray[np.bool_]) -> Picture:
+    """Outline a mask and pale what lies outside, so that it is seen at a glance which side is meant."""
+    pale = image.copy()
+    pale[~mask] = (0.6 * image[~mask] + 0.4 * 255).astype(np.uint8)
+    return outline(pale, mask)
 
 
 def _size(picture: NDArray) -> tuple[int, int]:
