@@ -51,24 +51,7 @@ def folder_table(
     masks = None if masks is None else Path(masks).absolute()
     _check_arguments(root, masks, test, valid, seed, mpp)
     folders = _class_folders(root, masks)
-    rows: list[dict[str, str]] = []
-    for split, folder in folders:
-        images = _images(folder, masks_inside=masks == root)
-        found = {} if masks is None else _find_masks(masks / folder.relative_to(root), images, masks == root)
-        for image in images:
-            mask = str(found.get(image.stem, ""))
-            rows.append(
-                {
-                    "image": str(image),
-                    "label": folder.name,
-                    "mask": mask,
-                    "split": split or "train",
-                    "group": "",
-                }
-            )
-    if masks is not None and not any(row["mask"] for row in rows):
-        example = Path(rows[0]["image"]).relative_to(root).with_suffix(".png")
-        raise InputError(f"{masks}: no mask there belongs to any image; name masks as the images: {example}")
+    rows = _list_rows(root, masks, folders)
     given = {split for split, _ in folders}
     if given == {None}:
         _cut(rows, {"test": test, "valid": valid}, seed, root)
@@ -178,6 +161,31 @@ def _find_masks(folder: Path, images: list[Path], beside: bool) -> dict[str, Pat
         if candidates:
             found[image.stem] = candidates[0]
     return found
+
+
+def _list_rows(
+    root: Path, masks: Path | None, folders: list[tuple[str | None, Path]]
+) -> list[dict[str, str]]:
+    """One row per image; without folders of splits all of them are in train."""
+    rows: list[dict[str, str]] = []
+    for split, folder in folders:
+        images = _images(folder, masks_inside=masks == root)
+        found = {} if masks is None else _find_masks(masks / folder.relative_to(root), images, masks == root)
+        for image in images:
+            mask = str(found.get(image.stem, ""))
+            rows.append(
+                {
+                    "image": str(image),
+                    "label": folder.name,
+                    "mask": mask,
+                    "split": split or "train",
+                    "group": "",
+                }
+            )
+    if masks is not None and not any(row["mask"] for row in rows):
+        example = Path(rows[0]["image"]).relative_to(root).with_suffix(".png")
+        raise InputError(f"{masks}: no mask there belongs to any image; name masks as the images: {example}")
+    return rows
 
 
 def _cut(rows: list[dict[str, str]], shares: dict[str, float], seed: int, root: Path) -> None:

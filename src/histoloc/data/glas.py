@@ -78,10 +78,7 @@ def glas_table(
         raise InputError(f"{folds} folds, seed {seed}: give at least 2 folds and a seed from 0 up")
     folder = _find_folder(root)
     images, warnings = _present(folder)
-    if split == "official":
-        parts, remark = _official(images)
-    else:
-        parts, remark = _by_patient(folder, images, seed, folds)
+    parts, remark = _official(images) if split == "official" else _by_patient(folder, images, seed, folds)
     rows = [
         {
             "image": str(image.image),

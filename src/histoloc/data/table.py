@@ -248,8 +248,7 @@ def _parse(path: Path, rows: pd.DataFrame, problems: list[str]) -> tuple[list[Sa
     for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
         cells = {str(key): str(value) for key, value in row.items()}
         where = f"line {line} ({cells['image'] or 'no image'})"
-        found = list(_row_problems(cells))
-        problems += [f"{where}: {problem}" for problem in found]
+        problems += [f"{where}: {problem}" for problem in _row_problems(cells)]
         if not cells["image"]:
             continue
         region = [_whole(cells.get(key, "")) for key in REGION]
