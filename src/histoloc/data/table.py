@@ -193,8 +193,7 @@ def _cell(value: object, column: str, folder: Path) -> str:
 
 def _relative(file: Path, folder: Path) -> str:
     absolute = file.parent.resolve() / file.name
-    try:
-        # Not Path.relative_to: its walk_up came with Python 3.12.
+    try:  # os.path, because the walk_up of Path.relative_to came with Python 3.12
         return Path(os.path.relpath(absolute, folder)).as_posix()
     except ValueError:  # another drive of Windows
         return absolute.as_posix()
