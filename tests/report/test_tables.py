@@ -6,12 +6,12 @@ from histoloc.report import read_runs, results_frame, to_html, to_markdown
 from histoloc.report.tables import interval, percent, table_rows
 
 
-def test_results_frame_is_tidy_and_in_fractions(runs):
-    frame = results_frame(read_runs(runs)[0]).set_index(["run", "metric"])
+def test_results_frame_is_tidy_and_in_percent(runs):
+    frame = results_frame(read_runs(runs)[0])
     assert len(frame) == 14
-    first = frame.loc["first"].to_dict("index")
-    assert [first["f1_plus"][key] for key in ("value", "low", "high", "n")] == [0.70004, 0.6, 0.81, 6]
-    assert first["f1_plus"]["published"] == pytest.approx(0.7194)
+    first = {str(row["metric"]): row for row in frame[frame["run"] == "first"].to_dict("records")}
+    assert [first["f1_plus"][key] for key in ("value", "low", "high", "n")] == [70.004, 60.0, 81.0, 6]
+    assert first["f1_plus"]["published"] == pytest.approx(71.94)
     assert math.isnan(first["pxap"]["low"])
     assert math.isnan(first["pxap"]["published"])
 
@@ -45,19 +45,35 @@ def test_markdown_and_html_show_the_same_numbers(runs):
 
 
 def test_percent_and_interval():
-    assert (percent(None), percent(float("nan")), percent(0.12345)) == ("–", "–", "12.35")
-    assert (interval(0.1, float("nan")), interval(0, 1)) == ("", "0.0 to 100.0")
+    assert (percent(None), percent(float("nan")), percent(12.346)) == ("–", "–", "12.35")
+    assert (interval(1, float("nan")), interval(0, 100)) == ("", "0.0 to 100.0")
 
 
 def test_every_use_of_masks_has_a_footnote(runs):
     rows, notes = table_rows(read_runs(runs)[0])
     assert notes == [
-        "Oracle, chosen on the evaluated split itself and therefore no fair result: "
-        "threshold: value 0.25, F1⁺ 80.00 %.",
-        "The epoch was selected with masks (rule b_loc, 17 masks).",
-        "Trained on masks.",
+        "Oracle on test, chosen on the evaluated images themselves and therefore no fair result, for first: "
+        "threshold 0.25, F1⁺ 80.00 %.",
+        "Epoch chosen on 17 validation masks.",
+        "Oracle on test, chosen on the evaluated images themselves and therefore no fair result, for second: "
+        "threshold 0.25, F1⁺ 80.00 %.",
     ]
-    assert [row.notes for row in rows] == [[1], [2, 3, 1]]
+    assert [row.notes for row in rows] == [[1], [2, 3]]
+
+
+def test_masks_that_only_the_model_folder_names_have_a_footnote(runs):
+    path = runs[1] / "evaluation" / "test" / "metrics.json"
+    path.write_text(path.read_text().replace('["epoch chosen on 17 validation masks"]', "[]"))
+    assert "The epoch was chosen on 17 masks (rule b_loc)." in table_rows(read_runs(runs)[0])[1]
+
+
+def test_folds_of_one_split_are_not_compared(runs):
+    for number, run in enumerate(runs):
+        path = run / "evaluation" / "test" / "metrics.json"
+        path.write_text(path.read_text().replace('"test"', f'"valid", "fold": {number}'))
+    frame = results_frame(read_runs(runs)[0])
+    assert set(frame["split"]) == {"valid, fold 0", "valid, fold 1"}
+    assert not frame["best"].any()
 
 
 def test_published_numbers_of_another_split_are_called_incomparable(runs):

@@ -118,8 +118,8 @@ def _sensitivity(axis: Axes, evaluation: Evaluation) -> None:
     curve = evaluation.result.metrics.threshold_curve
     assert curve is not None
     threshold = np.array(curve.threshold)
-    plus = 100 * np.array(curve.f1_plus, dtype=float)
-    minus = 100 * np.array(curve.f1_minus, dtype=float)
+    plus = np.array(curve.f1_plus, dtype=float)
+    minus = np.array(curve.f1_minus, dtype=float)
     axis.plot(threshold, plus, color=F1_PLUS, label="F1⁺")
     axis.plot(threshold, minus, color=F1_MINUS, linestyle="--", label="F1⁻")
     used = evaluation.result.threshold.value

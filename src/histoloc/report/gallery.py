@@ -13,7 +13,7 @@ from PIL import Image
 
 from histoloc.report.figures import Picture, agreement, data_uri, outline, overlay
 from histoloc.report.read import Evaluation, Run, locate
-from histoloc.report.tables import percent
+from histoloc.report.tables import NOT_DEFINED
 
 WIDTH = 420  # of a picture, pixels; fewer where there are many
 MANY, VERY_MANY = 60, 140
@@ -205,7 +205,7 @@ def _caption(cell: pd.Series) -> str:
 
 
 def _short(value: float) -> str:
-    return percent(value)[:-1] if np.isfinite(value) else percent(value)
+    return f"{value:.1f}" if np.isfinite(value) else NOT_DEFINED
 
 
 def _open(

@@ -171,9 +171,9 @@ def _count_row(counts: Iterable[int], own: int) -> list[ConfusionCell]:
 def _pixel_row(metric: Metric | None, own: int) -> list[ConfusionCell]:
     if metric is None or metric.value is None:
         return []
-    shares = [1 - metric.value, 1 - metric.value]
+    shares = [100 - metric.value, 100 - metric.value]
     shares[own] = metric.value
-    return [ConfusionCell(f"{percent(s)} %", s, column == own) for column, s in enumerate(shares)]
+    return [ConfusionCell(f"{percent(s)} %", s / 100, column == own) for column, s in enumerate(shares)]
 
 
 def _interval(metric: Metric | None) -> str:

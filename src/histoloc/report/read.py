@@ -18,26 +18,26 @@ from histoloc.errors import InputError
 
 log = logging.getLogger(__name__)
 
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Percent = Annotated[FiniteFloat, Field(ge=0, le=100.0001)]  # bounds may round up
 TEXT_COLUMNS = ("name", "label", "predicted", "file", "image", "mask")
 NUMBER_COLUMNS = ("correct", "f1_plus", "f1_minus", "roi_fraction", "true_fraction", "threshold")
 
 
 class Metric(BaseModel):
-    """One metric over a split: all values are fractions in [0, 1]; None where it is not defined."""
+    """One metric over a split, in percent with its 95 % interval; None where it is not defined."""
 
-    value: Share | None = None
-    low: Share | None = None
-    high: Share | None = None
+    value: Percent | None = None
+    low: Percent | None = None
+    high: Percent | None = None
     n: int | None = None
 
 
 class ThresholdCurve(BaseModel):
-    """F1⁺ and F1⁻ (fractions) over the thresholds in [0, 1] at which the ROI map may be cut."""
+    """F1⁺ and F1⁻ (percent) over the thresholds in [0, 1] at which the ROI map may be cut."""
 
     threshold: list[FiniteFloat]
-    f1_plus: list[Share | None]
-    f1_minus: list[Share | None]
+    f1_plus: list[Percent | None]
+    f1_minus: list[Percent | None]
 
 
 class Metrics(BaseModel):
@@ -76,6 +76,7 @@ class MetricsFile(BaseModel):
     run: str | None = None
     table: str | None = None
     split: str | None = None
+    fold: int | None = None
     n_images: int
     threshold: Threshold = Field(default_factory=Threshold)
     uses_masks: list[str] = Field(default_factory=list)
@@ -93,8 +94,10 @@ class Evaluation:
 
     @property
     def split(self) -> str:
-        """Name of the split, `all` where the table has none."""
-        return self.result.split or "all"
+        """Name of the split, `all` where the table has none; with its fold where folds have other images."""
+        name = self.result.split or "all"
+        same_images = self.result.fold is None or name in ("test", "all")
+        return name if same_images else f"{name}, fold {self.result.fold}"
 
     @property
     def key(self) -> tuple[str, str]:

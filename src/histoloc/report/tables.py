@@ -51,7 +51,7 @@ def results_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
     Returns:
         Columns run, method, table, split, n_images, threshold_rule, threshold, metric, value, low, high, n,
-        published, best. `value`, `low`, `high` (95 % interval) and `published` are fractions in [0, 1], NaN
+        published, best. `value`, `low`, `high` (95 % interval) and `published` are percentages, NaN
         where undefined. `best` marks the best value, at the decimals shown, among runs evaluated on
         the same table and split; nothing is best among fewer than two.
     """
@@ -70,7 +70,7 @@ def results_frame(runs: Sequence[Run]) -> pd.DataFrame:
                     "threshold_rule": result.threshold.rule,
                     "threshold": _number(result.threshold.value),
                     "metric": name,
-                    "published": _number(run.published.get(name)) / 100,
+                    "published": _number(run.published.get(name)),
                 }
                 for field in ("value", "low", "high", "n"):
                     record[field] = _number(getattr(metric, field, None))
@@ -82,13 +82,13 @@ def results_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def percent(value: float | None) -> str:
-    """A fraction as percent with two decimals, `–` where it is not defined."""
-    return NOT_DEFINED if value is None or math.isnan(value) else f"{100 * value:.2f}"
+    """A percentage with two decimals, `–` where it is not defined."""
+    return NOT_DEFINED if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def interval(low: float, high: float) -> str:
     """A 95 % interval in percent with one decimal, empty where it is not defined."""
-    return "" if math.isnan(low) or math.isnan(high) else f"{100 * low:.1f} to {100 * high:.1f}"
+    return "" if math.isnan(low) or math.isnan(high) else f"{low:.1f} to {high:.1f}"
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
@@ -168,21 +168,21 @@ def table_rows(runs: Sequence[Run]) -> tuple[list[TableRow], list[str]]:
 
 def mask_notes(run: Run, evaluation: Evaluation) -> list[str]:
     """One sentence for each use of masks that made or chose the numbers of an evaluation."""
-    notes = []
+    notes = [_sentence(text) for text in evaluation.result.uses_masks]
     selection, threshold = run.model.get("selection") or {}, run.model.get("threshold") or {}
-    if selection.get("uses_masks"):
-        count = selection.get("masks_used")
+    # The evaluation knows best; the model folder is asked only where the evaluation noted nothing.
+    if not notes and selection.get("uses_masks"):
+        count = selection.get("masks_used") or "an unknown number of"
+        notes.append(f"The epoch was chosen on {count} masks (rule {selection.get('rule', 'unknown')}).")
+    same_rule = threshold.get("rule") == evaluation.result.threshold.rule
+    if not evaluation.result.uses_masks and same_rule and threshold.get("masks_used"):
+        notes.append(f"The threshold was chosen on {threshold['masks_used']} masks.")
+    oracles = evaluation.result.metrics.oracles.items()
+    if known := [text for name, value in oracles if (text := _oracle(name, value))]:
         notes.append(
-            f"The epoch was selected with masks (rule {selection.get('rule', 'unknown')}"
-            + (f", {count} masks)." if count else ").")
+            f"Oracle on {evaluation.split}, chosen on the evaluated images themselves and therefore no fair "
+            f"result, for {run.name}: {', '.join(known)}."
         )
-    if threshold.get("uses_masks"):
-        notes.append(f"The threshold was set with masks (rule {threshold.get('rule', 'unknown')}).")
-    notes += [_sentence(text) for text in evaluation.result.uses_masks]
-    notes += [
-        f"Oracle, chosen on the evaluated split itself and therefore no fair result: {_oracle(name, value)}."
-        for name, value in evaluation.result.metrics.oracles.items()
-    ]
     return list(dict.fromkeys(notes))
 
 
@@ -190,7 +190,7 @@ def published_source(run: Run, evaluation: Evaluation) -> str:
     """Where the published numbers come from, with a warning where they were measured on another split."""
     source = str(run.published.get("source") or run.settings.get("recipe") or "published")
     split = str(run.published.get("split") or "test")
-    if split == evaluation.split:
+    if split == evaluation.result.split:
         return source
     return f"{source}; measured on the {split} split, ours on {evaluation.split}: not directly comparable"
 
@@ -203,21 +203,14 @@ def describe_threshold(evaluation: Evaluation) -> str:
 
 
 def _oracle(name: str, value: Any) -> str:
-    words = name.removeprefix("oracle").strip("_").replace("_", " ") or "value"
-    if not isinstance(value, dict):
-        return f"{words} {_plain(value)}"
-    parts = [
-        f"{METRICS.get(key, key)} {_plain(part, key)}" for key, part in value.items() if part is not None
-    ]
-    return f"{words}: {', '.join(parts)}"
-
-
-def _plain(value: Any, key: str = "") -> str:
-    if isinstance(value, dict):
-        return _plain(value.get("value"), key)
-    if isinstance(value, float) and key in METRICS:
-        return f"{percent(value)} %"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """One oracle number in words, empty where it is not defined."""
+    key = name.removeprefix("oracle").strip("_")
+    number = value.get("value") if isinstance(value, dict) else value
+    if not isinstance(number, int | float):
+        return ""
+    return (
+        f"{METRICS[key]} {percent(number)} %" if key in METRICS else f"{key.replace('_', ' ')} {number:.3g}"
+    )
 
 
 def _number(value: Any) -> float:
@@ -225,7 +218,7 @@ def _number(value: Any) -> float:
 
 
 def _best(frame: pd.DataFrame) -> pd.Series:
-    shown = (100 * frame["value"]).round(2)
+    shown = frame["value"].round(2)
     shown = shown.where(frame["metric"].isin(LESS_IS_BETTER), -shown)
     groups = shown.groupby([frame["table"], frame["split"], frame["metric"]])
     return (shown == groups.transform("min")) & (groups.transform("count") > 1)
