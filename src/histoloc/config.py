@@ -167,6 +167,12 @@ def recipe_names() -> list[str]:
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
+def recipe_about(name: str) -> str:
+    """The sentence that a shipped recipe says about itself."""
+    with resources.as_file(resources.files("histoloc.recipes") / f"{name}.yaml") as shipped:
+        return str(read_yaml(shipped).get("about", ""))
+
+
 def read_recipe(name: str) -> dict[str, Any]:
     """A shipped recipe by name, or any YAML file by path: a part of a run's configuration.
 
@@ -185,8 +191,8 @@ def read_recipe(name: str) -> dict[str, Any]:
     else:
         values = read_yaml(path)
     values.pop("about", None)
-    run_config({"data": "unset.csv", **values}, where=f"recipe {name}")
-    return values
+    checked = run_config({"data": "unset.csv", **values}, where=f"recipe {name}")
+    return {**values, "method": checked.method}
 
 
 def run_config(values: Mapping[str, Any], where: str) -> RunConfig:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from histoloc.checkpoint import ModelConfig, read_model_config
 from histoloc.config import plain
-from histoloc.data.image import image_size, read_image, read_map, read_mask, write_map, write_mask
+from histoloc.data.image import image_size, read_map, read_mask, write_map, write_mask
 from histoloc.data.table import Sample, Table, read_table
 from histoloc.errors import InputError
 from histoloc.files import atomic_path, write_json
@@ -79,7 +79,13 @@ def evaluate(
     folder = out or (source / "evaluation" / split)
     started = time.perf_counter()
     metrics, files = measure(
-        localizes, table, samples, keep=folder / "images", maps=maps, empty_class=empty_class, progress=progress
+        localizes,
+        table,
+        samples,
+        keep=folder / "images",
+        maps=maps,
+        empty_class=empty_class,
+        progress=progress,
     )
     description = describe(source, table, split, samples, config, threshold) | {
         "seconds": round(time.perf_counter() - started, 2)
@@ -122,9 +128,7 @@ def measure(
     for i, sample in enumerate(tqdm(samples, "evaluating", disable=not progress)):
         found = localizes(sample)
         truth = true_mask(sample, found.mask.shape, empty_class)
-        metrics.update(
-            sample.name, table.label_index(sample), found.probabilities, found.roi, found.mask, truth
-        )
+        metrics.update(sample.name, table.label_index(sample), found.probabilities, found.roi, found.mask, truth)
         if keep is not None and i in kept:
             files[sample.name] = stem = f"{i:05d}_{sample.image.stem}"
             write_map(keep / f"{stem}_map.png", found.roi)
@@ -239,6 +243,17 @@ def write_results(
         rows.to_csv(temporary, index=False)
     write_json(folder / "metrics.json", {**description, "metrics": result.to_dict()})
     return result
+
+
+def summary_line(metrics: Metrics) -> str:
+    """The main numbers with their 95 % intervals in one line; a dash where undefined."""
+    names = {"cl_error": "Cl. error", "f1_plus": "F1+", "f1_minus": "F1-", "pxap": "PxAP"}
+    parts = []
+    for key, name in names.items():
+        e = getattr(metrics, key)
+        shown = "–" if e.value is None else f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
+        parts.append(f"{name} {shown}")
+    return f"{metrics.images} images: " + ", ".join(parts)
 
 
 def _model(source: Path, device: str, threshold: float | None) -> Localizes:

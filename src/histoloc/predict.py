@@ -172,9 +172,7 @@ def describe(found: Localization) -> dict[str, object]:
     """One localization as flat values for a CSV row."""
     row: dict[str, object] = {"class": found.label or ""}
     if found.probabilities is not None:
-        row |= {
-            f"prob_{c}": round(float(p), 6) for c, p in zip(found.classes, found.probabilities, strict=True)
-        }
+        row |= {f"prob_{c}": round(float(p), 6) for c, p in zip(found.classes, found.probabilities, strict=True)}
     mm2 = found.roi_mm2
     row |= {"roi_fraction": round(found.roi_fraction, 6), "roi_mm2": "" if mm2 is None else round(mm2, 6)}
     return row | {"threshold": round(found.threshold, 6)}

@@ -116,7 +116,10 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
     )
     done = _restore(fabric, out, network, optimizer)
     bar = tqdm(
-        total=training.epochs * len(batches), initial=done.epoch * len(batches), desc="training", disable=not progress
+        total=training.epochs * len(batches),
+        initial=done.epoch * len(batches),
+        desc="training",
+        disable=not progress,
     )
     with bar:
         for epoch in range(done.epoch, training.epochs):

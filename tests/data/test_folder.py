@@ -49,9 +49,7 @@ def test_splits_depend_on_names_and_seed_alone(tmp_path):
     second = splits(folder_table(two), two)
     assert first == {name: split for name, split in second.items() if not name.startswith("c/")}
     assert splits(folder_table(one, seed=1), one) != first
-    assert {n[-7:]: s for n, s in first.items() if n[0] == "a"} != {
-        n[-7:]: s for n, s in first.items() if n[0] == "b"
-    }
+    assert {n[-7:]: s for n, s in first.items() if n[0] == "a"} != {n[-7:]: s for n, s in first.items() if n[0] == "b"}
 
 
 def test_shares_of_zero_and_small_classes(tmp_path):
@@ -130,7 +128,5 @@ def test_missing_folders_and_masks_of_nothing_are_refused(tmp_path):
         folder_table(tmp_path / "none")
     root = touch(tmp_path / "images", *many("a", 9), *many("b", 9))
     masks = touch(tmp_path / "masks", "a/wrong.png")
-    with pytest.raises(
-        InputError, match=r"no mask there belongs to any image; name masks as the images: a.a000\.png"
-    ):
+    with pytest.raises(InputError, match=r"no mask there belongs to any image; name masks as the images: a.a000\.png"):
         folder_table(root, masks=masks)

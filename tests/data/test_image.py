@@ -214,9 +214,7 @@ def test_maps_are_scaled_by_their_type(tmp_path):
     for path in paths:
         roi = read_map(path)
         assert roi.dtype == np.float32
-        np.testing.assert_allclose(
-            roi, expected, atol=1e-3 if "float16" in path.name else 1e-7, err_msg=path.name
-        )
+        np.testing.assert_allclose(roi, expected, atol=1e-3 if "float16" in path.name else 1e-7, err_msg=path.name)
 
 
 @pytest.mark.parametrize(

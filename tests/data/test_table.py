@@ -137,9 +137,7 @@ def test_groups_are_kept_apart_in_folds_too(tmp_path):
     message = bare(tmp_path, *lines, header=HEADER + ",fold")
     assert "group 'p' is in more than one fold (fold 0 and fold 1)" in message
     assert "group 'q' is in more than one fold (fold 1 and no fold)" in message
-    read_table(
-        write(tmp_path, "1,a,,train,p,0", "2,a,,train,p,0", header=HEADER + ",fold"), check_files=False
-    )
+    read_table(write(tmp_path, "1,a,,train,p,0", "2,a,,train,p,0", header=HEADER + ",fold"), check_files=False)
 
 
 @pytest.mark.parametrize("mpp", ["0", "-1", "nan", "inf", "half"])

@@ -66,9 +66,7 @@ def test_numbers_against_scikit_learn():
     assert got.specificity_without_roi.value == pytest.approx(100 * (~pred[-1]).mean())
     assert got.specificity_without_roi.n == 1
     on_grid = np.floor(roi.astype(np.float64) * 1000 + 1e-4)
-    assert got.pxap.value == pytest.approx(
-        100 * average_precision_score(true.ravel(), on_grid.ravel()), abs=0.01
-    )
+    assert got.pxap.value == pytest.approx(100 * average_precision_score(true.ravel(), on_grid.ravel()), abs=0.01)
     assert got.pxap.n == 9
 
 

@@ -28,9 +28,9 @@ def test_blocks_and_more_replicates_change_nothing(monkeypatch):
 def test_interval_of_a_mean_is_the_normal_one():
     values = np.random.default_rng(0).normal(0.5, 0.1, 400)
     one = np.ones((400, 1))
-    samples = boot.bootstrap(
-        lambda w: {"mean": boot.weighted_ratio(w, values[:, None], one)[:, 0]}, 400, 4000, seed=0
-    )["mean"]
+    samples = boot.bootstrap(lambda w: {"mean": boot.weighted_ratio(w, values[:, None], one)[:, 0]}, 400, 4000, seed=0)[
+        "mean"
+    ]
     low, high = boot.percentile_interval(samples)
     half = 100 * 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((100 * values.mean() - half, 100 * values.mean() + half), abs=0.06)

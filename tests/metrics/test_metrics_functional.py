@@ -32,9 +32,7 @@ def test_confusion_matrix_against_scikit_learn():
     true, predicted = np.random.default_rng(0).integers(5, size=(2, 200))
     confusion = fn.confusion_matrix(true, predicted, 5)
     assert np.array_equal(confusion, sklearn.confusion_matrix(true, predicted))
-    assert fn.classification_error(confusion) == pytest.approx(
-        100 * (1 - sklearn.accuracy_score(true, predicted))
-    )
+    assert fn.classification_error(confusion) == pytest.approx(100 * (1 - sklearn.accuracy_score(true, predicted)))
     assert fn.class_recall(confusion) == pytest.approx(
         100
         * np.asarray(
@@ -93,9 +91,7 @@ def test_dice_against_scikit_learn():
         y, z = true.ravel(), pred.ravel()
         assert float(fn.f1_plus(counts)) == pytest.approx(100 * float(sklearn.f1_score(y, z)))
         assert float(fn.f1_minus(counts)) == pytest.approx(100 * float(sklearn.f1_score(y, z, pos_label=0)))
-        assert fn.pixel_confusion(counts) == pytest.approx(
-            100 * sklearn.confusion_matrix(y, z, normalize="true").T
-        )
+        assert fn.pixel_confusion(counts) == pytest.approx(100 * sklearn.confusion_matrix(y, z, normalize="true").T)
 
 
 @settings(max_examples=50, deadline=None)
@@ -198,17 +194,13 @@ def test_pxap_on_the_grid_against_scikit_learn():
     histograms = np.stack([fn.map_histogram(m, t) for m, t in zip(roi, truth, strict=True)])
     expected = 100 * sklearn.average_precision_score(truth.ravel(), roi.ravel())
     assert float(fn.pxap(histograms.sum(axis=0))) == pytest.approx(expected, abs=1e-10)
-    each = [
-        100 * sklearn.average_precision_score(t.ravel(), m.ravel()) for m, t in zip(roi, truth, strict=True)
-    ]
+    each = [100 * sklearn.average_precision_score(t.ravel(), m.ravel()) for m, t in zip(roi, truth, strict=True)]
     assert fn.pxap(histograms) == pytest.approx(each)
 
 
 def test_counts_at_thresholds_equal_counts_of_cut_maps():
     roi, truth = images(2)
-    counts = fn.counts_at_thresholds(
-        np.stack([fn.map_histogram(m, t) for m, t in zip(roi, truth, strict=True)])
-    )
+    counts = fn.counts_at_thresholds(np.stack([fn.map_histogram(m, t) for m, t in zip(roi, truth, strict=True)]))
     assert counts.tp.shape == (2, 101)
     for i in range(2):
         for j, threshold in enumerate(fn.CURVE_THRESHOLDS.tolist()):

@@ -62,9 +62,7 @@ def write_run(folder: Path, *, error: float, f1_plus: float, seed: int) -> Path:
         Image.fromarray(image).save(shared / f"{number}.png")
         Image.fromarray(truth).save(shared / f"{number}_truth.png")
         Image.fromarray(roi).save(evaluation / "images" / f"{number}_map.png")
-        Image.fromarray((roi >= 128).astype(np.uint8) * 255).save(
-            evaluation / "images" / f"{number}_mask.png"
-        )
+        Image.fromarray((roi >= 128).astype(np.uint8) * 255).save(evaluation / "images" / f"{number}_mask.png")
         rows.append(
             {
                 "name": f"gland {number}.png",

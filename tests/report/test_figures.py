@@ -50,9 +50,9 @@ def test_agreement_colours_stay_apart_on_stained_tissue(deficiency, tissue):
 
 def test_agreement_names_the_right_pixels():
     image = np.full((1, 4, 3), 200, np.uint8)
-    tp, fp, fn, tn = agreement(
-        image, np.array([[True, True, False, False]]), np.array([[True, False, True, False]])
-    )[0].astype(int)
+    tp, fp, fn, tn = agreement(image, np.array([[True, True, False, False]]), np.array([[True, False, True, False]]))[
+        0
+    ].astype(int)
     assert tp.argmax() == 1
     assert fp.argmax() == 0
     assert fn.argmax() == 2

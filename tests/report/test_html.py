@@ -105,7 +105,5 @@ def test_flatten():
 
 
 def test_the_report_does_not_load_torch():
-    code = (
-        "import sys, histoloc.report; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
-    )
+    code = "import sys, histoloc.report; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -97,7 +97,10 @@ def collate(items: Sequence[tuple[Tensor, int, Tensor | None, str]]) -> Batch:
     images, labels, masks, names = zip(*items, strict=True)
     with_masks = [m for m in masks if m is not None]
     return Batch(
-        torch.stack(images), torch.tensor(labels), torch.stack(with_masks) if with_masks else None, tuple(names)
+        torch.stack(images),
+        torch.tensor(labels),
+        torch.stack(with_masks) if with_masks else None,
+        tuple(names),
     )
 
 

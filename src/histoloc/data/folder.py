@@ -61,9 +61,7 @@ def folder_table(
     return table if mpp is None else table.assign(mpp=float(mpp))
 
 
-def _check_arguments(
-    root: Path, masks: Path | None, test: float, valid: float, seed: int, mpp: float | None
-) -> None:
+def _check_arguments(root: Path, masks: Path | None, test: float, valid: float, seed: int, mpp: float | None) -> None:
     for folder in (root, masks):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: there is no such folder; correct the path")
@@ -85,9 +83,7 @@ def _class_folders(root: Path, masks: Path | None) -> list[tuple[str | None, Pat
     splits = [_SPLIT_FOLDERS.get(p.name.lower()) for p in top]
     if any(splits) and not all(splits):
         other = ", ".join(p.name for p, split in zip(top, splits, strict=True) if split is None)
-        raise InputError(
-            f"{root}: holds folders of splits and others ({other}); keep either splits or classes"
-        )
+        raise InputError(f"{root}: holds folders of splits and others ({other}); keep either splits or classes")
     doubled = sorted({split for split in splits if split and splits.count(split) > 1})
     if doubled:
         raise InputError(f"{root}: holds two folders for the split {doubled[0]}; keep one")
@@ -98,18 +94,12 @@ def _class_folders(root: Path, masks: Path | None) -> list[tuple[str | None, Pat
         folders = [(None, p) for p in top]
     classes = sorted({p.name for _, p in folders})
     if not classes:
-        raise InputError(
-            f"{root}: holds no class folders; put the images of each class into a folder of its own"
-        )
+        raise InputError(f"{root}: holds no class folders; put the images of each class into a folder of its own")
     if len(classes) == 1:
-        raise InputError(
-            f"{root}: holds one class only ({classes[0]}); learning needs at least two class folders"
-        )
+        raise InputError(f"{root}: holds one class only ({classes[0]}); learning needs at least two class folders")
     for name in classes:
         if "train" in splits and ("train", name) not in {(split, p.name) for split, p in folders}:
-            raise InputError(
-                f"{root}: the class {name} is not under train; add its folder there, or remove it"
-            )
+            raise InputError(f"{root}: the class {name} is not under train; add its folder there, or remove it")
     return folders
 
 
@@ -122,9 +112,7 @@ def _images(folder: Path, *, masks_inside: bool) -> list[Path]:
         )
     files = _image_files(folder)
     stems = {p.stem for p in files}
-    masks = [
-        p for p in files for s in MASK_SUFFIXES if p.stem.endswith(s) and p.stem.removesuffix(s) in stems
-    ]
+    masks = [p for p in files for s in MASK_SUFFIXES if p.stem.endswith(s) and p.stem.removesuffix(s) in stems]
     if masks and not masks_inside:
         raise InputError(
             f"{masks[0]}: looks like a mask among the images; name this folder as that of the masks too, "
@@ -132,9 +120,7 @@ def _images(folder: Path, *, masks_inside: bool) -> list[Path]:
         )
     images = [p for p in files if p not in set(masks)]
     if not images:
-        raise InputError(
-            f"{folder}: the class folder holds no images ({', '.join(IMAGE_EXTENSIONS)}); add some"
-        )
+        raise InputError(f"{folder}: the class folder holds no images ({', '.join(IMAGE_EXTENSIONS)}); add some")
     return images
 
 
@@ -163,9 +149,7 @@ def _find_masks(folder: Path, images: list[Path], beside: bool) -> dict[str, Pat
     return found
 
 
-def _list_rows(
-    root: Path, masks: Path | None, folders: list[tuple[str | None, Path]]
-) -> list[dict[str, str]]:
+def _list_rows(root: Path, masks: Path | None, folders: list[tuple[str | None, Path]]) -> list[dict[str, str]]:
     """One row per image; without folders of splits all of them are in train."""
     rows: list[dict[str, str]] = []
     for split, folder in folders:

@@ -31,9 +31,7 @@ class Architecture:
     gap: tuple[float, float]  # stroma kept between two glands; negative: they touch, per image
     gap_spread: float  # how much the gap varies within an image
     fused: float  # share of glands that are one with a neighbour
-    warp: tuple[
-        tuple[float, float], ...
-    ]  # (smoothness, amplitude) of each octave of the contours' irregularity
+    warp: tuple[tuple[float, float], ...]  # (smoothness, amplitude) of each octave of the contours' irregularity
 
 
 ARCHITECTURES: dict[Label, Architecture] = {

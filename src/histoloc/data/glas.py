@@ -122,9 +122,7 @@ def _read_grades(path: Path) -> dict[str, tuple[str, str]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file)][1:]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{path}: is no readable CSV ({error}); copy it from the official archive"
-        ) from error
+        raise InputError(f"{path}: is no readable CSV ({error}); copy it from the official archive") from error
     grades: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(lines, start=2):
         if not any(line):
@@ -164,9 +162,7 @@ def _present(folder: Path) -> tuple[list[_Image], list[str]]:
         raise InputError(f"{folder}: holds none of the GlaS images; copy them from the official archive")
     total = sum(PARTS.values())
     verb = "is" if len(absent) == 1 else "are"
-    return images, [
-        f"{len(images)} of {total} images: {' and '.join(absent)} {verb} absent"
-    ] if absent else []
+    return images, [f"{len(images)} of {total} images: {' and '.join(absent)} {verb} absent"] if absent else []
 
 
 def _find_file(folder: Path, stem: str) -> Path | None:
@@ -193,9 +189,7 @@ def _official(images: list[_Image]) -> tuple[list[int | None], list[str]]:
     ]
 
 
-def _by_patient(
-    folder: Path, images: list[_Image], seed: int, folds: int
-) -> tuple[list[int | None], list[str]]:
+def _by_patient(folder: Path, images: list[_Image], seed: int, folds: int) -> tuple[list[int | None], list[str]]:
     """Fold of each image (None = test), a patient's images together, and a remark on the shares."""
     patients = sorted({image.patient for image in images})
     counts = np.zeros((len(patients), len(CLASSES)), dtype=int)

@@ -52,9 +52,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: is no readable image; save it as PNG, BMP, JPEG or TIFF") from error
     except _DECODING_ERRORS as error:
-        raise InputError(
-            f"{path}: cannot be read, it may be truncated or damaged ({error}); copy it again"
-        ) from error
+        raise InputError(f"{path}: cannot be read, it may be truncated or damaged ({error}); copy it again") from error
 
 
 def _size(image: Image.Image) -> tuple[int, int]:
@@ -174,13 +172,10 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
             turned = ImageOps.exif_transpose(image) if image.format in _LOSSY else image
             values = np.asarray(turned)
         else:
-            raise InputError(
-                f"{path}: cannot be a mask (colour mode {image.mode}); save integers in one channel"
-            )
+            raise InputError(f"{path}: cannot be a mask (colour mode {image.mode}); save integers in one channel")
         if image.format in _LOSSY and ((values != 0) & (values != 255)).any():
             raise InputError(
-                f"{path}: was saved with lossy compression, so its background is not 0 everywhere; "
-                f"save the mask as PNG"
+                f"{path}: was saved with lossy compression, so its background is not 0 everywhere; save the mask as PNG"
             )
     return values != 0
 

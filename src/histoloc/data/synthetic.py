@@ -57,9 +57,7 @@ class SyntheticImage:
     label: Label
 
 
-def render(
-    label: Label, *, seed: int, index: int, height: int = HEIGHT, width: int = WIDTH
-) -> SyntheticImage:
+def render(label: Label, *, seed: int, index: int, height: int = HEIGHT, width: int = WIDTH) -> SyntheticImage:
     """Render one image; a pure function of its arguments.
 
     Args:

@@ -172,9 +172,7 @@ def write_table(path: Path, rows: pd.DataFrame) -> None:
     standard = [*REQUIRED, *(c for c in OPTIONAL if c in rows.columns)]
     columns = [*standard, *(c for c in rows.columns if c not in standard)]
     cells = {
-        column: [_cell(value, column, folder) for value in rows[column]]
-        if column in rows.columns
-        else [""] * len(rows)
+        column: [_cell(value, column, folder) for value in rows[column]] if column in rows.columns else [""] * len(rows)
         for column in columns
     }
     with atomic_path(path) as temporary:
@@ -211,9 +209,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     except pd.errors.EmptyDataError as error:
         raise InputError(f"{path}: the table is empty; list one image per row") from error
     except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
-        raise InputError(
-            f"{path}: is no readable CSV ({str(error).strip()}); save it as UTF-8 CSV"
-        ) from error
+        raise InputError(f"{path}: is no readable CSV ({str(error).strip()}); save it as UTF-8 CSV") from error
     raw = raw.fillna("").apply(lambda column: column.str.strip())
     columns = raw.iloc[0].tolist()
     _check_columns(path, columns)

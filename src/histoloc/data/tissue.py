@@ -99,9 +99,7 @@ def _stroma(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Field, Fi
     vessels = np.clip(noise(rng, shape, 7) - rng.uniform(1.6, 2.6), 0, 1)
     cells = _scatter(rng, 0.05 * vessels)
     n = len(cells)
-    blood = _splat(
-        shape, cells, rng.uniform(1.8, 2.6, (n, 2)), np.zeros(n), rng.uniform(0.3, 0.5, n), hollow=0.3
-    )
+    blood = _splat(shape, cells, rng.uniform(1.8, 2.6, (n, 2)), np.zeros(n), rng.uniform(0.3, 0.5, n), hollow=0.3)
     return haematoxylin + nuclei, np.clip(eosin + 0.1 * nuclei + blood, 0, None)
 
 

@@ -80,7 +80,10 @@ class Augment:
         steps: list[torch.nn.Module] = [v2.RandomCrop(config.crop)]
         if any((config.brightness, config.contrast, config.saturation, config.hue)):
             steps.append(v2.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue))
-        steps += [v2.RandomHorizontalFlip(config.horizontal_flip), v2.RandomVerticalFlip(config.vertical_flip)]
+        steps += [
+            v2.RandomHorizontalFlip(config.horizontal_flip),
+            v2.RandomVerticalFlip(config.vertical_flip),
+        ]
         self.steps = v2.Compose(steps)
 
     def __call__(self, pixels: Tensor, mask: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:

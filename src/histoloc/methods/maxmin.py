@@ -110,7 +110,7 @@ class MaxMin(Method):
         return (o.sigma_start + o.sigma_step * self.epoch).clamp(max=max(o.sigma_cap, o.sigma_start))
 
     def barrier(self, epoch: int) -> float:
-        """t of the log-barrier in epoch 0, 1, ..."""
+        """T of the log-barrier in epoch 0, 1, ..."""
         o = self.options
         return min(o.barrier_start * o.barrier_factor**epoch, max(o.barrier_cap, o.barrier_start))
 

@@ -32,8 +32,7 @@ class _Row:
 
     def same(self, other: _Row) -> bool:
         return all(
-            np.array_equal(getattr(self, field.name), getattr(other, field.name))
-            for field in dataclasses.fields(self)
+            np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in dataclasses.fields(self)
         )
 
 
@@ -129,9 +128,7 @@ class LocalizationMetrics:
         values = np.asarray(probabilities, dtype=np.float64)
         # Half precision sums to one within a few thousandths.
         if values.shape != (len(self.classes),) or not (values.min() >= 0 and abs(values.sum() - 1) < 1e-2):
-            raise InputError(
-                f"needs {len(self.classes)} probabilities that sum to one, not {values.tolist()}"
-            )
+            raise InputError(f"needs {len(self.classes)} probabilities that sum to one, not {values.tolist()}")
         return values
 
     def state(self) -> State:
@@ -154,9 +151,9 @@ class LocalizationMetrics:
                 [nothing if row.probabilities is None else row.probabilities for row in rows],
                 dtype=np.float64,
             ).reshape(len(rows), len(self.classes)),
-            "counts": np.array(
-                [[getattr(row, key) for key in COUNTS] for row in rows], dtype=np.int64
-            ).reshape(len(rows), len(COUNTS)),
+            "counts": np.array([[getattr(row, key) for key in COUNTS] for row in rows], dtype=np.int64).reshape(
+                len(rows), len(COUNTS)
+            ),
             "has_histogram": np.array([row.histogram is not None for row in rows], dtype=bool),
             "histogram": np.array(histograms, dtype=np.int32).reshape(len(histograms), 2, fn.BINS),
         }
@@ -170,9 +167,7 @@ class LocalizationMetrics:
             InputError: the classes differ, or one image has two different results.
         """
         if tuple(state["classes"].tolist()) != self.classes:
-            raise InputError(
-                f"results for classes {state['classes'].tolist()} and {list(self.classes)} do not add up"
-            )
+            raise InputError(f"results for classes {state['classes'].tolist()} and {list(self.classes)} do not add up")
         histograms = iter(state["histogram"])
         for i, name in enumerate(state["name"].tolist()):
             probabilities = state["probabilities"][i]
@@ -183,9 +178,7 @@ class LocalizationMetrics:
                 **dict(zip(COUNTS, state["counts"][i].tolist(), strict=True)),
             )
             if name in self._rows and not self._rows[name].same(row):
-                raise InputError(
-                    f"{name}: two processes give different results for it; list every image once"
-                )
+                raise InputError(f"{name}: two processes give different results for it; list every image once")
             self._rows[name] = row
 
     def compute(self, bootstrap: int = 1000, seed: int = 0) -> Metrics:
@@ -199,9 +192,7 @@ class LocalizationMetrics:
             InputError: there are no images.
         """
         if not self._rows:
-            raise InputError(
-                "no image was evaluated, so there is nothing to measure; check the table and its split"
-            )
+            raise InputError("no image was evaluated, so there is nothing to measure; check the table and its split")
         return Split(self.state()).metrics(bootstrap, seed)
 
     def per_image(self) -> pd.DataFrame:

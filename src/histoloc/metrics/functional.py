@@ -231,9 +231,7 @@ def as_mask(mask: Mask, what: str) -> NDArray[np.bool_]:
     """`mask` as a bool array (H, W); integers mean "not 0". Raises InputError for anything else."""
     array: NDArray = np.asarray(mask)
     if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "bui":
-        raise InputError(
-            f"the {what} must be an (H, W) array of bool or integers; this is {array.dtype} {array.shape}"
-        )
+        raise InputError(f"the {what} must be an (H, W) array of bool or integers; this is {array.dtype} {array.shape}")
     return array.astype(bool, copy=False)
 
 

@@ -168,9 +168,7 @@ class Split:
         once = np.ones((1, images))
         points, samples = self.statistics(once), resample(self.statistics, images, replicates, seed)
         n = self._numbers_of_images()
-        estimates = {
-            key: _estimate(float(value[0]), samples.get(key), n[key]) for key, value in points.items()
-        }
+        estimates = {key: _estimate(float(value[0]), samples.get(key), n[key]) for key, value in points.items()}
         classes: list[str] = self.state["classes"].tolist()
         curve = [weighted_ratio(once[:, self.has_histogram], *terms)[0] for terms in self.curves]
         pooled = PixelCounts(*(count.sum() for count in self.pixels))

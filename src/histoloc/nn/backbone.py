@@ -135,7 +135,7 @@ def _cut(config: BackboneConfig) -> tuple[nn.Module, int]:
 
 
 def _create(config: BackboneConfig, **options: Any) -> nn.Module | None:
-    """timm's model, for images of any size where the architecture can; None where it does not know the options."""
+    """Timm's model, for images of any size where the architecture can; None where it does not know the options."""
     pretrained = config.weights == "hub"
     for extra in ({"dynamic_img_size": True, "dynamic_img_pad": True}, {}):
         try:

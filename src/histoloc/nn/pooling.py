@@ -54,7 +54,13 @@ class WildcatHead(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.modalities, self.kmax, self.kmin, self.alpha, self.dropout = modalities, kmax, kmin, alpha, dropout
+        self.modalities, self.kmax, self.kmin, self.alpha, self.dropout = (
+            modalities,
+            kmax,
+            kmin,
+            alpha,
+            dropout,
+        )
         self.maps = nn.Conv2d(channels, classes * modalities, kernel_size=1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,9 +63,7 @@ def curves(runs: Sequence[Run]) -> list[Chart]:
         for column in run.log:
             if "/" in str(column) and run.log[column].notna().any():
                 groups.setdefault(str(column).split("/")[0], {})[str(column)] = None
-    return [
-        _curve_group(group, list(columns), logged, run_colours(runs)) for group, columns in groups.items()
-    ]
+    return [_curve_group(group, list(columns), logged, run_colours(runs)) for group, columns in groups.items()]
 
 
 def threshold_sensitivity(runs: Sequence[Run]) -> Chart | None:
@@ -73,9 +71,7 @@ def threshold_sensitivity(runs: Sequence[Run]) -> Chart | None:
 
     The threshold in use is a vertical line; the best mean of the two on this split is marked as an oracle.
     """
-    pairs = [
-        (run, e) for run in runs for e in run.evaluations if e.result.metrics.threshold_curve is not None
-    ]
+    pairs = [(run, e) for run in runs for e in run.evaluations if e.result.metrics.threshold_curve is not None]
     if not pairs:
         return None
     with matplotlib.rc_context(STYLE):

@@ -98,9 +98,7 @@ def choose(images: pd.DataFrame, per_rank: int) -> list[tuple[str, str]]:
 
 def _thirds(ranked: list[str]) -> dict[str, str]:
     cuts = np.array_split(np.array(ranked, dtype=object), 3) if len(ranked) > 2 else [ranked, [], []]
-    return {
-        name: rank for rank, names in zip(("best", "median", "worst"), cuts, strict=True) for name in names
-    }
+    return {name: rank for rank, names in zip(("best", "median", "worst"), cuts, strict=True) for name in names}
 
 
 def _gallery(pairs: Sequence[tuple[Run, Evaluation]], per_rank: int) -> Gallery:
@@ -112,9 +110,7 @@ def _gallery(pairs: Sequence[tuple[Run, Evaluation]], per_rank: int) -> Gallery:
         else:
             notes.append(f"{run.name} kept no maps on {evaluation.split} and is not in the figure.")
     first = pairs[0][1]
-    gallery = Gallery(
-        first.split, Path(first.result.table or "").name, [run.name for run, _ in shown], [], notes
-    )
+    gallery = Gallery(first.split, Path(first.result.table or "").name, [run.name for run, _ in shown], [], notes)
     if not shown:
         return gallery
     tables = [e.images.set_index("name", drop=False) for _, e in shown]
@@ -134,12 +130,8 @@ def _gallery(pairs: Sequence[tuple[Run, Evaluation]], per_rank: int) -> Gallery:
 
 def _row(name: str, rank: str, evaluations: Sequence[Evaluation], cells: list[pd.Series], width: int) -> Row:
     missing: list[str] = []
-    image_path = next(
-        (p for e, c in zip(evaluations, cells, strict=True) if (p := locate(e, c["image"]))), None
-    )
-    mask_path = next(
-        (p for e, c in zip(evaluations, cells, strict=True) if (p := locate(e, c["mask"]))), None
-    )
+    image_path = next((p for e, c in zip(evaluations, cells, strict=True) if (p := locate(e, c["image"]))), None)
+    mask_path = next((p for e, c in zip(evaluations, cells, strict=True) if (p := locate(e, c["mask"]))), None)
     image = _open(image_path, "RGB", width, missing, "image")
     truth = _open(mask_path, "L", None, missing, "truth") if mask_path else None
     truth_small = None
@@ -150,9 +142,7 @@ def _row(name: str, rank: str, evaluations: Sequence[Evaluation], cells: list[pd
         _panel(evaluation, cell, image, truth_small, width, missing)
         for evaluation, cell in zip(evaluations, cells, strict=True)
     ]
-    drawn = (
-        None if image is None or truth_small is None else data_uri(_spotlight(image, truth_small), photo=True)
-    )
+    drawn = None if image is None or truth_small is None else data_uri(_spotlight(image, truth_small), photo=True)
     return Row(
         name=name,
         label=str(cells[0]["label"]),
@@ -208,9 +198,7 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if np.isfinite(value) else NOT_DEFINED
 
 
-def _open(
-    path: Path | None, mode: str, width: int | None, missing: list[str], what: str
-) -> NDArray[np.uint8] | None:
+def _open(path: Path | None, mode: str, width: int | None, missing: list[str], what: str) -> NDArray[np.uint8] | None:
     """Read a picture, scaled down to `width`.
 
     What cannot be read is said in `missing`, because a report without one picture is better than no report.
@@ -221,9 +209,7 @@ def _open(
     try:
         with Image.open(path) as picture:
             if mode == "L":
-                return np.asarray(
-                    picture if picture.mode in ("L", "P", "I", "I;16") else picture.convert("L")
-                )
+                return np.asarray(picture if picture.mode in ("L", "P", "I", "I;16") else picture.convert("L"))
             shown = picture.convert(mode)
             if width is not None and shown.width > width:
                 height, full = _fit((shown.height, shown.width), width)

@@ -68,9 +68,7 @@ def render(runs: Sequence[Run], skipped: Sequence[str] = (), *, title: str | Non
         title: headline; by default the runs' names.
     """
     source = resources.files("histoloc.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent}
     rows, notes = table_rows(runs)
     return environment.from_string(source).render(
@@ -120,9 +118,7 @@ def _default_title(runs: Sequence[Run]) -> str:
 
 def _introduction(runs: Sequence[Run]) -> str:
     """What is shown, in words for a pathologist."""
-    classes = next(
-        (e.result.metrics.classes for r in runs for e in r.evaluations if e.result.metrics.classes), []
-    )
+    classes = next((e.result.metrics.classes for r in runs for e in r.evaluations if e.result.metrics.classes), [])
     named = f" ({_and(classes)})" if classes else ""
     who = "One computer model was" if len(runs) == 1 else f"{len(runs)} computer models were"
     them = "it names" if len(runs) == 1 else "each of them names"

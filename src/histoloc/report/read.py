@@ -245,9 +245,7 @@ def _read_csv(path: Path, required: Sequence[str], **options: Any) -> pd.DataFra
         frame = pd.read_csv(path, **options)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: cannot be read as CSV ({reason}); restore it or leave this run out"
-        ) from error
+        raise InputError(f"{path}: cannot be read as CSV ({reason}); restore it or leave this run out") from error
     if missing := [name for name in required if name not in frame]:
         raise InputError(f"{path}: column `{missing[0]}` is missing; restore it or leave this run out")
     return frame
@@ -267,9 +265,7 @@ def _numeric(path: Path, frame: pd.DataFrame, columns: Iterable[str]) -> pd.Data
 
 def _read_log(path: Path) -> pd.DataFrame:
     frame = _read_csv(path, ["epoch"])
-    return _numeric(
-        path, frame, [c for c in map(str, frame.columns) if "/" in c or c in ("epoch", "selected")]
-    )
+    return _numeric(path, frame, [c for c in map(str, frame.columns) if "/" in c or c in ("epoch", "selected")])
 
 
 def _read_per_image(path: Path) -> pd.DataFrame:
@@ -302,8 +298,7 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
     ]
     twice = repeated([run.name for run in named])
     return [
-        replace(run, name=f"{run.name} ({number})") if run.name in twice else run
-        for number, run in enumerate(named, 1)
+        replace(run, name=f"{run.name} ({number})") if run.name in twice else run for number, run in enumerate(named, 1)
     ]
 
 

@@ -208,9 +208,7 @@ def _oracle(name: str, value: Any) -> str:
     number = value.get("value") if isinstance(value, dict) else value
     if not isinstance(number, int | float):
         return ""
-    return (
-        f"{METRICS[key]} {percent(number)} %" if key in METRICS else f"{key.replace('_', ' ')} {number:.3g}"
-    )
+    return f"{METRICS[key]} {percent(number)} %" if key in METRICS else f"{key.replace('_', ' ')} {number:.3g}"
 
 
 def _number(value: Any) -> float:

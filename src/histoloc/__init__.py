@@ -1,0 +1,65 @@
+"""histoloc: weakly-supervised localization in histology.
+
+    import histoloc
+    found = histoloc.load("runs/sem").predict("image.png")
+    found.label, found.roi, found.mask
+
+Names are loaded when they are first used, so that `import histoloc` alone loads neither torch nor Fabric.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from histoloc.config import RunConfig, run_config
+    from histoloc.data.table import read_table
+    from histoloc.errors import InputError
+    from histoloc.evaluate import evaluate
+    from histoloc.methods import METHODS
+    from histoloc.predict import Predictor, load
+    from histoloc.predict import predict_files as predict
+    from histoloc.report import write_report
+    from histoloc.train import train
+    from histoloc.types import Localization
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "InputError": ("histoloc.errors", "InputError"),
+    "Localization": ("histoloc.types", "Localization"),
+    "METHODS": ("histoloc.methods", "METHODS"),
+    "Predictor": ("histoloc.predict", "Predictor"),
+    "RunConfig": ("histoloc.config", "RunConfig"),
+    "evaluate": ("histoloc.evaluate", "evaluate"),
+    "load": ("histoloc.predict", "load"),
+    "predict": ("histoloc.predict", "predict_files"),
+    "read_table": ("histoloc.data.table", "read_table"),
+    "run_config": ("histoloc.config", "run_config"),
+    "train": ("histoloc.train", "train"),
+    "write_report": ("histoloc.report", "write_report"),
+}
+
+__all__ = [
+    "METHODS",
+    "InputError",
+    "Localization",
+    "Predictor",
+    "RunConfig",
+    "evaluate",
+    "load",
+    "predict",
+    "read_table",
+    "run_config",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'histoloc' has no attribute {name!r}")
+    room, attribute = _ROOMS[name]
+    value = getattr(import_module(room), attribute)
+    # A sub-module of the same name (histoloc.train) is set on the package by the import; the function wins.
+    globals()[name] = value
+    return value

@@ -1,0 +1,227 @@
+"""The command line: each command calls one function and adds nothing."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from histoloc.errors import InputError
+
+app = App(
+    name="histoloc",
+    help="Weakly-supervised localization in histology: train on image labels, get class, region and certainty.",
+    version_flags=["--version"],
+)
+data_app = App(name="data", help="Turn a data set into a table (CSV); nothing downstream knows where it came from.")
+app.command(data_app)
+app.command("histoloc.cli_train:app", name="train", help="Train a method; `histoloc train METHOD --help` lists all.")
+
+Runs = Annotated[list[Path], Parameter(allow_leading_hyphen=False)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; what the user did wrong ends with one sentence and exit code 2."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (InputError, CycloptsError) as error:
+        print(f"histoloc: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("histoloc: interrupted; what was finished is kept", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@app.command
+def quickstart(out: Path = Path("quickstart"), *, seed: int = 0, count: int = 240, epochs: int | None = None) -> None:
+    """Synthetic glands -> train max-min, GAP and all-ones -> evaluate -> report.html, in under five minutes.
+
+    Args:
+        out: folder for images, runs and report; a second call goes on where the first was stopped.
+        seed: of the images and of training.
+        count: number of images.
+        epochs: of each training; by default what the recipe says.
+    """
+    from histoloc.quickstart import quickstart as run
+
+    run(out, seed=seed, count=count, epochs=epochs)
+
+
+@data_app.command(name="glas")
+def data_glas(
+    root: Path,
+    *,
+    out: Path,
+    split: Literal["official", "patient"] = "official",
+    seed: int = 0,
+    folds: int = 5,
+) -> None:
+    """The GlaS challenge's folder -> a table with the published folds, or with patient-disjoint splits.
+
+    Args:
+        root: the folder that holds train_1.bmp ... and Grade.csv, or its parent.
+        out: the table to write (CSV).
+        split: official = train/test of the challenge and the five published folds (patients are shared between them);
+            patient = no patient on two sides.
+        seed: of the patient split.
+        folds: number of folds of the patient split.
+    """
+    from histoloc.data.glas import glas_table
+
+    rows, warnings = glas_table(root, split=split, seed=seed, folds=folds)
+    _write(out, rows, warnings)
+
+
+@data_app.command(name="folder")
+def data_folder(
+    root: Path,
+    *,
+    out: Path,
+    masks: Path | None = None,
+    test: float = 0.2,
+    valid: float = 0.2,
+    seed: int = 0,
+    mpp: float | None = None,
+) -> None:
+    """One folder of images per class -> a table.
+
+    Args:
+        root: holds one folder per class, or train/valid/test folders that hold them.
+        out: the table to write (CSV).
+        masks: parallel folder of masks (same relative names), used only to evaluate.
+        test: share of images for the test split, stratified by class.
+        valid: share of images for the validation split.
+        seed: of the random splits.
+        mpp: micrometres per pixel of the images, for areas in mm².
+    """
+    from histoloc.data.folder import folder_table
+
+    _write(out, folder_table(root, masks=masks, test=test, valid=valid, seed=seed, mpp=mpp), [])
+
+
+@data_app.command(name="synthetic")
+def data_synthetic(*, out: Path, count: int = 400, seed: int = 0, height: int = 256, width: int = 320) -> None:
+    """Procedural H&E glands with instance masks -> images and a table.
+
+    Args:
+        out: folder for images, masks and table.csv.
+        count: number of images, half of each class.
+        seed: the same seed gives the same bytes.
+        height: pixels.
+        width: pixels.
+    """
+    from histoloc.data.synthetic import generate
+
+    print(generate(out, count=count, seed=seed, height=height, width=width))
+
+
+@app.command
+def evaluate(
+    source: Path,
+    *,
+    data: Path,
+    split: Literal["train", "valid", "test"] = "test",
+    fold: int | None = None,
+    threshold: float | None = None,
+    out: Path | None = None,
+    maps: int = 200,
+    device: str = "auto",
+) -> None:
+    """Measure a model, or a folder of anybody's heatmaps, on one split of a table.
+
+    Args:
+        source: a run, a model folder, or a folder with one heatmap per image (STEM.npy, .png or .tif, in [0, 1]).
+        data: the table (CSV).
+        split: which rows.
+        fold: which fold is the validation split; by default the one the model was trained with.
+        threshold: cut the maps here instead of at the model's threshold.
+        out: folder for the results; by default evaluation/SPLIT in the run.
+        maps: keep the maps of so many images, evenly spaced, for the report.
+        device: auto, cpu, cuda, cuda:1, mps.
+    """
+    from histoloc.evaluate import evaluate as run
+    from histoloc.evaluate import summary_line
+
+    result = run(source, data, split=split, fold=fold, threshold=threshold, out=out, maps=maps, device=device)
+    print(summary_line(result))
+
+
+@app.command
+def predict(
+    model: Path,
+    images: Runs,
+    *,
+    out: Path,
+    mpp: float | None = None,
+    threshold: float | None = None,
+    device: str = "auto",
+) -> None:
+    """Localize in images: mask, heatmap and overlay of each, and one CSV with class, probabilities and ROI area.
+
+    Args:
+        model: a run or a model folder.
+        images: image files, or folders of them.
+        out: folder for the results.
+        mpp: micrometres per pixel of the images; gives areas in mm².
+        threshold: cut the maps here instead of at the model's threshold.
+        device: auto, cpu, cuda, cuda:1, mps.
+    """
+    from histoloc.predict import predict_files
+
+    predict_files(model, images, out, mpp=mpp, threshold=threshold, device=device)
+    print(out / "predictions.csv")
+
+
+@app.command
+def report(runs: Runs, *, out: Path = Path("report.html"), title: str | None = None) -> None:
+    """One self-contained HTML page over runs: table with intervals, figure, curves, settings.
+
+    Args:
+        runs: runs, or folders that `histoloc evaluate` wrote.
+        out: the page.
+        title: its headline.
+    """
+    from histoloc.report import write_report
+
+    print(write_report(runs, out, title=title))
+
+
+@app.command
+def methods() -> None:
+    """List the methods."""
+    from histoloc.methods import METHODS
+
+    for name, method in METHODS.items():
+        print(f"{name:10} {method.title:12} learns from: {method.supervision:6} {method.paper}")
+
+
+@app.command
+def recipes() -> None:
+    """List the recipes: published table cells and good defaults."""
+    from histoloc.config import recipe_about, recipe_names
+
+    for name in recipe_names():
+        print(f"{name:18} {recipe_about(name)}")
+
+
+@app.command
+def doctor() -> None:
+    """Say what this machine can do: torch, devices, bf16, OpenSlide, weights found."""
+    from histoloc.doctor import examine
+
+    for name, finding in examine().items():
+        print(f"{name:18} {finding}")
+
+
+def _write(out: Path, rows: "object", warnings: list[str]) -> None:
+    from histoloc.data.table import read_table, write_table
+
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    write_table(out, rows)  # pyright: ignore[reportArgumentType]
+    print(read_table(out).counts().to_string())
+    print(out)
+
+
+if __name__ == "__main__":
+    main()

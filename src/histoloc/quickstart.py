@@ -1,0 +1,46 @@
+"""Synthetic glands -> train -> evaluate -> report.html: the first thing a newcomer runs."""
+
+import dataclasses
+from pathlib import Path
+
+from histoloc.config import read_recipe, run_config
+from histoloc.data.synthetic import generate
+from histoloc.evaluate import evaluate, summary_line
+from histoloc.report import write_report
+from histoloc.train import train
+
+RUNS = {"maxmin": "quickstart-sem", "gap": "quickstart-gap", "allones": None}
+
+
+def quickstart(out: Path, *, seed: int = 0, count: int = 240, epochs: int | None = None) -> Path:
+    """Make images, train max-min, GAP and all-ones on their labels, measure them on the test images, write a report.
+
+    Args:
+        out: folder for everything; what is finished there is not done again.
+        seed: of the images and of training.
+        count: number of images.
+        epochs: of each training; by default the recipe's.
+
+    Returns:
+        The report.
+    """
+    table = out / "images" / "table.csv"
+    if not table.is_file():
+        print(f"1/4 drawing {count} images of synthetic glands")
+        generate(out / "images", count=count, seed=seed)
+    runs = []
+    for step, (method, recipe) in enumerate(RUNS.items()):
+        print(f"{min(step + 2, 4)}/4 {method}: train on the labels, measure on the test images")
+        run = out / "runs" / method
+        if not (run / "metrics.json").is_file():
+            values = read_recipe(recipe) if recipe else {"method": method}
+            config = run_config({**values, "data": str(table), "recipe": recipe}, where=f"recipe {recipe}")
+            training = dataclasses.replace(
+                config.training, seed=seed, epochs=config.training.epochs if epochs is None else epochs
+            )
+            train(dataclasses.replace(config, training=training), run, resume=True)
+            print(f"    {summary_line(evaluate(run, table, split='test'))}")
+        runs.append(run)
+    report = write_report(runs, out / "report.html", title="histoloc quick start: synthetic glands")
+    print(f"report: {report}")
+    return report

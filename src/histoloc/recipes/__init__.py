@@ -1,0 +1,1 @@
+"""Recipes: one YAML for each published table cell or good default."""
