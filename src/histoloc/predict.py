@@ -16,7 +16,7 @@ from histoloc.errors import InputError
 from histoloc.files import atomic_path
 from histoloc.maps import otsu_threshold, resize
 from histoloc.methods import Method
-from histoloc.report.figures import overlay
+from histoloc.pictures import overlay
 from histoloc.types import Localization
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}

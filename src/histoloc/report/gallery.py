@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from histoloc.report.figures import Picture, agreement, data_uri, outline, overlay
+from histoloc.pictures import Picture, agreement, data_uri, outline, overlay
 from histoloc.report.read import Evaluation, Run, locate
 from histoloc.report.tables import NOT_DEFINED
 

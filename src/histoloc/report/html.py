@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from histoloc import pictures
 from histoloc.files import write_text
-from histoloc.report import figures
 from histoloc.report.charts import curves, run_colours, threshold_sensitivity
 from histoloc.report.gallery import galleries
 from histoloc.report.read import Metric, Run, read_runs
@@ -85,12 +85,12 @@ def render(runs: Sequence[Run], skipped: Sequence[str] = (), *, title: str | Non
         colours={
             name: Markup("rgb({},{},{})").format(*colour)
             for name, colour in (
-                ("tp", figures.TRUE_POSITIVE),
-                ("fp", figures.FALSE_POSITIVE),
-                ("fn", figures.FALSE_NEGATIVE),
+                ("tp", pictures.TRUE_POSITIVE),
+                ("fp", pictures.FALSE_POSITIVE),
+                ("fn", pictures.FALSE_NEGATIVE),
             )
         },
-        heat_scale=figures.data_uri(figures.heat_scale(), photo=False),
+        heat_scale=pictures.data_uri(pictures.heat_scale(), photo=False),
         curves=curves(runs),
         run_colours=run_colours(runs),
         confusions=_confusions(runs),

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from histoloc.report import overlay
-from histoloc.report.figures import agreement, data_uri, heat_scale, outline
+from histoloc.pictures import agreement, data_uri, heat_scale, outline, overlay
 from histoloc.report.gallery import choose
 
 # Machado, Oliveira and Fernandes (2009), complete deficiency, linear RGB.
