@@ -1,7 +1,7 @@
 """Loss terms as pure functions.
 
 Logarithms are natural, probabilities are never formed before their logarithm is taken, and every term is computed
-in float32 whatever the network's precision. Losses of single images are returned as (B,) so that the caller decides
+in float32 or better whatever the network's precision. Losses of single images are returned as (B,) so that the caller decides
 over which images to average.
 """
 
@@ -19,7 +19,7 @@ def negative_entropy(logits: Tensor) -> Tensor:
     Returns:
         (B,) in [-log K, 0] nats; smallest where the classes are equally likely.
     """
-    log_p = F.log_softmax(logits.float(), dim=1)
+    log_p = F.log_softmax(_at_least_float32(logits), dim=1)
     return (log_p.exp() * log_p).sum(dim=1)
 
 
@@ -33,7 +33,7 @@ def uniform_cross_entropy(logits: Tensor) -> Tensor:
         (B,) at least log K nats, which is reached where the classes are equally likely. Unlike `negative_entropy`,
         it is convex in the logits and its gradient does not vanish where the classifier is certain.
     """
-    return -F.log_softmax(logits.float(), dim=1).mean(dim=1)
+    return -F.log_softmax(_at_least_float32(logits), dim=1).mean(dim=1)
 
 
 def log_barrier(z: Tensor, t: Tensor | float) -> Tensor:
@@ -47,10 +47,10 @@ def log_barrier(z: Tensor, t: Tensor | float) -> Tensor:
         t: accuracy of the approximation, > 0; the larger, the closer to a hard constraint.
 
     Returns:
-        float32 tensor of the shape of `z`.
+        The shape of `z`; float32 for lower precisions, else the input's type.
     """
-    z = z.float()
-    t = torch.as_tensor(t, dtype=torch.float32, device=z.device)
+    z = _at_least_float32(z)
+    t = torch.as_tensor(t, dtype=z.dtype, device=z.device)
     edge = -1.0 / t**2
     inside = z <= edge
     barrier = -torch.log(-torch.where(inside, z, edge)) / t
@@ -69,9 +69,9 @@ def absolute_size(mask: Tensor, t: Tensor | float) -> Tensor:
         t: the barrier's parameter, > 0.
 
     Returns:
-        (B,) >= (2/t) log 2, reached where both regions cover half of the image.
+        (B,), smallest where both regions cover half of the image: (2/t) log 2 for t >= sqrt 2.
     """
-    share = mask.float().mean(dim=(1, 2, 3))
+    share = _at_least_float32(mask).mean(dim=(1, 2, 3))
     return log_barrier(-share, t) + log_barrier(share - 1.0, t)
 
 
@@ -84,4 +84,8 @@ def empty_map(logits: Tensor) -> Tensor:
     Returns:
         (B,) >= 0 nats.
     """
-    return F.softplus(logits.float()).mean(dim=(1, 2, 3))
+    return F.softplus(_at_least_float32(logits)).mean(dim=(1, 2, 3))
+
+
+def _at_least_float32(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
