@@ -57,6 +57,7 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
     ) -> None:
         from histoloc.evaluate import evaluate, summary_line
         from histoloc.report import write_report
+        from histoloc.train import is_first_process
         from histoloc.train import train as run
 
         chosen = {"options": options, "backbone": backbone, "input": input, "training": training}
@@ -67,6 +68,8 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
             values |= {"recipe": shipped.get("recipe", recipe), "published": shipped.get("published")}
         config: RunConfig = run_config(values, where="command line")
         run(config, out, resume=resume)
+        if not is_first_process():
+            return
         result = evaluate(
             out, data, split="valid", fold=fold, device="cpu" if training.accelerator == "cpu" else "auto"
         )

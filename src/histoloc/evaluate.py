@@ -53,7 +53,7 @@ def evaluate(
             (columns image and class) as `histoloc predict` writes it.
         data: the table.
         split: train, valid or test.
-        fold: which fold is `valid`; by default the one that the model was trained with.
+        fold: which fold is `valid`; by default the one that the model was trained with, where the table has it.
         threshold: cut the maps here instead of at the model's threshold (0.5 for heatmaps).
         out: folder for the results; by default `evaluation/<split>` inside the run or folder.
         maps: of so many images, evenly spaced in the table, maps and masks are kept for the report.
@@ -71,7 +71,9 @@ def evaluate(
         raise InputError(f"{source}: no such folder; give a run, a model folder or a folder of heatmaps")
     config = read_model_config(source) if is_model else None
     if config is not None and fold is None:
-        fold = config.provenance.get("fold")
+        # Another table than that of training may have no folds.
+        trained = config.provenance.get("fold")
+        fold = trained if trained in read_table(data, check_files=False).folds else None
     table = read_table(data, fold=fold, classes=config.classes if config else None)
     samples = table.split(split)
     localizes = _model(source, device, threshold) if config else heatmaps(source, samples, table.classes, threshold)
@@ -164,8 +166,18 @@ def heatmaps(
     """A folder of heatmaps as something that localizes in samples.
 
     Raises:
-        InputError: an image has no heatmap or several, or `predictions.csv` does not name the class of every image.
+        InputError: an image has no heatmap or several, two images would share one, `predictions.csv` does not name the
+            class of every image, or the threshold is outside [0, 1].
     """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"--threshold {threshold} must lie within [0, 1]")
+    owner: dict[str, str] = {}
+    for sample in samples:
+        if (other := owner.setdefault(sample.image.stem, sample.name)) != sample.name:
+            raise InputError(
+                f"{folder}: {other} and {sample.name} would share the heatmap {sample.image.stem}; "
+                "give the images different names"
+            )
     named = {sample.name: _heatmap_file(folder, sample) for sample in samples}
     absent = [name for name, file in named.items() if file is None]
     if absent:
@@ -277,7 +289,11 @@ def _predicted_classes(path: Path, samples: Sequence[Sample], classes: tuple[str
     """Class by sample name from a `predictions.csv`; nothing where there is no such file."""
     if not path.is_file():
         return {}
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as CSV ({reason}); correct or remove the file") from error
     if not {"image", "class"} <= set(rows.columns):
         raise InputError(f"{path}: needs the columns image and class; add them or remove the file")
     by_stem = {Path(image).stem: label for image, label in zip(rows["image"], rows["class"], strict=True)}

@@ -39,7 +39,7 @@ class Predictor:
 
     def __init__(self, method: Method, config: ModelConfig, device: torch.device | str = "cpu") -> None:
         self.method, self.config, self.device = method, config, torch.device(device)
-        self.method.to(self.device, memory_format=torch.channels_last)
+        self.method.to(self.device)
 
     def predict(
         self,
@@ -97,7 +97,7 @@ def load(folder: Path | str, device: str = "auto") -> Predictor:
         InputError: no model folder, a corrupted or foreign one, an unknown device.
     """
     method, config = load_model(Path(folder))
-    return Predictor(method, config, choose_device(device))
+    return Predictor(method.to(memory_format=torch.channels_last), config, choose_device(device))
 
 
 def choose_device(device: str) -> torch.device:

@@ -35,8 +35,9 @@ def quickstart(out: Path, *, seed: int = 0, count: int = 240, epochs: int | None
         if not (run / "metrics.json").is_file():
             values = read_recipe(recipe) if recipe else {"method": method}
             config = run_config({**values, "data": str(table), "recipe": recipe}, where=f"recipe {recipe}")
+            # One device: more would start this whole command again in every process.
             training = dataclasses.replace(
-                config.training, seed=seed, epochs=config.training.epochs if epochs is None else epochs
+                config.training, seed=seed, epochs=config.training.epochs if epochs is None else epochs, devices="1"
             )
             train(dataclasses.replace(config, training=training), run, resume=True)
             print(f"    {summary_line(evaluate(run, table, split='test'))}")

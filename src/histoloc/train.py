@@ -3,24 +3,29 @@
 import dataclasses
 import math
 import os
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, cast
 
 import pandas as pd
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from histoloc.checkpoint import ModelConfig, Selection, Threshold, build_method, save_model
-from histoloc.config import RunConfig, TrainingConfig, plain, read_run, write_run
+from histoloc.config import RunConfig, TrainingConfig, write_run
 from histoloc.data.dataset import EpochBatches, TrainSet, collate, seed_of
 from histoloc.data.table import Table, read_table
 from histoloc.errors import InputError
@@ -28,10 +33,10 @@ from histoloc.evaluate import measure, model_localizes
 from histoloc.files import atomic_path
 from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
+from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
 from histoloc.predict import Predictor
-
-# What may differ when a run is resumed: none of it changes the result.
-_RESUMABLE = {"epochs", "workers", "cache_gb"}
+from histoloc.run_folder import check_claim
+from histoloc.select import check_splits, choose_threshold, number_of_masks, selection_key
 
 
 @dataclass
@@ -67,15 +72,23 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
         InputError: the table, an option or the folder cannot be used; the loss is no longer finite.
     """
     table = read_table(config.data, fold=config.fold)
-    _claim(out, config, resume)
+    check_splits(config, table)
+    check_claim(out, config, resume)
     fabric = _fabric(config.training, out)
     fabric.launch()
     try:
         fit(fabric, config, table, out, progress=progress and fabric.is_global_zero)
+        if fabric.is_global_zero and config.training.threshold == "valid":
+            choose_threshold(out / "model", table, fabric.device)
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
     return out
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes: always, unless training was started on several processes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress: bool) -> None:
@@ -85,43 +98,22 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
     described = describe(config, table)
     method = build_method(described, load_backbone=True)
     if method.supervision == "none":
-        if fabric.is_global_zero:
+        if fabric.is_global_zero and not (out / "model" / "config.json").is_file():
+            write_run(out / "run.yaml", config)
             save_model(out / "model", method.state_dict(), described)
         return
-    training_set = TrainSet(
-        table,
-        table.split("train"),
-        config.input,
-        training.seed,
-        with_masks=method.supervision == "pixel",
-        cache_bytes=int(training.cache_gb * 2**30),
-        progress=progress,
-    )
-    if fabric.world_size > 1 and fabric.device.type == "cuda":
-        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    loader, batches = _loader(fabric, config, table, with_masks=method.supervision == "pixel", progress=progress)
+    method = _share_statistics(fabric, method)
     if training.channels_last:
         method.to(memory_format=torch.channels_last)
-    network = torch.compile(method) if training.compile else method
+    network: Any = torch.compile(method) if training.compile else method
     network, optimizer = fabric.setup(network, make_optimizer(method, training))
-    batches = EpochBatches(
-        len(training_set), training.batch, training.seed, rank=fabric.global_rank, world=fabric.world_size
-    )
-    loader = DataLoader(
-        training_set,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=(workers := _workers(training.workers)),
-        persistent_workers=workers > 0,
-        pin_memory=fabric.device.type == "cuda",
-    )
     done = _restore(fabric, out, network, optimizer)
-    bar = tqdm(
-        total=training.epochs * len(batches),
-        initial=done.epoch * len(batches),
-        desc="training",
-        disable=not progress,
-    )
-    with bar:
+    if fabric.is_global_zero:
+        # Not before everything could be built: a run that never started must not stand in the way of the next.
+        write_run(out / "run.yaml", config)
+    total, initial = training.epochs * len(batches), done.epoch * len(batches)
+    with tqdm(total=total, initial=initial, desc="training", disable=not progress) as bar:
         for epoch in range(done.epoch, training.epochs):
             started = time.perf_counter()
             method.epoch.fill_(epoch)
@@ -149,7 +141,7 @@ def train_epoch(
     """One pass over the training split; returns the mean of every loss term."""
     network.train()
     epoch, sums, seen = batches.epoch, {}, 0.0
-    for step, batch in enumerate(loader):
+    for step, batch in enumerate(_loaded(loader)):
         batch = fabric.to_device(batch)
         if config.training.channels_last:
             batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
@@ -167,9 +159,11 @@ def train_epoch(
         fabric.backward(total * weight)
         optimizer.step()
         optimizer.zero_grad()
+        # Weighted by the global batch, so that the mean over processes is the mean over samples.
+        size = min(batches.batch, batches.count - step * batches.batch)
         for name, value in (terms | {"total": total}).items():
-            sums[name] = sums.get(name, 0.0) + value.detach() * weight * len(batch.names)
-        seen += weight * len(batch.names)
+            sums[name] = sums.get(name, 0.0) + value.detach() * (weight * size)
+        seen += size
         bar.update()
         bar.set_postfix_str(" ".join(f"{name} {value.item():.3g}" for name, value in terms.items()), refresh=False)
     return {f"train/{name}": _mean(fabric, value, seen) for name, value in sums.items()}
@@ -186,7 +180,8 @@ def validate(
     own = samples[fabric.global_rank :: fabric.world_size]
     predictor = Predictor(method, described, fabric.device)
     with fabric.autocast():
-        part, _ = measure(model_localizes(predictor, threshold=0.5), table, own)
+        empty_class = getattr(described.options, "empty_class", None) if with_masks else None
+        part, _ = measure(model_localizes(predictor, threshold=0.5), table, own, empty_class=empty_class)
     metrics = LocalizationMetrics(table.classes)
     for state in _gather(fabric, part.state()):
         metrics.merge(state)
@@ -229,51 +224,7 @@ def finish_epoch(
         with atomic_path(out / "log.csv") as temporary:
             pd.DataFrame(done.rows).to_csv(temporary, index=False)
     fabric.log_dict({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
-    state = {"network": network, "optimizer": optimizer, "progress": dataclasses.asdict(done)}
-    # Every process must call save; only the first one writes.
-    temporary = out / ".last.ckpt.part"
-    fabric.save(temporary, state)
-    if fabric.is_global_zero:
-        temporary.replace(out / "last.ckpt")
-    fabric.barrier()
-
-
-def selection_key(row: dict[str, float], training: TrainingConfig) -> tuple[float, ...]:
-    """Sort key of an epoch: the largest is selected, the latest of equal ones."""
-    error = row.get("valid/cl_error", 0.0)
-    keys: dict[str, tuple[float, ...]] = {
-        "error-loss": (-error, -row.get("valid/cross_entropy", 0.0)),
-        "error-latest": (-error,),
-        "last": (),
-        "pxap-masks": (row.get("valid/pxap", 0.0),),
-    }
-    return keys[training.selection]
-
-
-def make_optimizer(method: Method, training: TrainingConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; the heads may learn at another rate than the backbone."""
-    groups: dict[float, list[torch.nn.Parameter]] = {}
-    for name, parameter in method.named_parameters():
-        factor = 1.0 if ".model." in name else training.head_lr
-        groups.setdefault(factor, []).append(parameter)
-    return torch.optim.SGD(
-        [{"params": p, "factor": factor} for factor, p in groups.items()],
-        lr=training.lr,
-        momentum=training.momentum,
-        nesterov=training.momentum > 0,
-        weight_decay=training.weight_decay,
-    )
-
-
-def learning_rate(training: TrainingConfig, epoch: int) -> float:
-    """The backbone's learning rate in epoch 0, 1, ..."""
-    return max(training.lr * training.lr_factor ** (epoch // training.lr_every), training.lr_floor)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, training: TrainingConfig, epoch: int) -> None:
-    """Set each group's learning rate for the epoch."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(training, epoch) * group["factor"]
+    _save_checkpoint(fabric, out / "last.ckpt", network, optimizer, done)
 
 
 def describe(config: RunConfig, table: Table) -> ModelConfig:
@@ -294,31 +245,16 @@ def describe(config: RunConfig, table: Table) -> ModelConfig:
         config.backbone,
         config.input,
         mpp[len(mpp) // 2] if mpp else None,
+        # "valid" is chosen after the last epoch.
+        Threshold("otsu", None) if config.training.threshold == "otsu" else Threshold(),
         provenance=provenance,
     )
 
 
 def _selected(described: ModelConfig, row: dict[str, float], training: TrainingConfig, table: Table) -> ModelConfig:
-    masks = sum(s.mask is not None for s in table.split("valid")) if training.selection == "pxap-masks" else 0
+    masks = number_of_masks(table) if training.selection == "pxap-masks" else 0
     selection = Selection(training.selection, int(row["epoch"]), masks, masks > 0)
-    threshold = Threshold("otsu", None) if training.threshold == "otsu" else Threshold()
-    return dataclasses.replace(described, selection=selection, threshold=threshold)
-
-
-def _claim(out: Path, config: RunConfig, resume: bool) -> None:
-    """Make the run folder, or make sure that what is there may be continued."""
-    earlier = out / "run.yaml"
-    if not earlier.exists():
-        write_run(earlier, config)
-        return
-    if not resume:
-        raise InputError(f"{out}: holds a run already; add --resume to go on with it, or choose another --out")
-    before, now = _flat(plain(read_run(earlier))), _flat(plain(config))
-    differing = [k for k in now if before.get(k) != now[k] and k.rsplit(".", 1)[-1] not in _RESUMABLE]
-    if differing:
-        said = ", ".join(f"{k} was {before.get(k)} and is {now[k]}" for k in differing)
-        raise InputError(f"{out}: cannot be resumed with other settings ({said}); restore them or choose another --out")
-    write_run(earlier, config)
+    return dataclasses.replace(described, selection=selection)
 
 
 def _fabric(training: TrainingConfig, out: Path) -> Fabric:
@@ -344,6 +280,74 @@ def _fabric(training: TrainingConfig, out: Path) -> Fabric:
         ) from error
 
 
+def _loader(
+    fabric: Fabric, config: RunConfig, table: Table, *, with_masks: bool, progress: bool
+) -> tuple[Iterable[Any], EpochBatches]:
+    training = config.training
+    samples = TrainSet(
+        table,
+        table.split("train"),
+        config.input,
+        training.seed,
+        with_masks=with_masks,
+        cache_bytes=int(training.cache_gb * 2**30),
+        progress=progress,
+    )
+    batches = EpochBatches(
+        len(samples), training.batch, training.seed, rank=fabric.global_rank, world=fabric.world_size
+    )
+    workers = _workers(training.workers)
+    loader = DataLoader(
+        samples,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=fabric.device.type == "cuda",
+    )
+    return loader, batches
+
+
+def _loaded(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's batches; what is wrong with a file is said as if it had been read in this process."""
+    try:
+        yield from loader
+    except InputError as error:
+        # A worker of the loader puts its traceback before the sentence.
+        raise InputError(str(error).strip().rsplit("InputError: ", 1)[-1]) from error
+
+
+def _share_statistics(fabric: Fabric, method: Method) -> Method:
+    """Batch normalisation over the global batch where the backend can."""
+    if fabric.world_size == 1 or not any(isinstance(m, _BatchNorm) for m in method.modules()):
+        return method
+    if fabric.device.type == "cuda":
+        # timm's conversion keeps the activation that its layers hold; torch's would drop it.
+        return cast(Method, convert_sync_batchnorm(method))
+    if fabric.is_global_zero:
+        tqdm.write(
+            "warning: on several CPU processes batch normalisation takes its statistics from each process's share of "
+            "the batch, so results differ from those of one process",
+            file=sys.stderr,
+        )
+    return method
+
+
+def _save_checkpoint(
+    fabric: Fabric, path: Path, network: Any, optimizer: torch.optim.Optimizer, done: Progress
+) -> None:
+    state = {"network": network, "optimizer": optimizer, "progress": dataclasses.asdict(done)}
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        # Every process must call save; only the first one writes.
+        fabric.save(temporary, state)
+        if fabric.is_global_zero:
+            temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room, then --resume") from error
+    fabric.barrier()
+
+
 def _restore(fabric: Fabric, out: Path, network: Any, optimizer: torch.optim.Optimizer) -> Progress:
     path = out / "last.ckpt"
     if not path.exists():
@@ -351,9 +355,10 @@ def _restore(fabric: Fabric, out: Path, network: Any, optimizer: torch.optim.Opt
     state: dict[str, Any] = {"network": network, "optimizer": optimizer}
     try:
         rest = fabric.load(path, state)
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); remove it to train from the start") from error
-    return Progress(**rest["progress"])
+        return Progress(**rest["progress"])
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: cannot be read ({reason}); remove it to train from the start") from error
 
 
 def _workers(asked: int) -> int:
@@ -362,7 +367,7 @@ def _workers(asked: int) -> int:
 
 
 def _mean(fabric: Fabric, value: torch.Tensor, seen: float) -> float:
-    return float(fabric.all_reduce(value / seen, reduce_op="mean"))
+    return float(cast(torch.Tensor, fabric.all_reduce(value / seen, reduce_op="mean")))
 
 
 def _gather(fabric: Fabric, part: Any) -> list[Any]:
@@ -371,13 +376,6 @@ def _gather(fabric: Fabric, part: Any) -> list[Any]:
     parts: list[Any] = [None] * fabric.world_size
     dist.all_gather_object(parts, part)
     return parts
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _summary(row: dict[str, float]) -> str:

@@ -33,7 +33,7 @@ class Setting:
     """
 
     classes: tuple[str, ...]
-    backbone: BackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     make_backbone: Callable[[BackboneConfig], Backbone] = field(default=build_backbone, repr=False)

@@ -22,14 +22,16 @@ class BackboneConfig:
 
     Attributes:
         backbone: any timm model name, a CNN or a ViT.
-        stride: input pixels per feature position; 0 takes the model's own. Where the model cannot be dilated to this
-            stride, the deepest stage that has it is taken.
+        stride: input pixels per feature position; 0 takes the model's own.
+        dilate: reach the stride with all layers by dilating the last stages. Otherwise, or where the model cannot be
+            dilated, the deepest stage that has the stride is the last one: fewer layers, less context, faster.
         weights: "embedded" (ImageNet weights of tf_efficientnet_lite0 that are installed with histoloc), "hub" (timm's
             hub, needs a network), "none" (random), or the path of a local .safetensors/.pth file with timm's keys.
     """
 
     backbone: str = EMBEDDED_BACKBONE
     stride: int = 0
+    dilate: bool = True
     weights: str = "embedded"
 
 
@@ -119,7 +121,8 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], source: Path) -> N
 
 def _cut(config: BackboneConfig) -> tuple[nn.Module, int]:
     """The timm model and the stage that has the wanted stride."""
-    model = _create(config, output_stride=config.stride) if config.stride in (8, 16) else None
+    dilated = config.dilate and config.stride in (8, 16)
+    model = _create(config, output_stride=config.stride) if dilated else None
     if model is None or (config.stride and _feature_info(model)[-1]["reduction"] != config.stride):
         model = _create(config)
     assert model is not None

@@ -16,7 +16,7 @@ def count_of(share: float, positions: int) -> int:
 
 
 def wildcat_score(maps: Tensor, kmax: float, kmin: float, alpha: float, dropout: float = 0.0) -> Tensor:
-    """WILDCAT pooling, Eq. 2 of Durand et al. (2017): mean of the kmax highest plus alpha times that of the kmin lowest.
+    """WILDCAT pooling, Eq. 2 of Durand et al. (2017): mean of the kmax highest + alpha times that of the kmin lowest.
 
     Args:
         maps: (B, K, h, w) class maps.
