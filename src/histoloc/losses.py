@@ -1,8 +1,8 @@
 """Loss terms as pure functions.
 
 Logarithms are natural, probabilities are never formed before their logarithm is taken, and every term is computed
-in float32 or better whatever the network's precision. Losses of single images are returned as (B,) so that the caller decides
-over which images to average.
+in float32 or better whatever the network's precision. Losses of single images are returned as (B,) so that the caller
+decides over which images to average.
 """
 
 import torch
