@@ -143,14 +143,16 @@ def _create(config: BackboneConfig, **options: Any) -> nn.Module | None:
     for extra in ({"dynamic_img_size": True, "dynamic_img_pad": True}, {}):
         try:
             return timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **extra, **options)
-        except (TypeError, AssertionError) as error:
+        except (TypeError, AssertionError, OSError, RuntimeError) as error:
+            if pretrained and isinstance(error, OSError | RuntimeError):
+                raise InputError(
+                    f"backbone {config.backbone}: timm could not load its hub weights ({type(error).__name__}: {error});"
+                    " without a network give --weights embedded, --weights none or the path of a weights file"
+                ) from error
             if not extra and not options:
-                raise InputError(f"backbone {config.backbone}: timm cannot build it ({error})") from error
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"backbone {config.backbone}: timm could not load its hub weights ({type(error).__name__}: {error}); "
-                "without a network give --weights embedded, --weights none or the path of a weights file"
-            ) from error
+                raise InputError(
+                    f"backbone {config.backbone}: timm cannot build it ({error}); choose one of timm.list_models()"
+                ) from error
     return None
 
 
@@ -175,7 +177,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: not a readable weights file ({type(error).__name__}); give .safetensors, or a .pth "
             "that holds a plain state dict"
         ) from error
-    return state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path}: holds no plain state dict (names and tensors); save the model's state_dict() alone")
+    return state
 
 
 def _rename_lite(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
