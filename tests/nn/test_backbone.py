@@ -34,7 +34,8 @@ def test_dilated_backbone_computes_the_same_features_more_densely():
     with torch.no_grad():
         a, b = coarse.eval()(image), fine.eval()(image)
     assert b.shape[-1] == 2 * a.shape[-1]
-    torch.testing.assert_close(a[..., 2:-2, 2:-2], b[..., 0::2, 0::2][..., 2:-2, 2:-2])
+    assert a.abs().max() > 0.01
+    torch.testing.assert_close(a[..., 2:-2, 2:-2], b[..., ::2, ::2][..., 2:-2, 2:-2], rtol=1e-3, atol=1e-4)
 
 
 def test_without_dilation_the_network_ends_at_the_stage_of_the_stride():
