@@ -147,7 +147,8 @@ def _create(config: BackboneConfig, **options: Any) -> nn.Module | None:
             if pretrained and isinstance(error, OSError | RuntimeError):
                 raise InputError(
                     f"backbone {config.backbone}: timm could not load its hub weights "
-                    f"({type(error).__name__}: {error}); without a network give --weights embedded, --weights none or the path of a weights file"
+                    f"({type(error).__name__}: {error}); without a network give "
+                    "--weights embedded, --weights none or the path of a weights file"
                 ) from error
             if not extra and not options:
                 raise InputError(
