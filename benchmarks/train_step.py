@@ -44,7 +44,7 @@ class Variant:
 
     def __init__(self, arguments: argparse.Namespace, *, joint: bool, last: bool, bf16: bool) -> None:
         torch.manual_seed(0)
-        setting = Setting(("benign", "malignant"), BackboneConfig(arguments.backbone, 0, "none"))
+        setting = Setting(("benign", "malignant"), BackboneConfig(arguments.backbone, weights="none"))
         self.format = torch.channels_last if last else torch.contiguous_format
         self.method = METHODS["maxmin"](setting, MaxMinOptions(joint=joint)).train().to(memory_format=self.format)
         self.optimizer = torch.optim.SGD(self.method.parameters(), 1e-3, momentum=0.9, nesterov=True)
