@@ -23,13 +23,15 @@ class MaxMinOptions:
 
     Attributes:
         background: R of Eq. 1 on the background: none, eem (explicit entropy) or sem (surrogate: uniform target).
-        background_weight: lambda of Eq. 1. The authors' 1e-7 has no measurable effect; see docs/lambda.md.
+        background_weight: lambda of Eq. 1. The authors' 1e-7 has no measurable effect: docs/max-min.md.
         background_trains: which parameters R trains: both networks, or the localizer only. A classifier that is
             trained by R can satisfy it by recognising dimmed images instead of empty ones.
         size: asc = absolute size constraints on both regions, or none.
         localizer_weight: weight of the localizer's own cross-entropy, which Eq. 1 lacks and the authors use.
-        slope: w of the mask M+ = sigmoid(w (u - sigma)).
-        sigma_start: sigma in the first epoch; the mask's cut (0.5) lies at u = sigma.
+        slope: w of the mask M+ = sigmoid(w (u - sigma)), u in [0, 1]. The authors' 5 with sigma .15 keeps M+ above .32
+            everywhere; 10 with sigma .5 lets it reach from .007 to .993: docs/max-min.md.
+        sigma_start: sigma in the first epoch; the mask's cut (0.5) lies at u = sigma. The authors: .15, step .001, cap
+            .2.
         sigma_step: added to sigma after each epoch.
         sigma_cap: largest sigma.
         barrier_start: t of the log-barrier in the first epoch.
@@ -55,10 +57,10 @@ class MaxMinOptions:
     background_trains: Literal["both", "localizer"] = "both"
     size: Literal["none", "asc"] = "asc"
     localizer_weight: float = 1.0
-    slope: float = 5.0
-    sigma_start: float = 0.15
-    sigma_step: float = 0.001
-    sigma_cap: float = 0.2
+    slope: float = 10.0
+    sigma_start: float = 0.5
+    sigma_step: float = 0.0
+    sigma_cap: float = 0.5
     barrier_start: float = 5.0
     barrier_factor: float = 1.01
     barrier_cap: float = 10.0
