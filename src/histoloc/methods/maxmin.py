@@ -53,7 +53,7 @@ class MaxMinOptions:
     """
 
     background: Literal["none", "eem", "sem"] = "sem"
-    background_weight: float = 1e-7
+    background_weight: float = 1.0
     background_trains: Literal["both", "localizer"] = "both"
     size: Literal["none", "asc"] = "asc"
     localizer_weight: float = 1.0
