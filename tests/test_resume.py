@@ -52,8 +52,8 @@ def run_until(moment: Callable[[], bool], config, out: Path) -> bool:
 def assert_same(run: Path, expected: Path) -> None:
     assert (run / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
     assert read_model_config(run).selection == read_model_config(expected).selection
-    logs = [pd.read_csv(r / "log.csv").drop(columns=["seconds", "valid_seconds"]) for r in (run, expected)]
-    pd.testing.assert_frame_equal(*logs, check_exact=True)
+    log, log_expected = (pd.read_csv(r / "log.csv").drop(columns=["seconds", "valid_seconds"]) for r in (run, expected))
+    pd.testing.assert_frame_equal(log, log_expected, check_exact=True)
 
 
 def first_change(file: Path) -> Callable[[], bool]:

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import re
 from importlib.metadata import version
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from histoloc.data.dataset import Key, TrainSet, collate, seed_of
 from histoloc.data.image import read_mask
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
+from histoloc.methods.maxmin import MaxMin
 from histoloc.metrics import dice
 from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
 from histoloc.predict import load
@@ -96,7 +99,7 @@ def test_validation_numbers_are_those_of_the_saved_model(tiny, tmp_path):
     config = tiny("gap", selection="last")
     out = train(config, tmp_path / "run", progress=False)
     table, predictor, last = read_table(config.data), load(out, "cpu"), pd.read_csv(out / "log.csv").iloc[-1]
-    found = {s.name: predictor.predict(s.image).probabilities for s in table.split("valid")}
+    found = {s.name: np.asarray(predictor.predict(s.image).probabilities) for s in table.split("valid")}
     true = [float(found[s.name][table.label_index(s)]) for s in table.split("valid")]
     wrong = [found[s.name].argmax() != table.label_index(s) for s in table.split("valid")]
     assert last["valid/cross_entropy"] == pytest.approx(-np.log(true).mean(), rel=1e-5)
@@ -210,7 +213,7 @@ def test_the_model_folder_holds_the_selected_epoch_and_its_sigma(tiny, tmp_path)
     shorter = tiny("maxmin", epochs=chosen + 1, lr=0.02, options=SIGMA, selection="last")
     as_it_was = train(shorter, tmp_path / "shorter", progress=False)
     assert (out / WEIGHTS).read_bytes() == (as_it_was / WEIGHTS).read_bytes()
-    method = load_model(out)[0]
+    method = cast(MaxMin, load_model(out)[0])
     assert load_file(out / WEIGHTS)["epoch"].item() == chosen
     assert float(method.sigma()) == pytest.approx(0.15 + 0.01 * chosen)
 
@@ -220,7 +223,7 @@ def test_selection_by_masks_says_so_and_takes_the_best(tiny, tmp_path):
     log, written = pd.read_csv(out / "log.csv"), json.loads((out / "model" / "config.json").read_text())
     assert {"valid/pxap", "valid/f1_plus", "valid/f1_minus"} <= set(log)
     assert written["selection"] == {
-        "rule": "pxap-masks", "epoch": int(log["valid/pxap"].idxmax()), "masks_used": 4, "uses_masks": True,
+        "rule": "pxap-masks", "epoch": int(log["valid/pxap"].to_numpy().argmax()), "masks_used": 4, "uses_masks": True,
     }  # fmt: skip
 
 
@@ -240,7 +243,7 @@ def _no_mask_may_be_read(monkeypatch):
 @pytest.mark.parametrize("selection", ["error-loss", "error-latest", "last"])
 def test_no_mask_is_opened_unless_it_was_asked_for(tiny, tmp_path, selection):
     out = train(tiny("maxmin", epochs=1, selection=selection), tmp_path / "run", progress=False)
-    assert not any(name in column for column in pd.read_csv(out / "log.csv") for name in ("f1", "pxap"))
+    assert not any(name in str(column) for column in pd.read_csv(out / "log.csv") for name in ("f1", "pxap"))
 
 
 @pytest.mark.usefixtures("_no_mask_may_be_read")
@@ -266,7 +269,7 @@ def test_the_threshold_on_validation_masks_is_the_best_of_all(tiny, gap_run, tin
     assert (threshold.rule, threshold.masks_used, threshold.uses_masks) == ("valid", 4, True)
     assert (out / WEIGHTS).read_bytes() == (gap_run / WEIGHTS).read_bytes()
     predictor, valid = load(out, "cpu"), read_table(tiny_table).split("valid")
-    maps, truth = [predictor.predict(s.image).roi for s in valid], [read_mask(s.mask) for s in valid]
+    maps, truth = [predictor.predict(s.image).roi for s in valid], [read_mask(cast(Path, s.mask)) for s in valid]
 
     def mean_f1(t):
         pairs = [((m >= np.float32(t)), y) for m, y in zip(maps, truth, strict=True)]

@@ -105,7 +105,10 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
     loader, batches = _loader(fabric, config, table, with_masks=method.supervision == "pixel", progress=progress)
     method = _share_statistics(fabric, method)
     if training.channels_last:
-        method.to(memory_format=torch.channels_last)
+        # Only what is learned: DDP cannot broadcast a lone buffer of this memory format.
+        for parameter in method.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     network: Any = torch.compile(method) if training.compile else method
     network, optimizer = fabric.setup(network, make_optimizer(method, training))
     done = _restore(fabric, out, network, optimizer)
