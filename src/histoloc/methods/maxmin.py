@@ -38,8 +38,9 @@ class MaxMinOptions:
         barrier_factor: t is multiplied by this after each epoch.
         barrier_cap: largest t.
         modalities: WILDCAT's maps per class.
-        kmax: WILDCAT's highest activations, as a share of the positions below 1.
-        kmin: WILDCAT's lowest activations, likewise; 0 switches them off.
+        kmax: how many of WILDCAT's highest activations count: below 1 a share of the positions, from 1 up their number
+            (1 is the maximum alone).
+        kmin: how many of its lowest activations count, likewise; 0 switches them off.
         alpha: weight of the lowest activations.
         dropout: dropout on the selected activations in training.
         scale: size of the masked images relative to the image.
@@ -48,7 +49,7 @@ class MaxMinOptions:
         fill: what takes the place of masked-out pixels: grey (zero after normalisation, as the authors), black, mean
             (the image's mean colour) or blur (the blurred image).
         joint: pass both masked images through the classifier as one batch, which is faster and shares the batch
-            statistics; otherwise one after the other. Not possible with background_trains = localizer.
+            statistics; otherwise one after the other, as always with background_trains = localizer.
         empty_class: name of the class whose images have no ROI (normal tissue); needs normalisation none.
     """
 
@@ -219,5 +220,10 @@ def _check(o: MaxMinOptions, classes: tuple[str, ...]) -> None:
             "--empty-class needs --normalisation none: a map that is stretched to [0, 1] in every image has ROI in "
             "every image"
         )
-    if o.barrier_start <= 0 or o.slope <= 0 or not 0 < o.scale <= 1:
-        raise InputError("--barrier-start and --slope must be > 0 and --scale in (0, 1]")
+    # Written so that NaN fails too.
+    if not (o.barrier_start > 0 and o.slope > 0 and 0 < o.scale <= 1):
+        raise InputError("--barrier-start and --slope must be > 0 and --scale in (0, 1]; correct them")
+    if not (o.kmax > 0 and o.kmin >= 0 and o.modalities >= 1 and 0 <= o.dropout < 1):
+        raise InputError("--kmax must be > 0, --kmin >= 0, --modalities >= 1 and --dropout in [0, 1); correct them")
+    if not (o.background_weight >= 0 and o.localizer_weight >= 0):
+        raise InputError("--background-weight and --localizer-weight must be >= 0; correct them")
