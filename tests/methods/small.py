@@ -1,0 +1,41 @@
+"""Small networks and small pictures, so that every method can be tried in many ways."""
+
+import torch
+from torch import Tensor
+
+from histoloc.checkpoint import ModelConfig, build_method
+from histoloc.config import method_class
+from histoloc.data.synthetic import CLASSES, render
+from histoloc.data.transforms import InputConfig, load_tensor, normalise
+from histoloc.methods import Method
+from histoloc.nn.backbone import BackboneConfig
+from histoloc.types import Batch
+
+CNN, VIT = "test_efficientnet", "test_vit"
+
+
+def build(name: str, *, backbone: str = CNN, stride: int = 0, **options: object) -> Method:
+    """A method with the same random weights in every call, in eval mode."""
+    torch.manual_seed(0)
+    chosen = method_class(name).Options(**options)
+    config = ModelConfig(name, CLASSES, chosen, BackboneConfig(backbone, stride, weights="none"))
+    return build_method(config, load_backbone=True).eval()
+
+
+def noise(count: int, height: int, width: int) -> Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def noise_batch(labels: list[int], height: int = 64, width: int = 64) -> Batch:
+    names = tuple(f"{i}.png" for i in range(len(labels)))
+    return Batch(noise(len(labels), height, width), torch.tensor(labels), None, names)
+
+
+def glands(count: int, side: int) -> Batch:
+    """Synthetic glands, the classes by turns."""
+    images: list[Tensor] = []
+    config = InputConfig(small_side=0, crop=side)
+    for index in range(count):
+        picture = render(CLASSES[index % 2], seed=0, index=index, height=side, width=side).image
+        images.append(normalise(load_tensor(picture, config), config))
+    return Batch(torch.stack(images), torch.arange(count) % 2, None, tuple(f"{i}.png" for i in range(count)))

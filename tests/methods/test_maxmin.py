@@ -1,0 +1,386 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from small import VIT, build, noise, noise_batch
+from torch import Tensor
+
+from histoloc.errors import InputError
+from histoloc.maps import normalise_batch, normalise_per_image, resize
+from histoloc.methods.maxmin import MaxMin
+from histoloc.types import Batch, Output
+
+AUTHORS = {"slope": 5.0, "sigma_start": 0.15, "sigma_step": 0.001, "sigma_cap": 0.2}
+
+
+def maxmin(**options: object) -> MaxMin:
+    method = build("maxmin", **options)
+    assert isinstance(method, MaxMin)
+    return method
+
+
+def terms(method: MaxMin, batch: Batch, epoch: int = 0) -> dict[str, Tensor]:
+    return method.loss(method(batch.image), batch, epoch)
+
+
+def gradients(method: MaxMin, term: Tensor) -> dict[str, Tensor]:
+    """Zeros where a parameter has no part in the term."""
+    names, parameters = zip(*method.named_parameters(), strict=True)
+    found = torch.autograd.grad(term, parameters, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+
+def equation_one(
+    out: Output, labels: list[int], *, r: str, weight: float, t: float, localizer_weight: float
+) -> dict[str, float]:
+    """Eq. 1 with the localizer's cross-entropy, image by image, in float64."""
+    rows = range(len(labels))
+    inside = log_softmax(out.logits.detach().double().numpy())
+    outside = log_softmax(out.terms["background"].detach().double().numpy())
+    localizer = log_softmax(out.terms["localizer"].detach().double().numpy())
+    mask = out.terms["mask"].detach().double().numpy()
+    sums = {"foreground": 0.0, "localizer": 0.0, "background": 0.0, "size": 0.0}
+    for i in rows:
+        sums["foreground"] -= inside[i, labels[i]]
+        sums["localizer"] -= localizer_weight * localizer[i, labels[i]]
+        p = np.exp(outside[i])
+        uncertainty = sum(p[k] * outside[i, k] for k in range(2)) if r == "eem" else -outside[i].sum() / 2
+        sums["background"] += weight * uncertainty
+        share = mask[i].sum() / mask[i].size
+        sums["size"] -= (math.log(share) + math.log(1 - share)) / t
+    return {name: value / len(labels) for name, value in sums.items()}
+
+
+@pytest.mark.parametrize("r", ["eem", "sem"])
+def test_loss_is_equation_one(r):
+    method = maxmin(background=r, background_weight=0.3, localizer_weight=0.7)
+    batch = noise_batch([1, 0], 64, 96)
+    out = method(batch.image)
+    got = method.loss(out, batch, 4)
+    expected = equation_one(out, [1, 0], r=r, weight=0.3, t=5 * 1.01**4, localizer_weight=0.7)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert got[name].item() == pytest.approx(value, rel=1e-5), name
+
+
+def test_switches_choose_the_terms():
+    batch = noise_batch([0, 1])
+    assert set(terms(maxmin(), batch)) == {"foreground", "localizer", "background", "size"}
+    assert set(terms(maxmin(background="none"), batch)) == {"foreground", "localizer", "size"}
+    assert set(terms(maxmin(size="none", localizer_weight=0.0), batch)) == {"foreground", "background"}
+    assert set(terms(maxmin(background="none", size="none", localizer_weight=0.0), batch)) == {"foreground"}
+
+
+def test_background_changes_only_its_own_term():
+    batch = noise_batch([0, 1])
+    found = {r: terms(maxmin(background=r), batch) for r in ("none", "eem", "sem")}
+    for name in ("foreground", "localizer", "size"):
+        torch.testing.assert_close(found["none"][name], found["sem"][name])
+        torch.testing.assert_close(found["eem"][name], found["sem"][name])
+    assert -math.log(2) <= found["eem"]["background"].item() < 0
+    assert found["sem"]["background"].item() >= math.log(2) - 1e-6
+
+
+@pytest.mark.parametrize("r", ["eem", "sem"])
+def test_background_weight_scales_term_and_gradient(r):
+    batch, values, slopes = noise_batch([0, 1]), [], []
+    for weight in (1.0, 3.0, 0.0):
+        method = maxmin(background=r, background_weight=weight)
+        term = terms(method, batch)["background"]
+        values.append(term.item())
+        slopes.append(gradients(method, term))
+    assert values[1] == pytest.approx(3 * values[0], rel=1e-5)
+    assert values[2] == 0
+    assert any(g.any() for g in slopes[0].values())
+    for name, slope in slopes[0].items():
+        torch.testing.assert_close(slopes[1][name], 3 * slope, rtol=1e-4, atol=1e-6)
+        assert not slopes[2][name].any()
+
+
+def test_weight_zero_trains_as_no_background():
+    batch = noise_batch([0, 1])
+    off, zero = maxmin(background="none"), maxmin(background_weight=0.0)
+    first = gradients(off, torch.stack(list(terms(off, batch).values())).sum())
+    second = gradients(zero, torch.stack(list(terms(zero, batch).values())).sum())
+    for name, slope in first.items():
+        torch.testing.assert_close(second[name], slope, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("networks", ["shared", "two"])
+def test_background_trains_the_localizer_only(networks):
+    batch = noise_batch([0, 1])
+    both = maxmin(background_trains="both", networks=networks, joint=False)
+    only = maxmin(background_trains="localizer", networks=networks)
+    term_both, term_only = terms(both, batch)["background"], terms(only, batch)["background"]
+    assert term_both.item() == pytest.approx(term_only.item(), rel=1e-6)
+    slopes_both, slopes_only = gradients(both, term_both), gradients(only, term_only)
+    head = [name for name in slopes_only if name.startswith("classifier.1.")]
+    assert head
+    assert all(slopes_both[name].any() for name in head)
+    assert not any(slopes_only[name].any() for name in head)
+    localizer = [name for name in slopes_only if name.startswith("localizer")]
+    assert all(slopes_only[name].any() for name in localizer)
+    if networks == "two":
+        classifier = [name for name in slopes_only if name.startswith("classifier.")]
+        assert len(classifier) > len(head)
+        assert not any(slopes_only[name].any() for name in classifier)
+        for name in localizer:  # what the mask is told about the background is the same
+            torch.testing.assert_close(slopes_only[name], slopes_both[name])
+
+
+def test_background_that_trains_the_localizer_leaves_the_classifier_a_foreground_gradient():
+    method, batch = maxmin(background_trains="localizer", networks="two"), noise_batch([0, 1])
+    slopes = gradients(method, torch.stack(list(terms(method, batch).values())).sum())
+    assert all(slope.any() for slope in slopes.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"background": "none", "size": "none", "localizer_weight": 0.0},
+        {"background": "eem", "networks": "two", "joint": False},
+        {"background_trains": "localizer", "kmin": 0.2, "fill": "black"},
+        {"empty_class": "benign", "normalisation": "none", "background": "none"},
+        {"empty_class": "benign", "normalisation": "none", "networks": "two", "fill": "mean"},
+    ],
+)
+def test_gradients_reach_every_parameter_with_any_switch(options):
+    method, batch = maxmin(**options).train(), noise_batch([0, 1])
+    for name, slope in gradients(method, torch.stack(list(terms(method, batch).values())).sum()).items():
+        assert torch.isfinite(slope).all(), name
+        assert slope.any(), name
+
+
+def test_who_is_trained_does_not_change_the_statistics():
+    batch, states = noise_batch([0, 1]), []
+    for trains in ("both", "localizer"):
+        method = maxmin(background_trains=trains, networks="two", joint=False, dropout=0.0).train()
+        method(batch.image)
+        states.append(method.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    counted = [name for name in states[0] if name.startswith("classifier.") and name.endswith("num_batches_tracked")]
+    assert counted
+    assert all(states[0][name] == 2 for name in counted)
+
+
+def test_two_networks_have_one_encoder_more():
+    shared, two = maxmin(networks="shared"), maxmin(networks="two")
+    count = {m: sum(p.numel() for p in m.parameters()) for m in (shared, two, shared.localizer)}
+    assert count[two] == count[shared] + count[shared.localizer]
+    assert shared.classifier[0] is shared.localizer
+    assert two.classifier[0] is not two.localizer
+
+
+def test_class_is_read_from_the_inside_and_roi_is_the_mask():
+    method, image = maxmin(), noise(2, 64, 96)
+    with torch.no_grad():
+        out, found = method(image), method.localize(image)
+        logits, evidence, mask = method.locate(image)
+        inside = method.classifier(method.cut(image, mask))[0]
+        outside = method.classifier(method.cut(image, 1 - mask))[0]
+    torch.testing.assert_close(out.logits, inside)
+    torch.testing.assert_close(out.terms["background"], outside)
+    torch.testing.assert_close(out.terms["localizer"], logits)
+    torch.testing.assert_close(out.roi, evidence)
+    assert torch.equal(found.roi, mask)
+    torch.testing.assert_close(found.probabilities, inside.softmax(dim=1))
+
+
+def test_evidence_weighs_the_class_maps_by_predicted_probabilities():
+    method, image = maxmin(), noise(2, 64, 96)
+    with torch.no_grad():
+        logits, maps = method.localizer_head(method.localizer(image))
+        evidence = method.locate(image)[1]
+    p = logits.softmax(dim=1)
+    for i in range(2):
+        torch.testing.assert_close(evidence[i, 0], p[i, 0] * maps[i, 0] + p[i, 1] * maps[i, 1])
+
+
+@pytest.mark.parametrize("normalisation", ["image", "batch", "none"])
+def test_normalisation_and_neighbours(normalisation):
+    method, image = maxmin(normalisation=normalisation), noise(3, 64, 96)
+    image[2] *= 20  # an image whose evidence has another range
+    with torch.no_grad():
+        together, alone = method.locate(image)[2][:1], method.locate(image[:1])[2]
+    if normalisation == "batch":
+        assert (together - alone).abs().max() > 0.01
+    else:
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalisation", ["image", "batch", "none"])
+def test_mask_by_hand(normalisation):
+    method, image = maxmin(normalisation=normalisation, **AUTHORS), noise(2, 64, 96)
+    with torch.no_grad():
+        _, evidence, mask = method.locate(image)
+    u = resize(evidence, (64, 96))
+    if normalisation == "none":
+        expected, inside = 1 / (1 + (-5 * u).exp()), u >= 0
+    else:
+        u = normalise_per_image(u) if normalisation == "image" else normalise_batch(u)
+        expected, inside = 1 / (1 + (-5 * (u - 0.15)).exp()), u >= torch.tensor(0.15)
+    torch.testing.assert_close(mask, expected)
+    assert torch.equal(mask >= 0.5, inside)
+    if normalisation != "none":
+        assert inside.any()
+        assert not inside.all()
+
+
+def test_sigma_follows_the_authors_schedule():
+    method = maxmin(**AUTHORS)
+    for epoch, sigma in ((0, 0.15), (10, 0.16), (50, 0.2), (79, 0.2)):
+        method.epoch.fill_(epoch)
+        assert method.sigma().item() == pytest.approx(sigma)
+
+
+def test_sigma_is_constant_without_a_step():
+    method = maxmin(sigma_start=0.5, sigma_step=0.0, sigma_cap=0.2)  # the cap never moves the start
+    method.epoch.fill_(60)
+    assert method.sigma().item() == 0.5
+
+
+def test_sigma_travels_with_the_weights():
+    trained, loaded, image = maxmin(**AUTHORS), maxmin(**AUTHORS), noise(1, 64, 64)
+    trained.epoch.fill_(30)
+    assert loaded.sigma().item() == pytest.approx(0.15)
+    loaded.load_state_dict(trained.state_dict())
+    assert loaded.sigma().item() == pytest.approx(0.18)
+    with torch.no_grad():
+        assert torch.equal(loaded.locate(image)[2], trained.locate(image)[2])
+
+
+def test_barrier_grows_to_its_cap():
+    method = maxmin()
+    assert method.barrier(0) == 5
+    assert method.barrier(1) == pytest.approx(5.05)
+    assert method.barrier(69) == pytest.approx(5 * 1.01**69)
+    assert method.barrier(70) == method.barrier(500) == 10
+    out, batch = method(noise(2, 64, 64)), noise_batch([0, 1])
+    first, last = (method.loss(out, batch, epoch)["size"].item() for epoch in (0, 200))
+    assert first == pytest.approx(2 * last, rel=1e-5)  # t = 5 and t = 10
+
+
+def shown(method: MaxMin, normalised: Tensor) -> Tensor:
+    """Colours in [0, 1] as a person sees them."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (method.setting.mean, method.setting.std))
+    return normalised * std + mean
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.8])
+def test_fills(scale):
+    image = noise(2, 100, 160)
+    nothing, everything = torch.zeros(2, 1, 100, 160), torch.ones(2, 1, 100, 160)
+    size = (100, 160) if scale == 1 else (80, 128)
+    filled = {}
+    for fill in ("grey", "black", "mean", "blur"):
+        method = maxmin(fill=fill, scale=scale)
+        filled[fill] = method.cut(image, nothing)
+        assert filled[fill].shape == (2, 3, *size)
+        torch.testing.assert_close(method.cut(image, everything), resize(image, size))
+    torch.testing.assert_close(filled["grey"], torch.zeros(2, 3, *size))
+    torch.testing.assert_close(shown(maxmin(), filled["black"]), torch.zeros(2, 3, *size))
+    mean = image.mean(dim=(2, 3), keepdim=True).expand(2, 3, *size)
+    torch.testing.assert_close(filled["mean"], mean)
+    assert filled["blur"].std() < 0.1 * image.std()
+    torch.testing.assert_close(filled["blur"].mean(dim=(2, 3)), image.mean(dim=(2, 3)), rtol=0, atol=0.05)
+
+
+def test_fills_keep_a_plain_image():
+    image = torch.tensor([0.3, -0.2, 0.9]).view(1, 3, 1, 1).expand(1, 3, 96, 64)
+    mask = torch.rand(1, 1, 96, 64, generator=torch.Generator().manual_seed(0))
+    for fill in ("mean", "blur"):
+        torch.testing.assert_close(maxmin(fill=fill, scale=1.0).cut(image, mask), image)
+
+
+def test_parts_of_a_fill_add_up():
+    image, mask = noise(1, 64, 64), torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    for fill in ("grey", "black", "mean", "blur"):
+        method = maxmin(fill=fill)
+        none = method.cut(image, torch.zeros_like(mask))
+        torch.testing.assert_close(
+            method.cut(image, mask) + method.cut(image, 1 - mask),
+            method.cut(image, torch.ones_like(mask)) + none,
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+def test_small_images_are_not_scaled_away():
+    assert maxmin(scale=0.1).cut(noise(1, 64, 400), torch.ones(1, 1, 64, 400)).shape == (1, 3, 32, 40)
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", VIT])
+def test_joint_pass_equals_separate_passes(backbone):
+    batch = noise_batch([0, 1, 1])
+    joint, apart = maxmin(joint=True, backbone=backbone), maxmin(joint=False, backbone=backbone)
+    first, second = terms(joint, batch), terms(apart, batch)
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-6)
+    slopes = gradients(apart, torch.stack(list(second.values())).sum())
+    for name, slope in gradients(joint, torch.stack(list(first.values())).sum()).items():
+        torch.testing.assert_close(slope, slopes[name], rtol=1e-3, atol=1e-5)
+
+
+EMPTY = {"empty_class": "benign", "normalisation": "none"}
+
+
+@pytest.mark.parametrize("background", ["none", "sem"])
+def test_images_without_roi(background):
+    method = maxmin(**EMPTY, background=background)
+    batch = noise_batch([0, 0])
+    out = method(batch.image)
+    got = method.loss(out, batch, 0)
+    assert method.roi_head is not None
+    assert got["foreground"].item() == got["size"].item() == 0
+    if background != "none":
+        assert got["background"].item() == 0
+    outside = out.terms["background"].log_softmax(dim=1)[:, 0]
+    no_roi = (1 - out.roi.sigmoid()).log().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(got["empty"], -(outside + no_roi).mean())
+    torch.testing.assert_close(got["localizer"], -out.logits.log_softmax(dim=1)[:, 0].mean())
+
+
+def test_images_with_roi_beside_images_without():
+    method, batch = maxmin(**EMPTY), noise_batch([1, 0])
+    mixed = terms(method, batch)
+    with_roi = terms(method, batch._replace(image=batch.image[:1], label=batch.label[:1]))
+    without = terms(method, batch._replace(image=batch.image[1:], label=batch.label[1:]))
+    assert with_roi["empty"].item() == 0
+    for name in ("foreground", "background", "size"):
+        assert mixed[name].item() == pytest.approx(with_roi[name].item() / 2, rel=1e-4), name
+    assert mixed["empty"].item() == pytest.approx(without["empty"].item() / 2, rel=1e-4)
+
+
+def test_class_is_read_from_the_whole_image_where_a_class_has_no_roi():
+    method, image = maxmin(**EMPTY), noise(2, 64, 64)
+    with torch.no_grad():
+        found, (logits, evidence, mask) = method.localize(image), method.locate(image)
+    torch.testing.assert_close(found.probabilities, logits.softmax(dim=1))
+    torch.testing.assert_close(mask, (10 * resize(evidence, (64, 64))).sigmoid())
+    assert torch.equal(found.roi, mask)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"empty_class": "normal", "normalisation": "none"}, r"'normal' is not a class .*\['benign', 'malignant'\]"),
+        ({"empty_class": "benign"}, "needs --normalisation none"),
+        ({"slope": 0.0}, "--slope must be > 0"),
+        ({"barrier_start": 0.0}, "--barrier-start"),
+        ({"scale": 1.2}, "--scale"),
+        ({"kmax": 0.0}, "--kmax"),
+        ({"kmin": -0.1}, "--kmin"),
+        ({"modalities": 0}, "--modalities"),
+        ({"dropout": 1.0}, "--dropout"),
+        ({"background_weight": -1.0}, "--background-weight"),
+        ({"background_weight": math.nan}, "--background-weight"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(InputError, match=message):
+        maxmin(**options)
