@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -14,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-import histoloc.evaluate
 from histoloc.checkpoint import build_method, load_model, read_model_config
 from histoloc.config import TrainingConfig
 from histoloc.data.dataset import Key, TrainSet, collate, seed_of
 from histoloc.data.image import read_mask
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
+from histoloc.evaluate import evaluate
 from histoloc.methods.maxmin import MaxMin
 from histoloc.metrics import dice
 from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -235,7 +236,8 @@ def _no_mask_may_be_read(monkeypatch):
     def refuse(path):
         raise AssertionError(f"{path} was opened")
 
-    monkeypatch.setattr("histoloc.evaluate.read_mask", refuse)
+    # By its module: histoloc.evaluate is the function.
+    monkeypatch.setattr(sys.modules["histoloc.evaluate"], "read_mask", refuse)
     monkeypatch.setattr("histoloc.data.dataset.read_mask", refuse)
 
 
@@ -282,7 +284,7 @@ def test_the_threshold_on_validation_masks_is_the_best_of_all(tiny, gap_run, tin
 
 def test_the_chosen_threshold_is_named_where_the_model_is_evaluated(tiny, tiny_table, tmp_path):
     out = train(tiny("gap", epochs=1, threshold="valid"), tmp_path / "run", progress=False)
-    histoloc.evaluate.evaluate(out, tiny_table, device="cpu", progress=False)
+    evaluate(out, tiny_table, device="cpu", progress=False)
     written = json.loads((out / "metrics.json").read_text())
     assert written["uses_masks"] == ["threshold chosen on 4 validation masks"]
     assert written["threshold"]["rule"] == "valid"

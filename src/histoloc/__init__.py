@@ -7,7 +7,9 @@
 Names are loaded when they are first used, so that `import histoloc` alone loads neither torch nor Fabric.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,7 +61,19 @@ def __getattr__(name: str) -> Any:
     if name not in _ROOMS:
         raise AttributeError(f"module 'histoloc' has no attribute {name!r}")
     room, attribute = _ROOMS[name]
-    value = getattr(import_module(room), attribute)
-    # A sub-module of the same name (histoloc.train) is set on the package by the import; the function wins.
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(room), attribute)
     return value
+
+
+class _Package(ModuleType):
+    """Python sets an imported sub-module on its package; `histoloc.train` is to stay the function, whatever is loaded.
+
+    Without this, `histoloc.load(...)` would turn `histoloc.predict` into a module.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _ROOMS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
