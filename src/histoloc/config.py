@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
@@ -70,16 +70,16 @@ class TrainingConfig:
     channels_last: bool = True
     compile: bool = False
     accelerator: str = "auto"
-    devices: str = "auto"
+    devices: Annotated[str, Field(coerce_numbers_to_str=True)] = "auto"
     nodes: int = 1
     workers: int = -1
     cache_gb: float = 4.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or self.lr_every < 1:
-            raise InputError("--epochs, --batch and --lr-every must be at least 1")
-        if self.lr <= 0 or self.head_lr <= 0:
-            raise InputError("--lr and --head-lr must be above 0")
+            raise InputError("--epochs, --batch and --lr-every must be at least 1; correct them")
+        if not (self.lr > 0 and self.head_lr > 0):  # NaN fails too
+            raise InputError("--lr and --head-lr must be above 0; correct them")
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,12 @@ def strict(kind: type[T], values: Mapping[str, Any], where: str) -> T:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
+        own = first.get("ctx", {}).get("error")
+        if isinstance(own, InputError):  # raised by a dataclass about its own values: it says all there is to say
+            raise InputError(f"{where}: {own}") from error
         key = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"{where}: {key or 'value'} = {first['input']!r} is wrong ({first['msg'].lower()}); correct this value"
-        ) from error
+        reason = first["msg"][:1].lower() + first["msg"][1:]
+        raise InputError(f"{where}: {key or 'value'} = {first['input']!r} is wrong ({reason}); correct it") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -227,13 +229,17 @@ def plain(value: Any) -> Any:
 
 def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
     if not isinstance(values, Mapping):
-        raise InputError(f"{where}: {prefix or 'the file'} must hold `key: value` pairs; correct it")
+        raise InputError(f"{where}: {prefix.rstrip('.') or 'this'} must hold `key: value` pairs; correct it")
     hints = get_type_hints(kind)
     for key, value in values.items():
         if key not in hints:
             raise InputError(f"{where}: unknown key {prefix}{key}{_nearest(str(key), hints)}; correct or remove it")
-        if dataclasses.is_dataclass(hints[key]):
-            _check_keys(hints[key], value, where, f"{prefix}{key}.")
+        parts = get_args(hints[key]) or (hints[key],)  # `Published | None` has two
+        if value is None and type(None) in parts:
+            continue
+        for part in parts:
+            if isinstance(part, type) and dataclasses.is_dataclass(part):
+                _check_keys(part, value, where, f"{prefix}{key}.")
     missing = [
         f.name
         for f in dataclasses.fields(kind)
