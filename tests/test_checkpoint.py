@@ -84,6 +84,10 @@ def test_folder_holds_two_files_and_no_pickle(folder):
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["classes"][2] == "gräulich"
 
 
+def test_weights_may_be_read_by_whom_the_configuration_may(folder):
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
 def test_run_is_opened_by_its_model(folder):
     assert find_model(folder.parent) == find_model(folder) == folder
     assert read_model_config(folder.parent).classes == ("benign", "malignant", "gräulich")
@@ -215,12 +219,14 @@ def test_failed_writing_leaves_the_old_model(folder, monkeypatch):
     before = load_file(folder / "model.safetensors")
     method, config = load_model(folder)
 
-    def full(tensors, path):
-        Path(path).write_bytes(b"half")
+    def full(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(InputError, match="No space left on device"):
-        save_model(folder, method.state_dict(), config)
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "write_bytes", full)
+        with pytest.raises(InputError, match=r"model\.safetensors: cannot be written \(No space left on device\)"):
+            save_model(folder, method.state_dict(), config)
     assert sorted(f.name for f in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert all(torch.equal(value, before[key]) for key, value in load_model(folder)[0].state_dict().items())

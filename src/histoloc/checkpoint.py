@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from histoloc.config import SelectionRule, ThresholdRule, method_class, plain, strict
 from histoloc.data.transforms import InputConfig
@@ -93,7 +93,8 @@ def save_model(folder: Path, weights: Mapping[str, torch.Tensor], config: ModelC
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     path = folder / "model.safetensors"
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
+        # Not save_file: it makes a file that only its owner may read, and hides a full disk from atomic_path.
+        temporary.write_bytes(save(tensors))
     config = dataclasses.replace(config, weights_sha256=_sha256(path))
     write_json(folder / "config.json", plain(config))
 
