@@ -4,6 +4,7 @@ It stands apart from cli.py because it needs torch, and `histoloc --help` does n
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,7 +37,9 @@ def _from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
         flat |= {k: v for k, v in (values.get(section) or {}).items() if v is not None}
     flags = {key.replace("_", "-"): value for key, value in plain(flat).items()}
     flags = {key: value for key, value in flags.items() if f"--{key}" in known}
-    Dict(flags, source=given, use_commands_as_keys=False)(app, commands, arguments)
+    # Nested below the commands: Cyclopts drops a flat key that is also a command, as `data` is.
+    nested = functools.reduce(lambda inner, name: {name: inner}, reversed(commands), flags)
+    Dict(nested, source=given)(app, commands, arguments)
 
 
 app = App(name="train", help="Train a method on image labels.", config=_from_recipe)
