@@ -1,5 +1,6 @@
 """From a decoded image to the network's input: one deterministic half, shared by all, and one random half."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,8 +50,15 @@ class InputConfig:
                 f"--crop {self.crop} must be at least 32 and at most --small-side {self.small_side}; "
                 "an image smaller than the crop cannot be cropped"
             )
-        if min(self.std) <= 0 or not 0 <= self.hue <= 0.5:
-            raise InputError("--std must be above 0 and --hue within [0, 0.5]")
+        # Written so that NaN fails too.
+        if not (all(s > 0 for s in self.std) and all(-math.inf < m < math.inf for m in self.mean)):
+            raise InputError("--std must be above 0 and --mean finite; correct them")
+        if not (all(0 <= j < math.inf for j in (self.brightness, self.contrast, self.saturation))):
+            raise InputError("--brightness, --contrast and --saturation must be at least 0; correct them")
+        if not (0 <= self.hue <= 0.5 and 0 <= self.horizontal_flip <= 1 and 0 <= self.vertical_flip <= 1):
+            raise InputError(
+                "--hue must be within [0, 0.5], --horizontal-flip and --vertical-flip within [0, 1]; correct them"
+            )
 
 
 def resize_small_side(pixels: Tensor, small_side: int, *, nearest: bool = False) -> Tensor:
