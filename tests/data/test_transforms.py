@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import v2
+
+from histoloc.data.transforms import Augment, InputConfig, load_tensor, normalise, resize_small_side
+from histoloc.errors import InputError
+
+PLAIN = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "horizontal_flip": 0, "vertical_flip": 0}
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    return torch.randint(256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((522, 775), (432, 641)), ((775, 522), (641, 432)), ((100, 100), (432, 432))]
+)
+def test_small_side_and_aspect(size, expected):
+    assert tuple(resize_small_side(picture(*size), 432).shape[-2:]) == expected
+
+
+def test_resizing_nothing_returns_the_image_itself():
+    image = picture(64, 80)
+    assert resize_small_side(image, 64) is image
+    assert resize_small_side(image, 0) is image
+
+
+def test_nearest_makes_no_new_labels():
+    mask = (picture(50, 70)[:1] > 200).to(torch.uint8)
+    resized = resize_small_side(mask, 133, nearest=True)
+    assert resized.shape[-2] == 133
+    assert set(resized.unique().tolist()) == {0, 1}
+    assert resized.float().mean().item() == pytest.approx(mask.float().mean().item(), abs=0.02)
+
+
+def test_resizing_averages_when_it_shrinks():
+    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    stripes[:, :, ::2] = 200
+    assert (resize_small_side(stripes, 16).float() - 100).abs().max() <= 10  # without antialiasing: 0 or 200
+
+
+def test_load_tensor_keeps_pixels():
+    image = picture(40, 60).permute(1, 2, 0).numpy()
+    got = load_tensor(image[:, ::-1], InputConfig(small_side=0, crop=32))
+    assert got.dtype == torch.uint8
+    assert got.is_contiguous()
+    np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), image[:, ::-1])
+
+
+def test_normalise_by_hand():
+    pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).view(3, 1, 1)
+    got = normalise(pixels, InputConfig(mean=(0.5, 0.5, 0.1), std=(0.5, 0.25, 0.1)))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.flatten(), torch.tensor([-1.0, 2.0, 1.0]))
+
+
+def test_plain_crop_has_the_exact_values():
+    config = InputConfig(small_side=0, crop=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), **PLAIN)
+    pixels = picture(40, 48)
+    got, _ = Augment(config)(pixels, None, seed=3)
+    mean, std = torch.tensor(config.mean).view(3, 1, 1), torch.tensor(config.std).view(3, 1, 1)
+    whole = (pixels.float() / 255 - mean) / std
+    places = [
+        (top, left)
+        for top in range(9)
+        for left in range(17)
+        if torch.allclose(got, whole[:, top : top + 32, left : left + 32], atol=1e-6)
+    ]
+    assert len(places) == 1
+
+
+def test_crop_reaches_every_place():
+    augment, pixels = Augment(InputConfig(small_side=0, crop=32, **PLAIN)), torch.zeros(3, 34, 34, dtype=torch.uint8)
+    pixels[:] = torch.arange(34 * 34).view(34, 34) // 5
+    firsts = {augment(pixels, None, seed)[0][0, 0, 0].item() for seed in range(100)}
+    assert len(firsts) == len({float(pixels[0, top, left]) for top in range(3) for left in range(3)})
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**63 - 1), top=st.integers(0, 47), left=st.integers(0, 63), turns=st.booleans())
+def test_image_and_mask_move_together(seed, top, left, turns):
+    pixels, mask = torch.zeros(3, 48, 64, dtype=torch.uint8), torch.zeros(1, 48, 64, dtype=torch.uint8)
+    pixels[:, top, left], mask[:, top, left] = 255, 1
+    flips = PLAIN | {"horizontal_flip": 0.5, "vertical_flip": 0.5}
+    image, moved = Augment(InputConfig(small_side=0, crop=40, quarter_turns=turns, **flips))(pixels, mask, seed)
+    assert moved is not None
+    assert moved.dtype == torch.float32
+    assert image.shape == (3, 40, 40)
+    torch.testing.assert_close(moved, image[:1] / 2 + 0.5)
+
+
+def test_colours_change_and_masks_do_not():
+    pixels, mask = picture(48, 48), (picture(48, 48)[:1] > 128).to(torch.uint8)
+    flips = {"horizontal_flip": 0, "vertical_flip": 0}
+    coloured = Augment(InputConfig(small_side=0, crop=48, **flips))(pixels, mask, 1)
+    plain = Augment(InputConfig(small_side=0, crop=48, **PLAIN))(pixels, mask, 1)
+    assert coloured[1] is not None
+    assert plain[1] is not None
+    assert (coloured[0] - plain[0]).abs().mean() > 0.02
+    assert torch.equal(coloured[1], plain[1])
+    assert torch.equal(plain[1], mask.float())
+
+
+@pytest.mark.parametrize("option", ["horizontal_flip", "vertical_flip"])
+def test_flips(option):
+    pixels = picture(32, 32)
+    got = Augment(InputConfig(small_side=0, crop=32, **PLAIN | {option: 1}))(pixels, None, 0)[0]
+    expected = pixels.flip(-1 if option == "horizontal_flip" else -2)
+    assert torch.equal(got, normalise(expected, InputConfig()))
+
+
+def test_quarter_turns_reach_all_four():
+    pixels, augment = picture(32, 32), Augment(InputConfig(small_side=0, crop=32, quarter_turns=True, **PLAIN))
+    expected = [normalise(torch.rot90(pixels, k, (-2, -1)), InputConfig()) for k in range(4)]
+    found = {next(k for k in range(4) if torch.equal(augment(pixels, None, s)[0], expected[k])) for s in range(40)}
+    assert found == {0, 1, 2, 3}
+
+
+def test_augmentation_is_a_function_of_the_seed():
+    augment, pixels, mask = Augment(InputConfig(small_side=0, crop=32)), picture(48, 64), picture(48, 64)[:1] // 128
+    first = augment(pixels, mask, 5)
+    torch.manual_seed(99)
+    augment(pixels, mask, 6)
+    again = Augment(InputConfig(small_side=0, crop=32))(pixels, mask, 5)
+    assert torch.equal(first[0], again[0])
+    assert first[1] is not None
+    assert again[1] is not None
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], augment(pixels, mask, 6)[0])
+
+
+def test_mask_does_not_change_the_image():
+    augment, pixels = Augment(InputConfig(small_side=0, crop=32)), picture(48, 64)
+    assert torch.equal(augment(pixels, None, 5)[0], augment(pixels, picture(48, 64)[:1] // 128, 5)[0])
+
+
+def test_augmentation_leaves_global_randomness_and_its_input_alone():
+    pixels = picture(48, 64)
+    before, state, numpy_state = pixels.clone(), torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    Augment(InputConfig(small_side=0, crop=32))(pixels, None, 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert torch.equal(pixels, before)
+
+
+def test_jitter_is_torchvisions():
+    # The order of random draws is torchvision's own; a release that changes it changes every training run.
+    config, pixels = InputConfig(small_side=0, crop=32), picture(40, 40)
+    steps = v2.Compose(
+        [v2.RandomCrop(32), v2.ColorJitter(0.5, 0.5, 0.5, 0.05), v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        expected = normalise(steps(pixels), config)
+    assert torch.equal(Augment(config)(pixels, None, 11)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop": 16}, "--crop 16 must be at least 32"),
+        ({"crop": 433}, "at most --small-side 432"),
+        ({"std": (0.5, 0.0, 0.5)}, "--std must be above 0"),
+        ({"hue": 0.6}, r"--hue must be within \[0, 0\.5\]"),
+        ({"hue": -0.1}, r"--hue must be within \[0, 0\.5\]"),
+        ({"brightness": -0.1}, "--brightness"),
+        ({"contrast": float("nan")}, "--contrast"),
+        ({"horizontal_flip": 1.5}, "--horizontal-flip"),
+        ({"small_side": -1}, "--small-side"),
+        ({"mean": (float("nan"), 0.5, 0.5)}, "--mean"),
+    ],
+)
+def test_options_out_of_range(values, message):
+    with pytest.raises(InputError, match=message):
+        InputConfig(**values)
+
+
+def test_crop_without_resizing_has_no_upper_bound():
+    assert InputConfig(small_side=0, crop=2000).crop == 2000
