@@ -73,7 +73,7 @@ def evaluate(
     if config is not None and fold is None:
         # Another table than that of training may have no folds.
         trained = config.provenance.get("fold")
-        fold = trained if trained in read_table(data, check_files=False).folds else None
+        fold = trained if trained in read_table(data, classes=config.classes, check_files=False).folds else None
     table = read_table(data, fold=fold, classes=config.classes if config else None)
     samples = table.split(split)
     localizes = _model(source, device, threshold) if config else heatmaps(source, samples, table.classes, threshold)
