@@ -3,8 +3,9 @@
     python benchmarks/background_weight.py glas.csv sweep/ [--weights 1e-7 0.1 1 10] [--folds 0 1 2 3 4] [--lr 0.01]
 
 Prints one row per lambda: validation classification error and cross-entropy of the selected epoch (mean and standard
-deviation over folds), and the background term at the end of training, which says whether lambda did anything. Finished
-runs are not done again, so that the script can be stopped, resumed, and shared out between processes by --folds.
+deviation over folds), the paired t-test of the error against the lowest one, and the background term at the end of
+training, which says whether lambda did anything. Finished runs are not done again, so that the script can be stopped,
+resumed, and shared out between processes by --folds.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from scipy.stats import ttest_rel
 
 from histoloc.config import run_config
 from histoloc.train import train
@@ -62,7 +64,11 @@ def main() -> None:
         for weight in arguments.weights
         for fold in arguments.folds
     ]
-    frame = pd.DataFrame(rows).drop(columns="fold").groupby("lambda").agg(["mean", "std"])
+    runs = pd.DataFrame(rows)
+    frame = runs.drop(columns="fold").groupby("lambda").agg(["mean", "std"])
+    errors = runs.pivot_table(index="fold", columns="lambda", values="error %")
+    best = errors.mean().idxmin()
+    frame["p against the lowest error"] = [ttest_rel(errors[w], errors[best]).pvalue for w in frame.index]
     print(f"{arguments.background}, lr {arguments.lr:g}, {arguments.epochs} epochs, folds {arguments.folds}")
     print(frame.round(3).to_string())
     print(f"a background without any class evidence has R = log 2 = {math.log(2):.3f} (sem), -{math.log(2):.3f} (eem)")

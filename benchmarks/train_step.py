@@ -120,9 +120,8 @@ def main() -> None:
         )
     resize, change = loader_cost(arguments.size, arguments.batch)
     step = statistics.median(steps["  + channels last (histoloc's default)"])
-    print(
-        f"loader per batch: resize {resize:.3f} s (once per image, cached), augment {change:.3f} s = {change / step:.1%} of a step"
-    )
+    print(f"loader per batch: resize {resize:.3f} s (once per image, then cached),", end=" ")
+    print(f"augment {change:.3f} s = {change / step:.1%} of a step")
 
 
 if __name__ == "__main__":
