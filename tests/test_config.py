@@ -2,7 +2,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -144,11 +144,13 @@ def test_run_yaml_replays(name, tmp_path):
 
 
 def test_every_option_of_maxmin_replays(tmp_path):
-    options = MaxMinOptions(
-        **{f.name: f.default * 0.5 for f in dataclasses.fields(MaxMinOptions) if isinstance(f.default, float)}
-        | {"background": "eem", "background_trains": "localizer", "networks": "two", "normalisation": "none"}
-        | {"fill": "blur", "joint": False, "empty_class": "benign", "size": "none", "modalities": 2}
-    )
+    values: dict[str, Any] = {
+        f.name: f.default * 0.5 + 0.01 for f in dataclasses.fields(MaxMinOptions) if isinstance(f.default, float)
+    }
+    values |= {"background": "eem", "background_trains": "localizer", "networks": "two", "normalisation": "none"}
+    values |= {"fill": "blur", "joint": False, "empty_class": "benign", "size": "none", "modalities": 2}
+    assert len(values) == len(dataclasses.fields(MaxMinOptions))
+    options = MaxMinOptions(**values)
     config = RunConfig("maxmin", Path("x.csv"), options=options)
     write_run(tmp_path / "run.yaml", config)
     assert read_run(tmp_path / "run.yaml") == config

@@ -90,7 +90,9 @@ def test_order_and_workers_change_nothing(table):
             for image, label, mask, name in zip(*batch[:2], batch.mask, batch.names, strict=True):
                 index = next(i for i, s in enumerate(data.samples) if s.name == name)
                 assert torch.equal(image, expected[index][0])
-                assert torch.equal(mask, expected[index][2])
+                truth = expected[index][2]
+                assert truth is not None
+                assert torch.equal(mask, truth)
                 assert int(label) == expected[index][1]
                 seen.append(index)
         assert sorted(seen) == list(range(len(data)))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,14 @@ from torchvision.transforms import v2
 from histoloc.data.transforms import Augment, InputConfig, load_tensor, normalise, resize_small_side
 from histoloc.errors import InputError
 
-PLAIN = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "horizontal_flip": 0, "vertical_flip": 0}
+PLAIN: dict[str, Any] = {
+    "brightness": 0,
+    "contrast": 0,
+    "saturation": 0,
+    "hue": 0,
+    "horizontal_flip": 0,
+    "vertical_flip": 0,
+}
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -84,7 +93,7 @@ def test_crop_reaches_every_place():
 def test_image_and_mask_move_together(seed, top, left, turns):
     pixels, mask = torch.zeros(3, 48, 64, dtype=torch.uint8), torch.zeros(1, 48, 64, dtype=torch.uint8)
     pixels[:, top, left], mask[:, top, left] = 255, 1
-    flips = PLAIN | {"horizontal_flip": 0.5, "vertical_flip": 0.5}
+    flips: dict[str, Any] = PLAIN | {"horizontal_flip": 0.5, "vertical_flip": 0.5}
     image, moved = Augment(InputConfig(small_side=0, crop=40, quarter_turns=turns, **flips))(pixels, mask, seed)
     assert moved is not None
     assert moved.dtype == torch.float32
@@ -94,8 +103,7 @@ def test_image_and_mask_move_together(seed, top, left, turns):
 
 def test_colours_change_and_masks_do_not():
     pixels, mask = picture(48, 48), (picture(48, 48)[:1] > 128).to(torch.uint8)
-    flips = {"horizontal_flip": 0, "vertical_flip": 0}
-    coloured = Augment(InputConfig(small_side=0, crop=48, **flips))(pixels, mask, 1)
+    coloured = Augment(InputConfig(small_side=0, crop=48, horizontal_flip=0, vertical_flip=0))(pixels, mask, 1)
     plain = Augment(InputConfig(small_side=0, crop=48, **PLAIN))(pixels, mask, 1)
     assert coloured[1] is not None
     assert plain[1] is not None
@@ -107,7 +115,8 @@ def test_colours_change_and_masks_do_not():
 @pytest.mark.parametrize("option", ["horizontal_flip", "vertical_flip"])
 def test_flips(option):
     pixels = picture(32, 32)
-    got = Augment(InputConfig(small_side=0, crop=32, **PLAIN | {option: 1}))(pixels, None, 0)[0]
+    flipped: dict[str, Any] = PLAIN | {option: 1.0}
+    got = Augment(InputConfig(small_side=0, crop=32, **flipped))(pixels, None, 0)[0]
     expected = pixels.flip(-1 if option == "horizontal_flip" else -2)
     assert torch.equal(got, normalise(expected, InputConfig()))
 
@@ -139,10 +148,10 @@ def test_mask_does_not_change_the_image():
 
 def test_augmentation_leaves_global_randomness_and_its_input_alone():
     pixels = picture(48, 64)
-    before, state, numpy_state = pixels.clone(), torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before, state, numpy_state = pixels.clone(), torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
     Augment(InputConfig(small_side=0, crop=32))(pixels, None, 5)
     assert torch.equal(torch.get_rng_state(), state)
-    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert str(np.random.get_state()) == numpy_state  # noqa: NPY002
     assert torch.equal(pixels, before)
 
 

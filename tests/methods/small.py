@@ -1,5 +1,7 @@
 """Small networks and small pictures, so that every method can be tried in many ways."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from histoloc.types import Batch
 CNN, VIT = "test_efficientnet", "test_vit"
 
 
-def build(name: str, *, backbone: str = CNN, stride: int = 0, **options: object) -> Method:
+def build(name: str, *, backbone: str = CNN, stride: int = 0, **options: Any) -> Method:
     """A method with the same random weights in every call, in eval mode."""
     torch.manual_seed(0)
     chosen = method_class(name).Options(**options)

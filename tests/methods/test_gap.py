@@ -17,6 +17,7 @@ def test_class_map_is_that_of_the_predicted_class():
 def test_roi_is_the_map_of_the_predicted_class_whatever_the_label(predicted):
     method = build("gap")
     assert isinstance(method, Gap)
+    assert method.head.bias is not None
     with torch.no_grad():
         method.head.bias.copy_(torch.tensor([5.0, -5.0] if predicted == 0 else [-5.0, 5.0]))
         image = noise(2, 64, 96)

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from histoloc.types import Batch, Output
 AUTHORS = {"slope": 5.0, "sigma_start": 0.15, "sigma_step": 0.001, "sigma_cap": 0.2}
 
 
-def maxmin(**options: object) -> MaxMin:
+def maxmin(**options: Any) -> MaxMin:
     method = build("maxmin", **options)
     assert isinstance(method, MaxMin)
     return method
