@@ -88,9 +88,7 @@ def build_method(config: ModelConfig, *, load_backbone: bool) -> Method:
 
 def save_model(folder: Path, weights: Mapping[str, torch.Tensor], config: ModelConfig) -> None:
     """Write a model folder: weights first, then the configuration that carries their checksum."""
-    # Cloned, because a network that is used twice (max-min's shared encoder) has two names for one tensor, which
-    # safetensors refuses.
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     path = folder / "model.safetensors"
     with atomic_path(path) as temporary:
         # Not save_file: it makes a file that only its owner may read, and hides a full disk from atomic_path.

@@ -100,8 +100,8 @@ class MaxMin(Method):
         classes = len(setting.classes)
         self.localizer = setting.make_backbone(setting.backbone)
         self.localizer_head = _head(self.localizer.channels, classes, options)
-        classifier = self.localizer if options.networks == "shared" else setting.make_backbone(setting.backbone)
-        self.classifier = nn.Sequential(classifier, _head(classifier.channels, classes, options))
+        self.classifier = None if options.networks == "shared" else setting.make_backbone(setting.backbone)
+        self.classifier_head = _head(self.localizer.channels, classes, options)
         self.empty_index = -1 if options.empty_class is None else setting.classes.index(options.empty_class)
         self.roi_head = None if self.empty_index < 0 else nn.Conv2d(self.localizer.channels, 1, kernel_size=1)
         black = [-m / s for m, s in zip(setting.mean, setting.std, strict=True)]
@@ -149,13 +149,13 @@ class MaxMin(Method):
         terms = {"localizer": logits, "mask": mask}
         inside = self.cut(image, mask)
         if o.background == "none" and self.roi_head is None:
-            certain = self.classifier(inside)[0]
+            certain = self.classify(inside)
         elif o.joint and o.background_trains == "both":
-            both = self.classifier(torch.cat([inside, self.cut(image, 1 - mask)]))[0]
+            both = self.classify(torch.cat([inside, self.cut(image, 1 - mask)]))
             certain, terms["background"] = both.chunk(2)
         else:
-            certain = self.classifier(inside)[0]
-            terms["background"] = self._classify_background(self.cut(image, 1 - mask))
+            certain = self.classify(inside)
+            terms["background"] = self.classify(self.cut(image, 1 - mask), frozen=o.background_trains == "localizer")
         if self.roi_head is None:
             return Output(certain, evidence, terms)
         return Output(logits, evidence, terms | {"inside": certain})
@@ -183,14 +183,16 @@ class MaxMin(Method):
         """Class from X⁺ (from X where a class has no ROI), ROI map M⁺."""
         logits, _, mask = self.locate(image)
         if self.roi_head is None:
-            logits = self.classifier(self.cut(image, mask))[0]
+            logits = self.classify(self.cut(image, mask))
         return BatchLocalization(logits.softmax(dim=1), mask)
 
-    def _classify_background(self, outside: Tensor) -> Tensor:
-        if self.options.background_trains == "both":
-            return self.classifier(outside)[0]
-        frozen = {name: value.detach() for name, value in self.classifier.named_parameters()}
-        return functional_call(self.classifier, frozen, (outside,))[0]
+    def classify(self, image: Tensor, *, frozen: bool = False) -> Tensor:
+        """Class scores (B, K) of a masked image; `frozen` keeps the gradient away from the classifier's parameters."""
+        encoder = self.localizer if self.classifier is None else self.classifier
+        if not frozen:
+            return self.classifier_head(encoder(image))[0]
+        features = functional_call(encoder, _detached(encoder), (image,))
+        return functional_call(self.classifier_head, _detached(self.classifier_head), (features,))[0]
 
     def _fill(self, image: Tensor) -> Tensor:
         fills: dict[str, Callable[[], Tensor]] = {
@@ -206,6 +208,10 @@ class MaxMin(Method):
     black: Tensor
 
 
+def _detached(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in module.named_parameters()}
+
+
 def _head(channels: int, classes: int, o: MaxMinOptions) -> WildcatHead:
     return WildcatHead(
         channels, classes, modalities=o.modalities, kmax=o.kmax, kmin=o.kmin, alpha=o.alpha, dropout=o.dropout
@@ -215,6 +221,10 @@ def _head(channels: int, classes: int, o: MaxMinOptions) -> WildcatHead:
 def _check(o: MaxMinOptions, classes: tuple[str, ...]) -> None:
     if o.empty_class is not None and o.empty_class not in classes:
         raise InputError(f"--empty-class {o.empty_class!r} is not a class of the table; choose one of {list(classes)}")
+    if o.empty_class is not None and o.background_trains == "localizer":
+        raise InputError(
+            "--empty-class needs --background-trains both: the classifier learns the class without ROI from backgrounds"
+        )
     if o.empty_class is not None and o.normalisation != "none":
         raise InputError(
             "--empty-class needs --normalisation none: a map that is stretched to [0, 1] in every image has ROI in "
