@@ -68,9 +68,10 @@ def main() -> None:
     frame = runs.drop(columns="fold").groupby("lambda").agg(["mean", "std"])
     errors = runs.pivot_table(index="fold", columns="lambda", values="error %")
     best = errors.mean().idxmin()
-    frame["p against the lowest error"] = [ttest_rel(errors[w], errors[best]).pvalue for w in frame.index]
+    p_values = {weight: float(ttest_rel(errors[weight], errors[best]).pvalue) for weight in arguments.weights}
     print(f"{arguments.background}, lr {arguments.lr:g}, {arguments.epochs} epochs, folds {arguments.folds}")
     print(frame.round(3).to_string())
+    print("p of the error against the lowest:", ", ".join(f"{w:g}: {p:.3f}" for w, p in p_values.items()))
     print(f"a background without any class evidence has R = log 2 = {math.log(2):.3f} (sem), -{math.log(2):.3f} (eem)")
 
 

@@ -16,8 +16,8 @@ import torch
 from histoloc.config import run_config
 from histoloc.train import train
 
-AUTHORS_MASK = {"slope": 5.0, "sigma_start": 0.15, "sigma_step": 0.001, "sigma_cap": 0.2}
-LOCAL = {"stride": 8, "dilate": False}
+AUTHORS_MASK: dict[str, object] = {"slope": 5.0, "sigma_start": 0.15, "sigma_step": 0.001, "sigma_cap": 0.2}
+LOCAL: dict[str, object] = {"stride": 8, "dilate": False}
 VARIANTS: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
     "GAP": ("gap", {}, LOCAL),
     "max-min": ("maxmin", {}, LOCAL),
