@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from shutil import disk_usage, which
@@ -75,7 +76,7 @@ def _openslide() -> str:
     if find_spec("openslide") is None:
         return "not installed (needed for slides only)"
     try:
-        import openslide
+        openslide = import_module("openslide")
     except OSError as error:
         return f"installed, but its native library does not load ({error})"
-    return openslide.__library_version__
+    return str(openslide.__library_version__)
