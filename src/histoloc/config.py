@@ -45,7 +45,8 @@ class TrainingConfig:
         monitor: validate on labels only, or also log mask metrics in every epoch (they select nothing).
         precision: auto (bf16 on a GPU that has it, else float32), 32-true, bf16-mixed or 16-mixed.
         channels_last: memory format of the images, which is faster on most hardware.
-        compile: torch.compile the training pass (needs a C++ compiler on a CPU).
+        compile: torch.compile the training pass; on a CPU it needs a C++ compiler and made the default backbone slower
+            (1.7 s a step instead of 0.9 on two cores).
         accelerator: auto, cpu, cuda or mps.
         devices: how many of them, or auto.
         nodes: number of machines (under SLURM or torchrun).
