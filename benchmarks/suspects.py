@@ -25,8 +25,8 @@ VARIANTS: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
     "max-min, lambda 1e-7": ("maxmin", {"background_weight": 1e-7}, LOCAL),
     "max-min, R trains the localizer only": ("maxmin", {"background_trains": "localizer"}, LOCAL),
     "max-min, no ASC": ("maxmin", {"size": "none"}, LOCAL),
-    "max-min, all layers, stride 16": ("maxmin", {}, {"stride": 16}),
-    "GAP, all layers, stride 16": ("gap", {}, {"stride": 16}),
+    "max-min, all layers, stride 16": ("maxmin", {}, {"stride": 16, "dilate": True}),
+    "GAP, all layers, stride 16": ("gap", {}, {"stride": 16, "dilate": True}),
 }
 
 

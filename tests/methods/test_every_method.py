@@ -135,7 +135,7 @@ def test_saved_and_loaded_predictions_have_equal_bits(name, tmp_path):
     method.train()
     method(noise(2, 64, 64))  # statistics of batch normalisation that are not the initial ones
     method.epoch.fill_(7)
-    config = ModelConfig(name, CLASSES, method.options, BackboneConfig(CNN, weights="none"))
+    config = ModelConfig(name, CLASSES, method.options, method.setting.backbone)
     save_model(tmp_path, method.eval().state_dict(), config)
     loaded, _ = load_model(tmp_path)
     assert int(loaded.epoch) == 7

@@ -17,7 +17,7 @@ def features(config: BackboneConfig, height: int, width: int) -> tuple[Backbone,
 
 @pytest.mark.parametrize(("stride", "expected"), [(0, 32), (8, 8), (16, 16), (32, 32)])
 def test_default_backbone_at_every_stride(stride, expected):
-    backbone, maps = features(BackboneConfig(stride=stride, weights="none"), 97, 131)
+    backbone, maps = features(BackboneConfig(stride=stride, dilate=True, weights="none"), 97, 131)
     assert (backbone.stride, backbone.channels) == (expected, 320)
     assert maps.shape == (2, 320, -(-97 // expected), -(-131 // expected))
     assert torch.isfinite(maps).all()
@@ -26,8 +26,8 @@ def test_default_backbone_at_every_stride(stride, expected):
 def test_dilated_backbone_computes_the_same_features_more_densely():
     # Atrous convolution: every position of stride 32 is one of stride 16 (away from the padded border).
     coarse, fine = (
-        build_backbone(BackboneConfig(SMALL, 32, weights="none")),
-        build_backbone(BackboneConfig(SMALL, 16, weights="none")),
+        build_backbone(BackboneConfig(SMALL, 32, True, weights="none")),
+        build_backbone(BackboneConfig(SMALL, 16, True, weights="none")),
     )
     fine.load_state_dict(coarse.state_dict())
     image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
@@ -60,7 +60,7 @@ def test_embedded_weights_are_the_files():
 def test_embedded_weights_reach_the_backbone_by_name():
     # Renaming is by order: names that say what a layer is must agree wherever both files have such a name.
     source = torch.load(embedded_weights("tf_efficientnet_lite0"), weights_only=True)
-    own = build_backbone(BackboneConfig()).model.state_dict()
+    own = build_backbone(BackboneConfig(stride=0)).model.state_dict()
     assert torch.equal(own["conv_stem.weight"], source["_conv_stem.weight"])
     assert torch.equal(own["bn1.running_mean"], source["_bn0.running_mean"])
     first, last = "blocks.0.0.", "blocks.6.0."
@@ -81,7 +81,7 @@ def test_embedded_weights_are_reproducible_and_pretrained():
 @pytest.mark.parametrize("size", [(96, 96), (97, 131), (50, 33)])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_vit"])
 def test_vit_takes_odd_image_sizes(name, size):
-    backbone, maps = features(BackboneConfig(name, weights="none"), *size)
+    backbone, maps = features(BackboneConfig(name, 0, weights="none"), *size)
     assert backbone.stride == 16
     assert maps.shape == (2, backbone.channels, -(-size[0] // 16), -(-size[1] // 16))
     assert torch.isfinite(maps).all()

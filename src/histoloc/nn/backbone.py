@@ -22,16 +22,17 @@ class BackboneConfig:
 
     Attributes:
         backbone: any timm model name, a CNN or a ViT.
-        stride: input pixels per feature position; 0 takes the model's own.
+        stride: input pixels per feature position; 0 takes the model's own (choose it for a ViT).
         dilate: reach the stride with all layers by dilating the last stages. Otherwise, or where the model cannot be
-            dilated, the deepest stage that has the stride is the last one: fewer layers, less context, faster.
+            dilated, the deepest stage that has the stride is the last one: fewer layers, less context, faster. What
+            the deep stages of the default backbone see of the surroundings blurs its maps: docs/max-min.md.
         weights: "embedded" (ImageNet weights of tf_efficientnet_lite0 that are installed with histoloc), "hub" (timm's
             hub, needs a network), "none" (random), or the path of a local .safetensors/.pth file with timm's keys.
     """
 
     backbone: str = EMBEDDED_BACKBONE
-    stride: int = 0
-    dilate: bool = True
+    stride: int = 8
+    dilate: bool = False
     weights: str = "embedded"
 
 
