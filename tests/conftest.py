@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BACKBONE = "test_efficientnet_ln"  # 82,300 parameters, and no batch normalisation: images do not see each other
 TINY: dict[str, dict[str, Any]] = {
-    "backbone": {"backbone": BACKBONE, "weights": "none"},
+    "backbone": {"backbone": BACKBONE, "stride": 0, "weights": "none"},
     "input": {"small_side": 64, "crop": 64},
     "training": {"epochs": 2, "batch": 4, "lr": 0.01, "precision": "32-true", "accelerator": "cpu", "workers": 0},
 }

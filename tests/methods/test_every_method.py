@@ -9,7 +9,6 @@ from small import CNN, VIT, build, glands, noise, noise_batch
 from histoloc.checkpoint import ModelConfig, load_model, save_model
 from histoloc.data.synthetic import CLASSES
 from histoloc.methods import METHODS, Method
-from histoloc.nn.backbone import BackboneConfig
 
 every_method = pytest.mark.parametrize("name", METHODS)
 every_learner = pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.supervision != "none"])
