@@ -28,6 +28,8 @@ def quickstart(out: Path, *, seed: int = 0, count: int = 240, epochs: int | None
     if not table.is_file():
         print(f"1/4 drawing {count} images of synthetic glands")
         generate(out / "images", count=count, seed=seed)
+    else:
+        print(f"1/4 the images in {table.parent} are kept; choose another --out for another --count or --seed")
     runs = []
     for step, (method, recipe) in enumerate(RUNS.items()):
         print(f"{min(step + 2, 4)}/4 {method}: train on the labels, measure on the test images")
