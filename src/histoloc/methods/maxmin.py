@@ -48,8 +48,8 @@ class MaxMinOptions:
         normalisation: of the evidence: per image, per batch (as the authors' code), or none (sigmoid of w times it).
         fill: what takes the place of masked-out pixels: grey (zero after normalisation, as the authors), black, mean
             (the image's mean colour) or blur (the blurred image).
-        joint: pass both masked images through the classifier as one batch, which is faster and shares the batch
-            statistics; otherwise one after the other, as always with background_trains = localizer.
+        joint: pass both masked images through the classifier as one batch, which shares the batch statistics;
+            otherwise one after the other, as always with background_trains = localizer.
         empty_class: name of the class whose images have no ROI (normal tissue); needs normalisation none.
     """
 
