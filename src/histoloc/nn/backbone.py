@@ -1,5 +1,6 @@
 """Feature extractors: any timm model, cut at a chosen stride, with weights that must fit key by key."""
 
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -125,6 +126,11 @@ def _cut(config: BackboneConfig) -> tuple[nn.Module, int]:
     dilated = config.dilate and config.stride in (8, 16)
     model = _create(config, output_stride=config.stride) if dilated else None
     if model is None or (config.stride and _feature_info(model)[-1]["reduction"] != config.stride):
+        if dilated:
+            warnings.warn(
+                f"{config.backbone} cannot be dilated to stride {config.stride}: cut at its last stage of that stride",
+                stacklevel=3,
+            )
         model = _create(config)
     assert model is not None
     reductions = [int(info["reduction"]) for info in _feature_info(model)]
