@@ -99,7 +99,7 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         train.__annotations__[section] = (
             Annotated[kind, flat] if dataclasses.fields(kind) else Annotated[Any, Parameter(parse=False)]
         )
-    defaults = {section: kind() for section, (_, kind) in sections.items()}
+    defaults = {section: kind() for section, (_, kind) in sections.items()} | {"backbone": method.default_backbone}
     train.__kwdefaults__ = {**(train.__kwdefaults__ or {}), **defaults}
     return train
 

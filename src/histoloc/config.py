@@ -202,6 +202,9 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     """A run's configuration from a mapping as in `run.yaml`; the method's options are checked as well."""
     values = dict(values)
     options = values.pop("options", None) or {}
+    backbone = values.get("backbone")
+    if isinstance(values.get("method"), str) and (backbone is None or isinstance(backbone, Mapping)):
+        values["backbone"] = {**plain(method_class(values["method"]).default_backbone), **(backbone or {})}
     config = strict(RunConfig, values, where)
     chosen = strict(method_class(config.method).Options, options, f"{where}, options of {config.method}")
     return dataclasses.replace(config, options=chosen)

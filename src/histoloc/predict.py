@@ -69,13 +69,17 @@ class Predictor:
         try:
             with torch.no_grad():
                 found = self.method.localize(batch)
-                roi = resize(found.roi.float(), (pixels.shape[0], pixels.shape[1])).clamp(0, 1)
+                size = (pixels.shape[0], pixels.shape[1])
+                roi = resize(found.roi.float(), size).clamp(0, 1)
+                argmax = None if found.class_maps is None else resize(found.class_maps, size).argmax(dim=1)
         finally:
             self.method.train(was_training)
         roi_map = roi[0, 0].cpu().numpy()
         cut = self._threshold(roi_map, threshold)
         probabilities = found.probabilities[0].float().cpu().numpy() if self.method.classifies else None
-        return Localization(self.config.classes, probabilities, roi_map, roi_map >= cut, cut, mpp)
+        largest = None if argmax is None else (argmax == found.probabilities.argmax(dim=1)[:, None, None])[0]
+        by_argmax = None if largest is None else largest.cpu().numpy()
+        return Localization(self.config.classes, probabilities, roi_map, roi_map >= cut, cut, mpp, by_argmax)
 
     def _threshold(self, roi: NDArray[np.float32], asked: float | None) -> float:
         if asked is not None:

@@ -36,6 +36,7 @@ class BatchLocalization(NamedTuple):
 
     probabilities: Tensor  # (B, K) float32, rows sum to one
     roi: Tensor  # (B, 1, H, W) float32 in [0, 1]
+    class_maps: Tensor | None = None  # (B, K, H, W) one map per class, of methods that have them; any range
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,8 @@ class Localization:
         mask: (H, W) bool, `roi >= threshold`.
         threshold: the value the map was cut at.
         mpp: micrometres per pixel of the image, or None where unknown.
+        argmax_mask: (H, W) bool, where the predicted class has the largest of the class maps: the rule by which the
+            published CAM rows were cut. None where the method has no map per class.
     """
 
     classes: tuple[str, ...]
@@ -57,6 +60,7 @@ class Localization:
     mask: NDArray[np.bool_]
     threshold: float
     mpp: float | None = None
+    argmax_mask: NDArray[np.bool_] | None = None
 
     @property
     def label(self) -> str | None:

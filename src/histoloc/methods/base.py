@@ -1,7 +1,7 @@
 """What every method is: the contract of the house plan."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -48,6 +48,9 @@ class Method(nn.Module, ABC):
         Options: frozen dataclass with the method's own options; the command line and the docs derive from it.
         supervision: "none" (nothing is learned), "image" (labels), or "pixel" (masks).
         classifies: whether `probabilities` mean anything.
+        default_backbone: the feature extractor where the user names none.
+        stages: how many trainings follow each other, each of `--epochs` epochs with its own schedule and its own
+            selected epoch; one for most methods.
         epoch: number of the epoch that is being (or was last) trained, a buffer, so that schedules that act at test
             time (max-min's sigma) travel with the weights.
     """
@@ -57,6 +60,8 @@ class Method(nn.Module, ABC):
     Options: ClassVar[type[Any]] = NoOptions
     supervision: ClassVar[Supervision] = "image"
     classifies: ClassVar[bool] = True
+    default_backbone: ClassVar[BackboneConfig] = BackboneConfig()
+    stages: int = 1
     epoch: Tensor
 
     def __init__(self, setting: Setting, options: Any) -> None:
@@ -76,14 +81,32 @@ class Method(nn.Module, ABC):
         mean over processes equals the loss of the global batch.
         """
 
+    def enter_stage(self, stage: int) -> None:
+        """Prepare to train stage 0, 1, ...: what is not trained in it gets `requires_grad` False."""
+
+    def end_stage(self, log: Sequence[Mapping[str, float]]) -> bool:
+        """Look back on a stage; called with the selected weights in place.
+
+        Args:
+            log: one row for each epoch of the stage: means of the loss terms as `train/NAME`, `valid/cl_error` in
+                percent where the method classifies.
+
+        Returns:
+            Whether the next stage is worth training.
+        """
+        return True
+
     def localize(self, image: Tensor) -> BatchLocalization:
         """Images (B, 3, H, W) -> class probabilities and ROI map.
 
-        By default the evidence of the forward pass, normalised to [0, 1] per image and brought to the image's size.
+        By default the evidence of the forward pass, normalised to [0, 1] per image and brought to the image's size;
+        so are the class maps, where the pass leaves them in `terms["class_maps"]` as (B, K, h, w).
         """
-        out = self(image)
-        roi = resize(normalise_per_image(out.roi.float()), (image.shape[-2], image.shape[-1]))
-        return BatchLocalization(out.logits.float().softmax(dim=1), roi.clamp(0, 1))
+        out, size = self(image), (image.shape[-2], image.shape[-1])
+        roi = resize(normalise_per_image(out.roi.float()), size)
+        maps = out.terms.get("class_maps")
+        resized = None if maps is None else resize(maps.float(), size)
+        return BatchLocalization(out.logits.float().softmax(dim=1), roi.clamp(0, 1), resized)
 
 
 def class_map(maps: Tensor, logits: Tensor) -> Tensor:
