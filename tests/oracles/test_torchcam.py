@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from histoloc.checkpoint import ModelConfig, build_method
 from histoloc.maps import normalise_per_image
-from histoloc.methods.gap import Gap
+from histoloc.methods.cam import Gap
 from histoloc.nn.backbone import Backbone, BackboneConfig
 
 methods = pytest.importorskip("torchcam.methods")

@@ -2,12 +2,15 @@
 
 from histoloc.methods.allones import AllOnes
 from histoloc.methods.base import Method, Setting
-from histoloc.methods.gap import Gap
+from histoloc.methods.cam import Gap, Lse, MaxPool, Wildcat
 from histoloc.methods.maxmin import MaxMin
 
 METHODS: dict[str, type[Method]] = {
     "allones": AllOnes,
     "gap": Gap,
+    "maxpool": MaxPool,
+    "lse": Lse,
+    "wildcat": Wildcat,
     "maxmin": MaxMin,
 }
 

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +14,25 @@ def count_of(share: float, positions: int) -> int:
     if share < 1:
         return max(1, math.floor(share * positions + 0.5))
     return min(round(share), positions)
+
+
+def lse_score(maps: Tensor, r: float) -> Tensor:
+    """Log-sum-exp pooling of Pinheiro and Collobert (2015): (1/r) log mean exp(r x), a smooth maximum.
+
+    It lies between the mean (r towards 0) and the maximum (r towards infinity). The maximum is taken out of the
+    exponential, so that no score is too large for it.
+
+    Args:
+        maps: (B, K, h, w) class maps.
+        r: sharpness, > 0.
+
+    Returns:
+        (B, K) scores; float32 for lower precisions, else the input's type.
+    """
+    flat = maps.to(torch.promote_types(maps.dtype, torch.float32)).flatten(2)
+    # Detached: the score does not depend on what is taken out, and ties would share its gradient otherwise.
+    highest = flat.detach().amax(dim=2, keepdim=True)
+    return highest.squeeze(2) + (r * (flat - highest)).exp().mean(dim=2).log() / r
 
 
 def wildcat_score(maps: Tensor, kmax: float, kmin: float, alpha: float, dropout: float = 0.0) -> Tensor:

@@ -4,7 +4,7 @@ from small import build, noise, noise_batch
 
 from histoloc.maps import normalise_per_image, resize
 from histoloc.methods.base import class_map
-from histoloc.methods.gap import Gap
+from histoloc.methods.cam import Gap
 
 
 def test_class_map_is_that_of_the_predicted_class():
