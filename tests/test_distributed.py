@@ -16,7 +16,8 @@ from torch import nn
 from histoloc.checkpoint import build_method
 from histoloc.data.dataset import EpochBatches
 from histoloc.data.table import read_table
-from histoloc.train import _share_statistics, describe, train
+from histoloc.provenance import describe
+from histoloc.train import _share_statistics, train
 
 # 12 images in batches of 11: shares of 6 and 5, and a last batch of one image for two processes.
 OPTIONS = {"batch": 11, "lr": 0.02}

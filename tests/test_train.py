@@ -26,8 +26,9 @@ from histoloc.methods.maxmin import MaxMin
 from histoloc.metrics import dice
 from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
 from histoloc.predict import load
+from histoloc.provenance import describe
 from histoloc.select import selection_key
-from histoloc.train import describe, train
+from histoloc.train import train
 
 WEIGHTS = "model/model.safetensors"
 SIGMA = {"sigma_start": 0.15, "sigma_step": 0.01, "sigma_cap": 0.3}

@@ -1,10 +1,11 @@
 """A model, or a folder of anybody's heatmaps, against a table -> metrics.json and per_image.csv."""
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,21 @@ class Localizes(Protocol):
     def __call__(self, sample: Sample) -> Localization:
         """Localize in one sample."""
         ...
+
+
+class Measured(NamedTuple):
+    """What `measure` found.
+
+    Attributes:
+        metrics: of the maps, cut at the threshold.
+        files: the stem under which a sample's map was kept, by sample name.
+        argmax: of the masks that the largest class map gives, the rule of the published CAM rows; empty where the
+            method has no map per class.
+    """
+
+    metrics: LocalizationMetrics
+    files: dict[str, str]
+    argmax: LocalizationMetrics
 
 
 def evaluate(
@@ -80,7 +96,7 @@ def evaluate(
     empty_class = getattr(config.options, "empty_class", None) if config else None
     folder = out or (source / "evaluation" / split)
     started = time.perf_counter()
-    metrics, files = measure(
+    measured = measure(
         localizes,
         table,
         samples,
@@ -92,7 +108,7 @@ def evaluate(
     description = describe(source, table, split, samples, config, threshold) | {
         "seconds": round(time.perf_counter() - started, 2)
     }
-    result = write_results(folder, metrics, samples, files, description)
+    result = write_results(folder, measured, samples, description)
     if out is None and config is not None and (source / "model").is_dir():
         for name in ("metrics.json", "per_image.csv"):
             with atomic_path(source / name) as temporary:
@@ -109,7 +125,7 @@ def measure(
     maps: int = 0,
     empty_class: str | None = None,
     progress: bool = False,
-) -> tuple[LocalizationMetrics, dict[str, str]]:
+) -> Measured:
     """Localize in every sample and collect the metrics.
 
     Args:
@@ -122,20 +138,22 @@ def measure(
         progress: show a bar.
 
     Returns:
-        The metrics, and the stem under which a sample's map was kept, by sample name.
+        The metrics, those of the argmax rule, and which maps were kept.
     """
-    metrics = LocalizationMetrics(table.classes)
+    metrics, argmax = LocalizationMetrics(table.classes), LocalizationMetrics(table.classes)
     kept = {int(i) for i in np.linspace(0, len(samples) - 1, min(maps, len(samples))).round()} if keep else set()
     files: dict[str, str] = {}
     for i, sample in enumerate(tqdm(samples, "evaluating", disable=not progress)):
         found = localizes(sample)
         truth = true_mask(sample, found.mask.shape, empty_class)
         metrics.update(sample.name, table.label_index(sample), found.probabilities, found.roi, found.mask, truth)
+        if found.argmax_mask is not None:
+            argmax.update(sample.name, table.label_index(sample), mask_pred=found.argmax_mask, mask_true=truth)
         if keep is not None and i in kept:
             files[sample.name] = stem = f"{i:05d}_{sample.image.stem}"
             write_map(keep / f"{stem}_map.png", found.roi)
             write_mask(keep / f"{stem}_mask.png", found.mask)
-    return metrics, files
+    return Measured(metrics, files, argmax)
 
 
 def true_mask(sample: Sample, shape: tuple[int, ...], empty_class: str | None) -> NDArray[np.bool_] | None:
@@ -239,16 +257,21 @@ def describe(
 
 def write_results(
     folder: Path,
-    metrics: LocalizationMetrics,
+    measured: Measured,
     samples: Sequence[Sample],
-    files: dict[str, str],
     description: dict[str, Any],
 ) -> Metrics:
     """Compute the metrics; write `metrics.json` and `per_image.csv`."""
-    result = metrics.compute()
-    rows = metrics.per_image()
+    result = measured.metrics.compute()
+    rows = measured.metrics.per_image()
+    if len(measured.argmax):
+        by_argmax = measured.argmax.per_image()  # both are ordered by name
+        rows["argmax_f1_plus"], rows["argmax_f1_minus"] = by_argmax["f1_plus"], by_argmax["f1_minus"]
+        found = measured.argmax.compute()
+        names = ("f1_plus", "f1_minus", "f1_mean")
+        description |= {"argmax_rule": {name: dataclasses.asdict(getattr(found, name)) for name in names}}
     by_name = {sample.name: sample for sample in samples}
-    rows["file"] = [files.get(name, "") for name in rows["name"]]
+    rows["file"] = [measured.files.get(name, "") for name in rows["name"]]
     rows["image"] = [str(by_name[name].image) for name in rows["name"]]
     rows["mask"] = [str(by_name[name].mask or "") for name in rows["name"]]
     with atomic_path(folder / "per_image.csv") as temporary:

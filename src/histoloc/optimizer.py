@@ -10,6 +10,8 @@ def make_optimizer(method: Method, training: TrainingConfig) -> torch.optim.Opti
     """SGD with Nesterov momentum; the heads may learn at another rate than the backbone."""
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
+        if not parameter.requires_grad:
+            continue
         factor = 1.0 if ".model." in name else training.head_lr
         groups.setdefault(factor, []).append(parameter)
     return torch.optim.SGD(

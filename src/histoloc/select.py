@@ -67,7 +67,7 @@ def choose_threshold(model: Path, table: Table, device: torch.device | str = "cp
     method, config = load_model(model)
     empty_class = getattr(config.options, "empty_class", None)
     localizes = model_localizes(Predictor(method, config, device), threshold=0.5)
-    metrics, _ = measure(localizes, table, table.split("valid"), empty_class=empty_class)
+    metrics = measure(localizes, table, table.split("valid"), empty_class=empty_class).metrics
     best = metrics.compute(bootstrap=0).oracle_threshold.value
     if best is None:
         raise InputError(

@@ -6,9 +6,8 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -21,12 +20,11 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from histoloc.checkpoint import ModelConfig, Selection, Threshold, build_method, save_model
+from histoloc.checkpoint import ModelConfig, build_method, save_model
 from histoloc.config import RunConfig, TrainingConfig, write_run
-from histoloc.data.dataset import EpochBatches, TrainSet, collate, seed_of
+from histoloc.data.dataset import EpochBatches, TrainSet, loaded, make_loader, seed_of
 from histoloc.data.table import Table, read_table
 from histoloc.errors import InputError
 from histoloc.evaluate import measure, model_localizes
@@ -35,8 +33,9 @@ from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
 from histoloc.predict import Predictor
+from histoloc.provenance import describe, describe_selected
 from histoloc.run_folder import check_claim
-from histoloc.select import check_splits, choose_threshold, number_of_masks, selection_key
+from histoloc.select import check_splits, choose_threshold, selection_key
 
 
 @dataclass
@@ -44,16 +43,32 @@ class Progress:
     """Where training stands; everything that a checkpoint needs besides weights and optimizer.
 
     Attributes:
-        epoch: number of finished epochs.
-        rows: one row of the log per finished epoch.
-        best: sort key of the selected epoch (larger is better), or None.
+        stage: the stage that is being trained; most methods have one.
+        epoch: number of its finished epochs.
+        rows: one row of the log per finished epoch, of all stages.
+        best: sort key of the stage's selected epoch (larger is better), or None.
         best_weights: weights after that epoch.
     """
 
+    stage: int = 0
     epoch: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     best: tuple[float, ...] | None = None
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same from the first epoch to the last."""
+
+    fabric: Fabric
+    config: RunConfig
+    table: Table
+    out: Path
+    described: ModelConfig
+    method: Method
+    loader: Iterable[Any]
+    batches: EpochBatches
 
 
 def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool = True) -> Path:
@@ -92,7 +107,7 @@ def is_first_process() -> bool:
 
 
 def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress: bool) -> None:
-    """Build everything, train the epochs that are left, write the model folder."""
+    """Build everything, train the stages and epochs that are left, write the model folder."""
     training = config.training
     torch.manual_seed(seed_of(training.seed))
     described = describe(config, table)
@@ -109,52 +124,58 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
         for parameter in method.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    network: Any = torch.compile(method) if training.compile else method
-    network, optimizer = fabric.setup(network, make_optimizer(method, training))
-    done = _restore(fabric, out, network, optimizer)
+    job = Job(fabric, config, table, out, described, method, loader, batches)
+    done, saved = _restore(job)
     if fabric.is_global_zero:
         # Not before everything could be built: a run that never started must not stand in the way of the next.
         write_run(out / "run.yaml", config)
-    total, initial = training.epochs * len(batches), done.epoch * len(batches)
-    with tqdm(total=total, initial=initial, desc="training", disable=not progress) as bar:
-        for epoch in range(done.epoch, training.epochs):
-            started = time.perf_counter()
-            method.epoch.fill_(epoch)
-            set_learning_rate(optimizer, training, epoch)
-            batches.epoch = epoch
-            row: dict[str, float] = {"epoch": epoch, "lr": learning_rate(training, epoch)}
-            row |= train_epoch(fabric, network, method, optimizer, loader, batches, config, bar)
-            trained = time.perf_counter()
-            row |= validate(fabric, method, described, table, training)
-            row |= {"seconds": trained - started, "valid_seconds": time.perf_counter() - trained}
-            finish_epoch(fabric, out, network, optimizer, method, done, row, described, training, table)
-            bar.set_postfix_str(_summary(row))
+    total = method.stages * training.epochs * len(batches)
+    with tqdm(total=total, initial=len(done.rows) * len(batches), desc="training", disable=not progress) as bar:
+        going_on = True
+        while going_on:
+            train_stage(job, done, saved, bar)
+            going_on, saved = finish_stage(job, done), {}
 
 
-def train_epoch(
-    fabric: Fabric,
-    network: Any,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    loader: Iterable[Any],
-    batches: EpochBatches,
-    config: RunConfig,
-    bar: Any,
-) -> dict[str, float]:
+def train_stage(job: Job, done: Progress, saved: dict[str, Any], bar: Any) -> None:
+    """The epochs of the stage that are left; after each of them everything is on disk."""
+    method, training = job.method, job.config.training
+    method.enter_stage(done.stage)
+    network: Any = torch.compile(method) if training.compile else method
+    network, optimizer = job.fabric.setup(network, make_optimizer(method, training))
+    _load(job, saved, network, optimizer if done.epoch else None)
+    for epoch in range(done.epoch, training.epochs):
+        started = time.perf_counter()
+        method.epoch.fill_(epoch)
+        set_learning_rate(optimizer, training, epoch)
+        # Of all stages: the next one sees other augmentations.
+        job.batches.epoch = len(done.rows)
+        row: dict[str, float] = {"epoch": len(done.rows), "lr": learning_rate(training, epoch)}
+        row |= {"stage": done.stage} if method.stages > 1 else {}
+        row |= train_epoch(job, network, optimizer, epoch, bar)
+        trained = time.perf_counter()
+        row |= validate(job)
+        row |= {"seconds": trained - started, "valid_seconds": time.perf_counter() - trained}
+        finish_epoch(job, network, optimizer, done, row)
+        bar.set_postfix_str(_summary(row))
+
+
+def train_epoch(job: Job, network: Any, optimizer: torch.optim.Optimizer, epoch: int, bar: Any) -> dict[str, float]:
     """One pass over the training split; returns the mean of every loss term."""
     network.train()
-    epoch, sums, seen = batches.epoch, {}, 0.0
-    for step, batch in enumerate(_loaded(loader)):
+    fabric, batches, training = job.fabric, job.batches, job.config.training
+    sums, seen = {}, 0.0
+    for step, batch in enumerate(loaded(job.loader)):
         batch = fabric.to_device(batch)
-        if config.training.channels_last:
+        if training.channels_last:
             batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
-        torch.manual_seed(seed_of(config.training.seed, epoch, step, fabric.global_rank))
+        torch.manual_seed(seed_of(training.seed, batches.epoch, step, fabric.global_rank))
         out = network(batch.image)
-        terms = method.loss(out, batch, epoch)
+        terms = job.method.loss(out, batch, epoch)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             raise InputError(
-                f"the loss is no longer finite in epoch {epoch}, batch {step} ({', '.join(batch.names)}): "
+                f"the loss is no longer finite in epoch {batches.epoch}, batch {step} ({', '.join(batch.names)}): "
                 + ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
                 + "; lower --lr, or look at these images"
             )
@@ -172,19 +193,18 @@ def train_epoch(
     return {f"train/{name}": _mean(fabric, value, seen) for name, value in sums.items()}
 
 
-def validate(
-    fabric: Fabric, method: Method, described: ModelConfig, table: Table, training: TrainingConfig
-) -> dict[str, float]:
+def validate(job: Job) -> dict[str, float]:
     """Classification error and cross-entropy on the validation labels; mask metrics only where asked for."""
+    fabric, method, table, training = job.fabric, job.method, job.table, job.config.training
     samples = table.split("valid")
     with_masks = training.monitor == "masks" or training.selection == "pxap-masks"
     if not with_masks:
         samples = tuple(dataclasses.replace(sample, mask=None) for sample in samples)
     own = samples[fabric.global_rank :: fabric.world_size]
-    predictor = Predictor(method, described, fabric.device)
+    predictor = Predictor(method, job.described, fabric.device)
     with fabric.autocast():
-        empty_class = getattr(described.options, "empty_class", None) if with_masks else None
-        part, _ = measure(model_localizes(predictor, threshold=0.5), table, own, empty_class=empty_class)
+        empty_class = getattr(job.described.options, "empty_class", None) if with_masks else None
+        part = measure(model_localizes(predictor, threshold=0.5), table, own, empty_class=empty_class).metrics
     metrics = LocalizationMetrics(table.classes)
     for state in _gather(fabric, part.state()):
         metrics.merge(state)
@@ -202,62 +222,39 @@ def validate(
 
 
 def finish_epoch(
-    fabric: Fabric,
-    out: Path,
-    network: Any,
-    optimizer: torch.optim.Optimizer,
-    method: Method,
-    done: Progress,
-    row: dict[str, float],
-    described: ModelConfig,
-    training: TrainingConfig,
-    table: Table,
+    job: Job, network: Any, optimizer: torch.optim.Optimizer, done: Progress, row: dict[str, float]
 ) -> None:
     """Select, log, save: in this order, so that a kill at any moment loses at most the epoch."""
-    key = selection_key(row, training)
+    key = selection_key(row, job.config.training)
     selected = done.best is None or key >= done.best
     if selected:
-        done.best = key
-        done.best_weights = {k: v.detach().cpu().clone() for k, v in method.state_dict().items()}
+        done.best, done.best_weights = key, _weights(job.method)
     done.epoch += 1
     done.rows.append(row | {"selected": float(selected)})
-    if fabric.is_global_zero:
+    if job.fabric.is_global_zero:
         if selected:
-            save_model(out / "model", done.best_weights, _selected(described, row, training, table))
-        with atomic_path(out / "log.csv") as temporary:
+            _save_selected(job, done.best_weights, row)
+        with atomic_path(job.out / "log.csv") as temporary:
             pd.DataFrame(done.rows).to_csv(temporary, index=False)
-    fabric.log_dict({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
-    _save_checkpoint(fabric, out / "last.ckpt", network, optimizer, done)
+    job.fabric.log_dict({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
+    _save_checkpoint(job, {"network": network, "optimizer": optimizer}, done)
 
 
-def describe(config: RunConfig, table: Table) -> ModelConfig:
-    """The configuration that the model folder will carry."""
-    mpp = sorted({s.mpp for s in table.samples if s.mpp is not None})
-    provenance = {
-        "table": config.data.name,
-        "fold": config.fold,
-        "seed": config.training.seed,
-        "recipe": config.recipe,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{f"{package}": version(package) for package in ("histoloc", "torch", "timm")},
-    }
-    return ModelConfig(
-        config.method,
-        table.classes,
-        config.options,
-        config.backbone,
-        config.input,
-        mpp[len(mpp) // 2] if mpp else None,
-        # "valid" is chosen after the last epoch.
-        Threshold("otsu", None) if config.training.threshold == "otsu" else Threshold(),
-        provenance=provenance,
-    )
-
-
-def _selected(described: ModelConfig, row: dict[str, float], training: TrainingConfig, table: Table) -> ModelConfig:
-    masks = number_of_masks(table) if training.selection == "pxap-masks" else 0
-    selection = Selection(training.selection, int(row["epoch"]), masks, masks > 0)
-    return dataclasses.replace(described, selection=selection)
+def finish_stage(job: Job, done: Progress) -> bool:
+    """Go back to the selected weights and let the method look back; returns whether there is a next stage."""
+    method = job.method
+    if method.stages == 1:
+        return False
+    rows = done.rows[-done.epoch :]
+    method.load_state_dict(done.best_weights)
+    goes_on = method.end_stage(rows) and done.stage + 1 < method.stages
+    if job.fabric.is_global_zero:
+        _save_selected(job, _weights(method), next(row for row in reversed(rows) if row["selected"]))
+    if goes_on:
+        done.stage, done.epoch, done.best = done.stage + 1, 0, None
+        # The next stage has an optimizer of its own.
+        _save_checkpoint(job, {"network": method}, done)
+    return goes_on
 
 
 def _fabric(training: TrainingConfig, out: Path) -> Fabric:
@@ -299,25 +296,7 @@ def _loader(
     batches = EpochBatches(
         len(samples), training.batch, training.seed, rank=fabric.global_rank, world=fabric.world_size
     )
-    workers = _workers(training.workers)
-    loader = DataLoader(
-        samples,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=fabric.device.type == "cuda",
-    )
-    return loader, batches
-
-
-def _loaded(loader: Iterable[Any]) -> Iterator[Any]:
-    """The loader's batches; what is wrong with a file is said as if it had been read in this process."""
-    try:
-        yield from loader
-    except InputError as error:
-        # A worker of the loader puts its traceback before the sentence.
-        raise InputError(str(error).strip().rsplit("InputError: ", 1)[-1]) from error
+    return make_loader(samples, batches, training.workers, pin_memory=fabric.device.type == "cuda"), batches
 
 
 def _share_statistics(fabric: Fabric, method: Method) -> Method:
@@ -336,37 +315,56 @@ def _share_statistics(fabric: Fabric, method: Method) -> Method:
     return method
 
 
-def _save_checkpoint(
-    fabric: Fabric, path: Path, network: Any, optimizer: torch.optim.Optimizer, done: Progress
-) -> None:
-    state = {"network": network, "optimizer": optimizer, "progress": dataclasses.asdict(done)}
+def _weights(method: Method) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in method.state_dict().items()}
+
+
+def _save_selected(job: Job, weights: dict[str, torch.Tensor], row: dict[str, float]) -> None:
+    save_model(job.out / "model", weights, describe_selected(job.described, row, job.config.training, job.table))
+
+
+def _save_checkpoint(job: Job, state: dict[str, Any], done: Progress) -> None:
+    path = job.out / "last.ckpt"
     temporary = path.with_name(f".{path.name}.part")
     try:
         # Every process must call save; only the first one writes.
-        fabric.save(temporary, state)
-        if fabric.is_global_zero:
+        job.fabric.save(temporary, {**state, "progress": dataclasses.asdict(done)})
+        if job.fabric.is_global_zero:
             temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room, then --resume") from error
-    fabric.barrier()
+    job.fabric.barrier()
 
 
-def _restore(fabric: Fabric, out: Path, network: Any, optimizer: torch.optim.Optimizer) -> Progress:
-    path = out / "last.ckpt"
+def _restore(job: Job) -> tuple[Progress, dict[str, Any]]:
+    """Where an earlier call stopped, and the weights and optimizer state of that moment."""
+    path = job.out / "last.ckpt"
     if not path.exists():
-        return Progress()
-    state: dict[str, Any] = {"network": network, "optimizer": optimizer}
+        return Progress(), {}
+    with _readable(path):
+        saved = job.fabric.load(path)
+        done = Progress(**saved.pop("progress"))
+    if done.stage and len(done.rows) != done.stage * job.config.training.epochs + done.epoch:
+        raise InputError(f"{path}: --epochs cannot change between two stages; restore it, or choose another --out")
+    return done, saved
+
+
+def _load(job: Job, saved: dict[str, Any], network: Any, optimizer: torch.optim.Optimizer | None) -> None:
+    if not saved:
+        return
+    with _readable(job.out / "last.ckpt"):
+        network.load_state_dict(saved["network"])
+        if optimizer is not None:
+            optimizer.load_state_dict(saved["optimizer"])
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        rest = fabric.load(path, state)
-        return Progress(**rest["progress"])
+        yield
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError, UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be read ({reason}); remove it to train from the start") from error
-
-
-def _workers(asked: int) -> int:
-    cores = os.cpu_count() or 1
-    return asked if asked >= 0 else (0 if cores <= 2 else min(4, cores - 1))
 
 
 def _mean(fabric: Fabric, value: torch.Tensor, seen: float) -> float:

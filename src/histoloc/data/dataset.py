@@ -1,13 +1,15 @@
 """Training samples in the order and with the randomness that (seed, epoch, sample) fix."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from histoloc.data.image import read_image, read_mask
@@ -129,3 +131,30 @@ class EpochBatches(Sampler[list[Key]]):
         """What this process's mean loss counts in batch `step`, so that the mean over processes is the global mean."""
         whole = min(self.batch, self.count - step * self.batch)
         return len(range(self.rank, whole, self.world)) * self.world / whole
+
+
+def make_loader(samples: TrainSet, batches: EpochBatches, workers: int, *, pin_memory: bool) -> DataLoader[Any]:
+    """Load the batches, in processes of their own where `workers` > 0; -1 chooses by the number of cores."""
+    cores = os.cpu_count() or 1
+    count = workers if workers >= 0 else (0 if cores <= 2 else min(4, cores - 1))
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=count,
+        persistent_workers=count > 0,
+        pin_memory=pin_memory,
+    )
+
+
+def loaded(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's batches; what is wrong with a file is said as if it had been read in this process.
+
+    Raises:
+        InputError: a file cannot be used.
+    """
+    try:
+        yield from loader
+    except InputError as error:
+        # A worker of the loader puts its traceback before the sentence.
+        raise InputError(str(error).strip().rsplit("InputError: ", 1)[-1]) from error
