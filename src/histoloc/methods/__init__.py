@@ -3,6 +3,7 @@
 from histoloc.methods.allones import AllOnes
 from histoloc.methods.base import Method, Setting
 from histoloc.methods.cam import Gap, Lse, MaxPool, Wildcat
+from histoloc.methods.deepmil import DeepMil
 from histoloc.methods.maxmin import MaxMin
 
 METHODS: dict[str, type[Method]] = {
@@ -11,6 +12,7 @@ METHODS: dict[str, type[Method]] = {
     "maxpool": MaxPool,
     "lse": Lse,
     "wildcat": Wildcat,
+    "deepmil": DeepMil,
     "maxmin": MaxMin,
 }
 

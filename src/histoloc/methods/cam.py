@@ -71,7 +71,7 @@ class Gap(Cam):
 
 
 class MaxPool(Cam):
-    """Class maps by max-pooling (Oquab et al., CVPR 2015, section 3).
+    """Class maps by max-pooling (Oquab et al., CVPR 2015).
 
     A 1x1 convolution makes one map per class; the class score is the map's highest value:
 
@@ -101,7 +101,7 @@ class LseOptions:
 
 
 class Lse(Cam):
-    """Class maps by log-sum-exp pooling (Pinheiro and Collobert, CVPR 2015, section 3.2).
+    """Class maps by log-sum-exp pooling (Pinheiro and Collobert, CVPR 2015).
 
     A 1x1 convolution makes one map per class; the class score is a smooth maximum of the N positions:
 
@@ -110,14 +110,14 @@ class Lse(Cam):
     Every position has a gradient, in proportion to exp(r M_k(i)). The ROI map is the map of the predicted class.
     """
 
-    title: ClassVar[str] = "LSE"
+    title: ClassVar[str] = "CAM-LSE"
     paper: ClassVar[str] = "Pinheiro and Collobert, From image-level to pixel-level labeling, CVPR 2015"
     Options: ClassVar[type[Any]] = LseOptions
     options: LseOptions
 
     def __init__(self, setting: Setting, options: LseOptions) -> None:
         if not 0 < options.r < float("inf"):
-            raise InputError(f"--r must be > 0 and finite, not {options.r}; the paper's range is about 1 to 10")
+            raise InputError(f"--r must be > 0 and finite, not {options.r}; 10 is the default")
         super().__init__(setting, options)
 
     def pool(self, maps: Tensor) -> Tensor:
