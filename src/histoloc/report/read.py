@@ -79,8 +79,10 @@ class MetricsFile(BaseModel):
     fold: int | None = None
     n_images: int
     threshold: Threshold = Field(default_factory=Threshold)
+    selection: dict[str, Any] | None = None
     uses_masks: list[str] = Field(default_factory=list)
     metrics: Metrics
+    argmax_rule: dict[str, Any] | None = None  # estimates where a pixel is ROI if the predicted class's map is largest
     seconds: float | None = None
 
 

@@ -168,7 +168,7 @@ def table_rows(runs: Sequence[Run]) -> tuple[list[TableRow], list[str]]:
 
 def mask_notes(run: Run, evaluation: Evaluation) -> list[str]:
     """One sentence for each use of masks that made or chose the numbers of an evaluation."""
-    notes = [_sentence(text) for text in evaluation.result.uses_masks]
+    notes = [sentence(text) for text in evaluation.result.uses_masks]
     selection, threshold = run.model.get("selection") or {}, run.model.get("threshold") or {}
     # The evaluation knows best; the model folder is asked only where the evaluation noted nothing.
     if not notes and selection.get("uses_masks"):
@@ -230,6 +230,7 @@ def _cell(text: Any) -> str:
     return str(text).replace("|", "\\|")
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """A note as a sentence: with a capital letter and a full stop."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -1,0 +1,321 @@
+"""The table of a benchmark: ours with spread, the published numbers beside them, and every footnote."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from histoloc.benchmark.compare import Difference, best_baseline, compare
+from histoloc.benchmark.results import Bench, Cell
+from histoloc.benchmark.rows import DATASETS, Row
+from histoloc.report.tables import LESS_IS_BETTER, METRICS, NOT_DEFINED, percent, sentence
+
+MEASURED = ("cl_error", "f1_plus", "f1_minus", "f1_mean", "pxap")
+PUBLISHED = ("cl_error", "f1_plus", "f1_minus")
+ARGMAX = ("f1_plus", "f1_minus")
+ARGMAX_GROUP = "argmax rule (published CAM rule)"
+KINDS = {"table1": "Table 1", "ablation": "Ablation"}
+SPLITS = {"valid": "validation", "test": "test", "train": "training"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over cells: mean and sample standard deviation (NaN for fewer than two), and how many cells."""
+
+    mean: float
+    std: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in one place of the table; `spread` is the smaller text behind or below the number."""
+
+    text: str
+    spread: str = ""
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column; neighbours of the same non-empty `group` share a heading above theirs.
+
+    `prefix` stands for the group where headings have one line only.
+    """
+
+    text: str
+    group: str = ""
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table; `notes` are 1-based numbers of its footnotes."""
+
+    name: str
+    title: str
+    group: str
+    notes: tuple[int, ...]
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table, before it is Markdown, HTML or LaTeX.
+
+    Attributes:
+        title: its caption.
+        headings: of the columns after the method's name.
+        lines: the rows.
+        general: sentences about all of it.
+        notes: the footnotes that lines refer to.
+    """
+
+    title: str
+    headings: tuple[Heading, ...]
+    lines: tuple[Line, ...]
+    general: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Mean and sample standard deviation (n - 1) of the values that are defined."""
+    known = np.array([value for value in values if not math.isnan(value)])
+    mean = float(known.mean()) if known.size else math.nan
+    return Spread(mean, float(known.std(ddof=1)) if known.size > 1 else math.nan, int(known.size))
+
+
+def measured(bench: Bench, names: Sequence[str] = MEASURED) -> dict[str, dict[str, Spread]]:
+    """Every metric of every row over its cells, by name of the row and of the metric, in percent."""
+    return {
+        row.name: {name: spread(cell.value(name) for cell in bench.of(row)) for name in names} for row in bench.rows
+    }
+
+
+def best_rows(rows: Sequence[Row], values: Mapping[str, Spread], metric: str) -> set[str]:
+    """Names of the rows to print in bold.
+
+    The best mean at the two decimals shown, equal ones together; bounds take no part, and nobody is best among
+    fewer than two.
+    """
+    sign = 1 if metric in LESS_IS_BETTER else -1
+    shown = {row.name: sign * round(values[row.name].mean, 2) for row in rows if row.group != "bound"}
+    shown = {name: value for name, value in shown.items() if not math.isnan(value)}
+    return {name for name, value in shown.items() if value == min(shown.values())} if len(shown) > 1 else set()
+
+
+def benchmark_table(bench: Bench) -> Table:
+    """Build the table of a benchmark, finished or not."""
+    baseline = best_baseline(bench)
+    columns = [
+        _cells_column(bench),
+        *_measured_columns(bench),
+        *_argmax_columns(bench),
+        *_published_columns(bench),
+        _difference_column(baseline, compare(bench, baseline)),
+        _time_column(bench),
+    ]
+    marked, notes = _footnotes(bench)
+    lines = tuple(
+        Line(row.name, row.title, row.group, marked[row.name], tuple(entry(row) for _, entry in columns))
+        for row in bench.rows
+    )
+    return Table(_title(bench), tuple(h for h, _ in columns), lines, tuple(_general(bench, baseline)), tuple(notes))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best; `–` where unknown."""
+    if math.isnan(seconds):
+        return NOT_DEFINED
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+Column = tuple[Heading, Callable[[Row], Entry]]
+
+
+def number(value: Spread, bold: bool = False) -> Entry:
+    """A mean with its standard deviation, where there is one."""
+    return Entry(percent(value.mean), "" if math.isnan(value.std) else f"± {value.std:.2f}", bold)
+
+
+def _cells_column(bench: Bench) -> Column:
+    return Heading("n"), lambda row: Entry(str(len(bench.of(row))))
+
+
+def _measured_columns(bench: Bench) -> list[Column]:
+    values = measured(bench)
+
+    def column(metric: str) -> Column:
+        best = best_rows(bench.rows, {name: of_row[metric] for name, of_row in values.items()}, metric)
+        return Heading(METRICS[metric], "ours"), lambda row: number(values[row.name][metric], row.name in best)
+
+    return [column(metric) for metric in MEASURED]
+
+
+def _argmax_columns(bench: Bench) -> list[Column]:
+    """Nothing where no method has class maps."""
+
+    def column(metric: str) -> Column:
+        return Heading(METRICS[metric], ARGMAX_GROUP, "argmax rule"), lambda row: number(
+            spread(cell.argmax(metric) for cell in bench.of(row))
+        )
+
+    return [column(metric) for metric in ARGMAX] if any(cell.argmax_rule for cell in bench.cells) else []
+
+
+def _published_columns(bench: Bench) -> list[Column]:
+    """Nothing where the table's file name names no data set with published numbers."""
+    dataset = bench.dataset
+    if dataset is None or not any(dataset in row.published for row in bench.rows):
+        return []
+
+    def column(metric: str) -> Column:
+        heading = Heading(METRICS[metric], f"published ({DATASETS[dataset]}, test)", "published")
+        return heading, lambda row: Entry(
+            percent(getattr(row.published[dataset], metric)) if dataset in row.published else NOT_DEFINED
+        )
+
+    return [column(metric) for metric in PUBLISHED]
+
+
+def _difference_column(baseline: Row | None, differences: Mapping[str, Mapping[str, Difference | None]]) -> Column:
+    def entry(row: Row) -> Entry:
+        if baseline is not None and row.name == baseline.name:
+            return Entry("reference")
+        found = differences.get(row.name, {}).get("f1_mean")
+        return Entry(NOT_DEFINED) if found is None else Entry(signed(found.value), interval(found))
+
+    against = "" if baseline is None else f" to {baseline.title}"
+    return Heading(f"Δ mean F1{against}"), entry
+
+
+def _time_column(bench: Bench) -> Column:
+    return Heading("training per cell"), lambda row: Entry(
+        duration(spread(float(c.cost.get("train_seconds") or math.nan) for c in bench.of(row)).mean)
+    )
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, a real minus, and two decimals."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def interval(difference: Difference) -> str:
+    """[low, high] of a difference."""
+    return f"[{signed(difference.low)}, {signed(difference.high)}]"
+
+
+def _title(bench: Bench) -> str:
+    split = SPLITS.get(bench.split, bench.split)
+    return f"{KINDS[bench.settings['kind']]} on {bench.table}, {split} split"
+
+
+def _general(bench: Bench, baseline: Row | None) -> list[str]:
+    """What holds for all rows: how the numbers were made."""
+    folds, seeds = (len(bench.settings[key]) for key in ("folds", "seeds"))
+    split = SPLITS.get(bench.split, bench.split)
+    said = [
+        f"Ours: percentages on the {split} split, mean ± sample standard deviation over n cells "
+        f"({_count(folds, 'fold')} × {_count(seeds, 'seed')}); no ± where n is 1. Bold: the best of a column; bounds "
+        "(methods that learn nothing, or from masks) take no part. –: not defined."
+    ]
+    if common := _setting(bench):
+        said.append(common)
+    if any(cell.argmax_rule for cell in bench.cells):
+        said.append(
+            "argmax rule: the published CAM rule, by which a pixel is ROI where the predicted class has the largest "
+            "class map; only for methods with class maps, and no part of the comparison."
+        )
+    if _published_columns(bench):
+        said.append(
+            "Published: Belharbi et al., MIDL 2022 and IEEE TMI 2022, measured on the test set." + _apart(bench)
+        )
+    if baseline is not None:
+        kind = "the best label-supervised baseline" if baseline.group == "baseline" else "the first row"
+        said.append(
+            f"Δ mean F1: difference to {baseline.title}, {kind} by mean F1, on the images that both have; in brackets "
+            "the 95 % interval of the paired bootstrap over images (2000 resamples; seeds are averaged, folds pooled)."
+        )
+    return said
+
+
+def _apart(bench: Bench) -> str:
+    if bench.split == "test":
+        return ""
+    return f" Ours are measured on the {SPLITS.get(bench.split, bench.split)} split: not directly comparable."
+
+
+def _setting(bench: Bench) -> str:
+    common = {name: _most_common(of(cell) for cell in bench.cells) for name, of in RULES.items()}
+    parts = [f"preset {bench.settings['preset']}"] if bench.settings.get("preset") else []
+    parts += [f"{name} {value}" for name, value in common.items() if value]
+    return f"Unless a footnote says otherwise: {', '.join(parts)}." if parts else ""
+
+
+def _backbone(cell: Cell) -> str:
+    return str((cell.settings.get("backbone") or {}).get("backbone") or "")
+
+
+def _selection(cell: Cell) -> str:
+    return str((cell.evaluation.result.selection or {}).get("rule") or "")
+
+
+def _threshold(cell: Cell) -> str:
+    threshold = cell.evaluation.result.threshold
+    return threshold.rule + (
+        f" {threshold.value:g}" if threshold.rule == "fixed" and threshold.value is not None else ""
+    )
+
+
+RULES: dict[str, Callable[[Cell], str]] = {
+    "backbone": _backbone,
+    "selection rule": _selection,
+    "threshold rule": _threshold,
+}
+
+
+def _most_common(values: Iterable[str]) -> str:
+    counted = Counter(value for value in values if value)
+    return counted.most_common(1)[0][0] if counted else ""
+
+
+def _footnotes(bench: Bench) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Numbers of the footnotes by name of the row, and the footnotes; equal ones are given once."""
+    common = {name: _most_common(of(cell) for cell in bench.cells) for name, of in RULES.items()}
+    notes: list[str] = []
+    marked = {}
+    for row in bench.rows:
+        own = _notes_of(bench, row, common)
+        notes += [note for note in own if note not in notes]
+        marked[row.name] = tuple(notes.index(note) + 1 for note in own)
+    return marked, notes
+
+
+def _notes_of(bench: Bench, row: Row, common: Mapping[str, Any]) -> list[str]:
+    cells = bench.of(row)
+    notes = [row.note] if row.note else []
+    for name, of in RULES.items():
+        others = sorted({value for cell in cells if (value := of(cell)) and value != common[name]})
+        notes += [f"{name.capitalize()}: {', '.join(others)}."] if others else []
+    notes += [sentence(text) for cell in cells for text in cell.evaluation.result.uses_masks]
+    finished = {cell.name for cell in cells}
+    missing = [name for name in bench.wanted if name not in finished]
+    if missing:
+        failed = {failure.cell for failure in bench.failures if failure.row.name == row.name}
+        named = ", ".join(f"{name} (failed)" if name in failed else name for name in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        notes.append(f"{len(cells)} of {len(bench.wanted)} cells are finished; missing: {named}{more}.")
+    return list(dict.fromkeys(notes))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
