@@ -87,5 +87,22 @@ def empty_map(logits: Tensor) -> Tensor:
     return F.softplus(_at_least_float32(logits)).mean(dim=(1, 2, 3))
 
 
+def soft_dice(probability: Tensor, mask: Tensor) -> Tensor:
+    """Soft Dice loss 1 - (2 Σ p m + 1) / (Σ p + Σ m + 1), sums over the pixels of one image.
+
+    The added ones, worth a single pixel, define the value of an empty mask: 0 where nothing is predicted, towards 1
+    otherwise. They leave no gradient where much is predicted on an empty mask; combine it with a cross-entropy.
+
+    Args:
+        probability: (B, 1, H, W) in [0, 1].
+        mask: (B, 1, H, W) in [0, 1], the truth.
+
+    Returns:
+        (B,) in [0, 1).
+    """
+    p, m = _at_least_float32(probability).flatten(1), _at_least_float32(mask).flatten(1)
+    return 1 - (2 * (p * m).sum(dim=1) + 1) / (p.sum(dim=1) + m.sum(dim=1) + 1)
+
+
 def _at_least_float32(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -5,6 +5,7 @@ from histoloc.methods.base import Method, Setting
 from histoloc.methods.cam import Gap, Lse, MaxPool, Wildcat
 from histoloc.methods.deepmil import DeepMil
 from histoloc.methods.maxmin import MaxMin
+from histoloc.methods.unet import UNet
 
 METHODS: dict[str, type[Method]] = {
     "allones": AllOnes,
@@ -14,6 +15,7 @@ METHODS: dict[str, type[Method]] = {
     "wildcat": Wildcat,
     "deepmil": DeepMil,
     "maxmin": MaxMin,
+    "unet": UNet,
 }
 
 __all__ = ["METHODS", "Method", "Setting"]

@@ -46,11 +46,27 @@ class Backbone(nn.Module):
         info = _feature_info(model)[index]
         self.channels, self.stride = int(info["num_chs"]), int(info["reduction"])
         self.index = index
+        strides = [int(level["reduction"]) for level in _feature_info(model)[: index + 1]]
+        self.levels = [i for i in range(index + 1) if strides[i] not in strides[i + 1 :]]
+        self.level_strides = [strides[i] for i in self.levels]
+        self.level_channels = [int(_feature_info(model)[i]["num_chs"]) for i in self.levels]
         self.model.prune_intermediate_layers([index], prune_norm=True, prune_head=True)
 
     def forward(self, image: Tensor) -> Tensor:
         """Features of the chosen stage, at the stage's own stride."""
         return self.model.forward_intermediates(image, indices=[self.index], intermediates_only=True)[0]
+
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        """Features of the last stage of each distinct stride up to the chosen one, for a decoder.
+
+        Args:
+            image: (B, 3, H, W), normalised.
+
+        Returns:
+            One map (B, level_channels[i], about H/level_strides[i], W/level_strides[i]) per level, finest first; the
+            last is what `forward` returns. A ViT, whose stages share one stride, has one level.
+        """
+        return self.model.forward_intermediates(image, indices=self.levels, intermediates_only=True)
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:

@@ -1,0 +1,79 @@
+"""U-Net: learns from masks, the upper bound of Table 1."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from histoloc.errors import InputError
+from histoloc.losses import soft_dice
+from histoloc.maps import resize
+from histoloc.methods.base import Method, Setting, Supervision
+from histoloc.nn.backbone import BackboneConfig
+from histoloc.nn.decoder import UNetDecoder
+from histoloc.types import Batch, BatchLocalization, Output
+
+
+@dataclass(frozen=True)
+class UNetOptions:
+    """Options of U-Net.
+
+    Attributes:
+        cross_entropy_weight: weight of the pixels' binary cross-entropy.
+        dice_weight: weight of the soft Dice loss.
+    """
+
+    cross_entropy_weight: float = 1.0
+    dice_weight: float = 1.0
+
+
+class UNet(Method):
+    """U-Net (Ronneberger et al., MICCAI 2015) with any backbone as its contracting path; it learns from masks.
+
+    Cross-entropy and soft Dice of the ROI probability p against the mask m, each per image:
+
+        min a mean(-m log p - (1 - m) log(1 - p)) + b [1 - (2 Σ p m + 1) / (Σ p + Σ m + 1)]
+
+    The ROI map is p itself, not stretched: an image may have no ROI. There is no classifier.
+    """
+
+    title: ClassVar[str] = "U-Net"
+    paper: ClassVar[str] = "Ronneberger et al., U-Net: convolutional networks for biomedical image segmentation, 2015"
+    Options: ClassVar[type[Any]] = UNetOptions
+    options: UNetOptions
+    supervision: ClassVar[Supervision] = "pixel"
+    classifies: ClassVar[bool] = False
+    default_backbone: ClassVar[BackboneConfig] = BackboneConfig(stride=0)
+
+    def __init__(self, setting: Setting, options: UNetOptions) -> None:
+        super().__init__(setting, options)
+        weights = (options.cross_entropy_weight, options.dice_weight)
+        if not (min(weights) >= 0 and sum(weights) > 0):  # false for NaN too
+            raise InputError("--cross-entropy-weight and --dice-weight must be >= 0, one of them > 0; correct them")
+        self.backbone = setting.make_backbone(setting.backbone)
+        self.decoder = UNetDecoder(self.backbone, maps=1)
+
+    def forward(self, image: Tensor) -> Output:
+        """The ROI's score before its sigmoid, at the decoder's stride; equal class scores."""
+        maps = self.decoder(self.backbone.pyramid(image))
+        return Output(maps.new_zeros(len(image), len(self.setting.classes)), maps, {})
+
+    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Cross-entropy and Dice against the masks, at their size."""
+        if batch.mask is None:
+            raise InputError("U-Net learns from masks and this batch has none; fill the table's mask column")
+        o, mask = self.options, batch.mask
+        scores = resize(out.roi.float(), (mask.shape[-2], mask.shape[-1]))
+        losses = {}
+        if o.cross_entropy_weight:
+            losses["cross_entropy"] = o.cross_entropy_weight * F.binary_cross_entropy_with_logits(scores, mask)
+        if o.dice_weight:
+            losses["dice"] = o.dice_weight * soft_dice(scores.sigmoid(), mask).mean()
+        return losses
+
+    def localize(self, image: Tensor) -> BatchLocalization:
+        """The ROI's probability at every pixel."""
+        out = self(image)
+        roi = resize(out.roi.float(), (image.shape[-2], image.shape[-1])).sigmoid()
+        return BatchLocalization(out.logits.float().softmax(dim=1), roi)

@@ -1,0 +1,61 @@
+"""From features back to pixels: the decoder of a U-Net on top of any backbone."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from histoloc.nn.backbone import Backbone
+
+_WIDEST, _NARROWEST = 128, 16  # channels of the deepest block, and of the shallowest; halved from block to block
+_FINEST = 4  # input pixels per position up to which maps are enlarged where the backbone has no finer level
+
+
+class UpBlock(nn.Module):
+    """Enlarge, concatenate the skip, two 3x3 convolutions with batch normalisation and ReLU."""
+
+    def __init__(self, channels: int, skip: int, out: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels + skip, out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out, out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """(B, channels, h, w) and the skip (B, skip, H, W) -> (B, out, H, W); twice the size where there is none."""
+        size = (2 * x.shape[-2], 2 * x.shape[-1]) if skip is None else skip.shape[-2:]
+        x = F.interpolate(x, size=size, mode="nearest")
+        return self.convolutions(x if skip is None else torch.cat([x, skip], dim=1))
+
+
+class UNetDecoder(nn.Module):
+    """The expanding path of a U-Net (Ronneberger et al., MICCAI 2015, Fig. 1) over the levels of a backbone.
+
+    One block per level but the deepest, of 128, 64, 32, 16 channels from deep to shallow, then a 1x1 convolution. A
+    ViT has a single level and no skips: blocks without skip enlarge it to at most 4 input pixels per position.
+    """
+
+    def __init__(self, backbone: Backbone, maps: int) -> None:
+        super().__init__()
+        skips = [*reversed(backbone.level_channels[:-1])]
+        stride = float(backbone.level_strides[0])
+        while stride > _FINEST:
+            skips.append(0)
+            stride /= 2
+        widths = [backbone.channels, *(max(_NARROWEST, _WIDEST >> i) for i in range(len(skips)))]
+        self.blocks = nn.ModuleList(
+            UpBlock(channels, skip, out) for (channels, out), skip in zip(pairwise(widths), skips, strict=True)
+        )
+        self.head = nn.Conv2d(widths[-1], maps, kernel_size=1)
+
+    def forward(self, pyramid: list[Tensor]) -> Tensor:
+        """Features, finest first, as `Backbone.pyramid` gives them -> (B, maps, h, w) scores, float32."""
+        *skips, x = pyramid
+        for block in self.blocks:
+            x = block(x, skips.pop() if skips else None)
+        return self.head(x).float()
