@@ -140,10 +140,15 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
 def train_stage(job: Job, done: Progress, saved: dict[str, Any], bar: Any) -> None:
     """The epochs of the stage that are left; after each of them everything is on disk."""
     method, training = job.method, job.config.training
+    with _readable(job.out / "last.ckpt"):
+        method.load_state_dict(saved.get("network", method.state_dict()))
+    # After the weights: what it sets travels with them.
     method.enter_stage(done.stage)
     network: Any = torch.compile(method) if training.compile else method
     network, optimizer = job.fabric.setup(network, make_optimizer(method, training))
-    _load(job, saved, network, optimizer if done.epoch else None)
+    if "optimizer" in saved:
+        with _readable(job.out / "last.ckpt"):
+            optimizer.load_state_dict(saved["optimizer"])
     for epoch in range(done.epoch, training.epochs):
         started = time.perf_counter()
         method.epoch.fill_(epoch)
@@ -347,15 +352,6 @@ def _restore(job: Job) -> tuple[Progress, dict[str, Any]]:
     if done.stage and len(done.rows) != done.stage * job.config.training.epochs + done.epoch:
         raise InputError(f"{path}: --epochs cannot change between two stages; restore it, or choose another --out")
     return done, saved
-
-
-def _load(job: Job, saved: dict[str, Any], network: Any, optimizer: torch.optim.Optimizer | None) -> None:
-    if not saved:
-        return
-    with _readable(job.out / "last.ckpt"):
-        network.load_state_dict(saved["network"])
-        if optimizer is not None:
-            optimizer.load_state_dict(saved["optimizer"])
 
 
 @contextmanager

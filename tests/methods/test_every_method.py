@@ -9,6 +9,7 @@ from small import CNN, VIT, build, glands, noise, noise_batch
 from histoloc.checkpoint import ModelConfig, load_model, save_model
 from histoloc.data.synthetic import CLASSES
 from histoloc.methods import METHODS, Method
+from histoloc.types import Batch
 
 every_method = pytest.mark.parametrize("name", METHODS)
 every_learner = pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.supervision != "none"])
@@ -16,8 +17,12 @@ every_classifier = pytest.mark.parametrize("name", [name for name, m in METHODS.
 every_backbone = pytest.mark.parametrize("backbone", [CNN, VIT])
 
 
+def batch_for(method: Method, labels: list[int]) -> Batch:
+    return noise_batch(labels, masks=method.supervision == "pixel")
+
+
 def total(method: Method, labels: list[int]) -> torch.Tensor:
-    batch = noise_batch(labels)
+    batch = batch_for(method, labels)
     return torch.stack(list(method.loss(method(batch.image), batch, 0).values())).sum()
 
 
@@ -53,7 +58,8 @@ def test_output_and_localization(name, size, backbone):
 
 @every_method
 def test_low_precision(name):
-    method, batch = build(name), noise_batch([0, 1])
+    method = build(name)
+    batch = batch_for(method, [0, 1])
     with torch.autocast("cpu", torch.bfloat16):
         out, found = method(batch.image), method.localize(batch.image)
         terms = method.loss(out, batch, 0)
@@ -73,7 +79,8 @@ def test_one_colour_everywhere(name):
 
 @every_method
 def test_loss_terms_are_scalars(name):
-    method, batch = build(name), noise_batch([0, 1, 1])
+    method = build(name)
+    batch = batch_for(method, [0, 1, 1])
     for term in method.loss(method(batch.image), batch, 3).values():
         assert term.shape == ()
         assert torch.isfinite(term)
@@ -83,11 +90,12 @@ def test_loss_terms_are_scalars(name):
 def test_loss_is_the_mean_over_images(name):
     # What makes the loss of several processes equal that of one.
     method, labels = build(name), [0, 1, 1]
-    batch = noise_batch(labels)
+    batch = batch_for(method, labels)
     whole = method.loss(method(batch.image), batch, 0)
     parts = []
     for i in range(3):
-        one = batch._replace(image=batch.image[i : i + 1], label=batch.label[i : i + 1])
+        mask = None if batch.mask is None else batch.mask[i : i + 1]
+        one = batch._replace(image=batch.image[i : i + 1], label=batch.label[i : i + 1], mask=mask)
         parts.append(method.loss(method(one.image), one, 0))
     for key, value in whole.items():
         torch.testing.assert_close(value, torch.stack([part[key] for part in parts]).mean())
@@ -98,7 +106,7 @@ def test_loss_is_the_mean_over_images(name):
 def test_gradients_reach_every_parameter(name, backbone):
     method = build(name, backbone=backbone).train()
     total(method, [0, 1]).backward()
-    parameters = dict(method.named_parameters())
+    parameters = {key: p for key, p in method.named_parameters() if p.requires_grad}
     assert parameters
     for key, parameter in parameters.items():
         assert parameter.grad is not None, key

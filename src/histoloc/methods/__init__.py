@@ -4,6 +4,8 @@ from histoloc.methods.allones import AllOnes
 from histoloc.methods.base import Method, Setting
 from histoloc.methods.cam import Gap, Lse, MaxPool, Wildcat
 from histoloc.methods.deepmil import DeepMil
+from histoloc.methods.erase import Erase
+from histoloc.methods.gradcam import GradCam, GradCamPP, LayerCam, SmoothGradCamPP, XGradCam
 from histoloc.methods.maxmin import MaxMin
 from histoloc.methods.unet import UNet
 
@@ -14,6 +16,12 @@ METHODS: dict[str, type[Method]] = {
     "lse": Lse,
     "wildcat": Wildcat,
     "deepmil": DeepMil,
+    "erase": Erase,
+    "gradcam": GradCam,
+    "gradcampp": GradCamPP,
+    "smoothgradcampp": SmoothGradCamPP,
+    "xgradcam": XGradCam,
+    "layercam": LayerCam,
     "maxmin": MaxMin,
     "unet": UNet,
 }
