@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -107,9 +108,10 @@ class Attention(nn.Module):
         self.energy = nn.Conv2d(width, maps, kernel_size=1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, C, h, w) -> attention (B, maps, h, w) float32; each map is >= 0 and sums to one."""
+        """Features (B, C, h, w) -> attention (B, maps, h, w) in float32 or better; each map is >= 0 and sums to one."""
         hidden = self.hidden(features).tanh()
         if self.gate is not None:
             hidden = hidden * self.gate(features).sigmoid()
-        energy = self.energy(hidden).float()
-        return energy.flatten(2).softmax(dim=2).view_as(energy)
+        energy = self.energy(hidden)
+        precise = torch.promote_types(energy.dtype, torch.float32)
+        return energy.flatten(2).softmax(dim=2, dtype=precise).view_as(energy)
