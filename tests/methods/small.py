@@ -28,16 +28,22 @@ def noise(count: int, height: int, width: int) -> Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def noise_batch(labels: list[int], height: int = 64, width: int = 64) -> Batch:
+def noise_batch(labels: list[int], height: int = 64, width: int = 64, *, masks: bool = False) -> Batch:
+    """Noise; with masks for a method with pixel supervision, without for others, as in training."""
     names = tuple(f"{i}.png" for i in range(len(labels)))
-    return Batch(noise(len(labels), height, width), torch.tensor(labels), None, names)
+    image = noise(len(labels), height, width)
+    return Batch(image, torch.tensor(labels), (image[:, :1] > 0).float() if masks else None, names)
 
 
-def glands(count: int, side: int) -> Batch:
-    """Synthetic glands, the classes by turns."""
+def glands(count: int, side: int, *, first: int = 0, masks: bool = False) -> Batch:
+    """Synthetic glands number `first` and on, the classes by turns; with masks for pixel supervision."""
     images: list[Tensor] = []
+    truth: list[Tensor] = []
     config = InputConfig(small_side=0, crop=side)
-    for index in range(count):
-        picture = render(CLASSES[index % 2], seed=0, index=index, height=side, width=side).image
-        images.append(normalise(load_tensor(picture, config), config))
-    return Batch(torch.stack(images), torch.arange(count) % 2, None, tuple(f"{i}.png" for i in range(count)))
+    for index in range(first, first + count):
+        picture = render(CLASSES[index % 2], seed=0, index=index, height=side, width=side)
+        images.append(normalise(load_tensor(picture.image, config), config))
+        truth.append(torch.from_numpy(picture.instances > 0).float()[None])
+    names = tuple(f"{i}.png" for i in range(first, first + count))
+    labels = torch.arange(first, first + count) % 2
+    return Batch(torch.stack(images), labels, torch.stack(truth) if masks else None, names)
