@@ -7,6 +7,7 @@ from histoloc.methods.deepmil import DeepMil
 from histoloc.methods.erase import Erase
 from histoloc.methods.gradcam import GradCam, GradCamPP, LayerCam, SmoothGradCamPP, XGradCam
 from histoloc.methods.maxmin import MaxMin
+from histoloc.methods.stain import Stain
 from histoloc.methods.unet import UNet
 
 METHODS: dict[str, type[Method]] = {
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "layercam": LayerCam,
     "maxmin": MaxMin,
     "unet": UNet,
+    "stain": Stain,
 }
 
 __all__ = ["METHODS", "Method", "Setting"]
