@@ -75,18 +75,18 @@ def threshold_sensitivity(runs: Sequence[Run]) -> Chart | None:
     if not pairs:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(len(pairs))
+        figure, axes = panels(len(pairs))
         for axis, (run, evaluation) in zip(axes, pairs, strict=True):
             _sensitivity(axis, evaluation)
             axis.set_title(f"{run.name}, {evaluation.split}", loc="left", fontweight="bold")
-        _legend(figure, axes[0])
+        legend(figure, axes[0])
         names = ", ".join(f"{run.name} on {evaluation.split}" for run, evaluation in pairs)
-        return Chart("", _svg(figure), f"F1 plus and F1 minus over the threshold of the ROI map: {names}.")
+        return Chart("", svg(figure), f"F1 plus and F1 minus over the threshold of the ROI map: {names}.")
 
 
 def _curve_group(group: str, columns: list[str], runs: Sequence[Run], colours: dict[str, str]) -> Chart:
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(len(columns))
+        figure, axes = panels(len(columns))
         for axis, column in zip(axes, columns, strict=True):
             axis.set_title(column.split("/", 1)[1], loc="left", fontweight="bold")
             for run in runs:
@@ -96,7 +96,7 @@ def _curve_group(group: str, columns: list[str], runs: Sequence[Run], colours: d
             axis.margins(x=0.02)
             axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         alt = f"Curves over epochs, {group}: {', '.join(column.split('/', 1)[1] for column in columns)}."
-        return Chart(group, _svg(figure), alt)
+        return Chart(group, svg(figure), alt)
 
 
 def _curve(axis: Axes, epoch: pd.Series, values: pd.Series, selected: float | None, colour: str) -> None:
@@ -140,7 +140,8 @@ def _sensitivity(axis: Axes, evaluation: Evaluation) -> None:
     axis.set(xlim=(-0.01, 1.01), ylim=(-2, 102), xlabel="threshold τ", ylabel="%")
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` equal small axes, four in a row."""
     rows = -(-count // COLUMNS)
     figure = Figure(figsize=(COLUMNS * PANEL_WIDTH, rows * PANEL_HEIGHT), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel().tolist()
@@ -149,12 +150,14 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, grid[:count]
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
+def legend(figure: Figure, axis: Axes) -> None:
+    """One legend above all panels, with the entries of one of them."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as a `data:` address; the same figure gives the same text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

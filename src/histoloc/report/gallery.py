@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Panel:
     heatmap: str | None  # `data:` address; None where no map was kept
     caption: str
     alt: str
+    f1: str  # F1⁺ / F1⁻ of the image, empty where neither is defined
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
         for evaluation in run.evaluations:
             groups.setdefault(evaluation.key, []).append((run, evaluation))
     ordered = sorted(groups.values(), key=len, reverse=True)  # stable: test comes before valid
-    made = [_gallery(pairs, per_rank=3 if number == 0 else 1) for number, pairs in enumerate(ordered)]
+    made = [
+        side_by_side(pairs, lambda tables, per_rank=3 if number == 0 else 1: choose(tables[0], per_rank))
+        for number, pairs in enumerate(ordered)
+    ]
     return [gallery for gallery in made if gallery.rows or gallery.notes]
 
 
@@ -101,7 +105,16 @@ def _thirds(ranked: list[str]) -> dict[str, str]:
     return {name: rank for rank, names in zip(("best", "median", "worst"), cuts, strict=True) for name in names}
 
 
-def _gallery(pairs: Sequence[tuple[Run, Evaluation]], per_rank: int) -> Gallery:
+def side_by_side(
+    pairs: Sequence[tuple[Run, Evaluation]], select: Callable[[list[pd.DataFrame]], list[tuple[str, str]]]
+) -> Gallery:
+    """Put evaluations of the same table and split side by side, a column for each.
+
+    Args:
+        pairs: at least one run with its evaluation.
+        select: names and ranks of the images to show, from per_image.csv of every run, each cut down to the images
+            of which all kept a map and indexed by name.
+    """
     notes = []
     shown = []
     for run, evaluation in pairs:
@@ -115,11 +128,10 @@ def _gallery(pairs: Sequence[tuple[Run, Evaluation]], per_rank: int) -> Gallery:
         return gallery
     tables = [e.images.set_index("name", drop=False) for _, e in shown]
     everywhere = set.intersection(*(set(table.index[table["file"] != ""]) for table in tables))
-    common = tables[0][tables[0].index.isin(everywhere)]
-    if common.empty:
+    if not everywhere:
         notes.append("These runs share no image with a kept map, so that they cannot be shown side by side.")
         return gallery
-    chosen = choose(common, per_rank)
+    chosen = select([table[table.index.isin(everywhere)] for table in tables])
     count = len(chosen) * (2 + 2 * len(shown))
     width = WIDTH if count <= MANY else 320 if count <= VERY_MANY else 220
     evaluations = [evaluation for _, evaluation in shown]
@@ -165,8 +177,10 @@ def _panel(
     folder = evaluation.folder / "images"
     roi = _open(folder / f"{cell['file']}_map.png", "L", None, missing, "ROI map")
     caption = _caption(cell)
+    known = np.isfinite(cell["f1_plus"]) or np.isfinite(cell["f1_minus"])
+    f1 = f"{_short(cell['f1_plus'])} / {_short(cell['f1_minus'])}" if known else ""
     if roi is None:
-        return Panel(None, None, caption, "")
+        return Panel(None, None, caption, "", f1)
     mask = _open(folder / f"{cell['file']}_mask.png", "L", None, [], "mask")
     predicted = mask > 127 if mask is not None else None
     size = _size(image) if image is not None else _fit(_size(roi), width)
@@ -179,7 +193,7 @@ def _panel(
     compared = None
     if truth is not None and predicted is not None:
         compared = data_uri(agreement(canvas, cut, truth), photo=True)
-    return Panel(compared, heat, caption, f"{cell['name']}: {caption}".replace("\n", "; "))
+    return Panel(compared, heat, caption, f"{cell['name']}: {caption}".replace("\n", "; "), f1)
 
 
 def _caption(cell: pd.Series) -> str:

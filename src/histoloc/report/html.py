@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from histoloc import pictures
@@ -67,11 +66,8 @@ def render(runs: Sequence[Run], skipped: Sequence[str] = (), *, title: str | Non
         skipped: sentences about paths that are no run.
         title: headline; by default the runs' names.
     """
-    source = resources.files("histoloc.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent}
     rows, notes = table_rows(runs)
-    return environment.from_string(source).render(
+    return template("report.html.j2").render(
         title=title or _default_title(runs),
         introduction=_introduction(runs),
         skipped=skipped,
@@ -82,14 +78,7 @@ def render(runs: Sequence[Run], skipped: Sequence[str] = (), *, title: str | Non
         notes=notes,
         without=[run.name for run in runs if not run.evaluations],
         galleries=galleries(runs),
-        colours={
-            name: Markup("rgb({},{},{})").format(*colour)
-            for name, colour in (
-                ("tp", pictures.TRUE_POSITIVE),
-                ("fp", pictures.FALSE_POSITIVE),
-                ("fn", pictures.FALSE_NEGATIVE),
-            )
-        },
+        colours=agreement_colours(),
         heat_scale=pictures.data_uri(pictures.heat_scale(), photo=False),
         curves=curves(runs),
         run_colours=run_colours(runs),
@@ -97,6 +86,25 @@ def render(runs: Sequence[Run], skipped: Sequence[str] = (), *, title: str | Non
         sensitivity=threshold_sensitivity(runs),
         settings=[(run.name, _settings(run)) for run in runs],
     )
+
+
+def template(name: str) -> Template:
+    """A template of this folder; what is put into it is escaped, and an unknown name is an error."""
+    environment = Environment(
+        loader=PackageLoader("histoloc.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent}
+    return environment.get_template(name)
+
+
+def agreement_colours() -> dict[str, Markup]:
+    """The colours of `pictures.agreement` in CSS: tp, fp, fn."""
+    named = {"tp": pictures.TRUE_POSITIVE, "fp": pictures.FALSE_POSITIVE, "fn": pictures.FALSE_NEGATIVE}
+    return {name: Markup("rgb({},{},{})").format(*colour) for name, colour in named.items()}
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
