@@ -173,17 +173,17 @@ def predict(
 
 
 @app.command
-def report(runs: Runs, *, out: Path = Path("report.html"), title: str | None = None) -> None:
-    """One self-contained HTML page over runs: table with intervals, figure, curves, settings.
+def report(runs: Runs, *, out: Path | None = None, title: str | None = None) -> None:
+    """One self-contained HTML page over runs, or over a benchmark: table with intervals, figure, curves, settings.
 
     Args:
-        runs: runs, or folders that `histoloc evaluate` wrote.
-        out: the page.
+        runs: runs, or folders that `histoloc evaluate` wrote; or one folder that `histoloc benchmark` wrote.
+        out: the page; by default report.html here, or in the benchmark's folder.
         title: its headline.
     """
-    from histoloc.report import write_report
+    from histoloc.report.benchmark import report as write
 
-    print(write_report(runs, out, title=title))
+    print(write(runs, out, title=title))
 
 
 @app.command
