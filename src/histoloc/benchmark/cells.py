@@ -1,0 +1,248 @@
+"""A benchmark as a list of cells (row, fold, seed), each of them an ordinary run in a folder of its own."""
+
+import csv
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from histoloc.benchmark.presets import PRESETS, Choices
+from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, cell_name
+from histoloc.benchmark.rows import TABLES, Row
+from histoloc.config import RunConfig, method_class, plain, run_config
+from histoloc.data.image import image_size
+from histoloc.data.table import Table, read_table
+from histoloc.errors import InputError
+from histoloc.files import write_text
+from histoloc.nn.backbone import embedded_weights
+
+REQUEST_FILE, LOG_FILE = "request.yaml", "cell.log"
+LOOKED_AT = 32  # images whose size is looked at for a note
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One training and its evaluation, to be done or done.
+
+    Attributes:
+        row: of the benchmark's table.
+        fold: the validation split, or None where the table of images has its own.
+        seed: of the training.
+        folder: the run folder.
+        config: of the run.
+        split: what is measured.
+        maps: of so many images maps are kept.
+    """
+
+    row: Row
+    fold: int | None
+    seed: int
+    folder: Path
+    config: RunConfig
+    split: str
+    maps: int
+
+    @property
+    def label(self) -> str:
+        """For people: `gap, fold 0, seed 1`."""
+        return f"{self.row.name}, {'no fold' if self.fold is None else f'fold {self.fold}'}, seed {self.seed}"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all stages, if none is left out; 0 where nothing is learned."""
+        method = method_class(self.config.method)
+        if method.supervision == "none":
+            return 0
+        # What a method does in stages it takes from its option `rounds`; only its instances know.
+        return self.config.training.epochs * int(getattr(self.config.options, "rounds", method.stages))
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """All that the result depends on, as plain values."""
+        return {
+            "row": self.row.name,
+            "fold": self.fold,
+            "seed": self.seed,
+            "split": self.split,
+            "maps": self.maps,
+            "run": plain(self.config),
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Whether this very request has its result."""
+        return (self.folder / CELL_FILE).is_file() and self._requested() == self.request
+
+    def prepare(self) -> None:
+        """Write the request for the process that will do it; what an earlier try said is taken away."""
+        for name in (CELL_FILE, ERROR_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+        text = yaml.safe_dump(self.request, sort_keys=False, allow_unicode=True)
+        write_text(self.folder / REQUEST_FILE, text)
+
+    def _requested(self) -> Any:
+        try:
+            return yaml.safe_load((self.folder / REQUEST_FILE).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            return None  # no request, so the cell is done again
+
+
+def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
+    """The cells of a benchmark in the order in which they are to be done, and what the user should know of them.
+
+    Rows that learn nothing come first; then the order of the table, folds, seeds.
+
+    Args:
+        kind: a key of TABLES.
+        choices: what is asked for.
+
+    Raises:
+        InputError: anything that would make a cell fail before it began.
+    """
+    if choices.maps < 0:
+        raise InputError(f"--maps {choices.maps} must be at least 0; correct it")
+    rows = choose_rows(kind, choices.rows)
+    table = read_table(choices.data)
+    folds = choose_folds(choices.folds, table)
+    seeds = [seed for seed in parse_numbers(choices.seeds, "--seeds") if seed is not None]
+    if not seeds:
+        raise InputError("--seeds none: training needs a seed; give 0, or several such as 0-2")
+    split = choices.split
+    if split == "auto":
+        split = "test" if any(s.split == "test" for s in table.samples) else "valid"
+    cells = [
+        PlannedCell(row, fold, seed, folder, cell_config(row, fold, seed, choices), split, choices.maps)
+        for row in rows
+        for fold in folds
+        for seed in seeds
+        for folder in [choices.out / "cells" / row.name / cell_name(fold, seed)]
+    ]
+    _check_table(cells, folds, choices.data)
+    _check_backbone(choices)
+    return sorted(cells, key=lambda cell: cell.epochs > 0), _notes(choices, table, split)
+
+
+def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunConfig:
+    """The configuration of one cell's run: preset, row and overrides, nothing else.
+
+    Raises:
+        InputError: an option of the row or an override has a wrong value.
+    """
+    preset = PRESETS[choices.preset]
+    given = choices.overrides
+    epochs = {"epochs": given.pop("epochs")} if "epochs" in given else {}
+    values: dict[str, Any] = {
+        "method": row.method,
+        "data": choices.data.as_posix(),
+        "fold": fold,
+        "options": dict(row.options),
+        "input": dict(preset["input"]),
+        # One device for each cell: cells run side by side, not their batches.
+        "training": {**preset["training"], **epochs, "seed": seed, "devices": "1"},
+        **({"backbone": given} if given else {}),
+    }
+    return run_config(values, where=f"row {row.name}")
+
+
+def parse_numbers(text: str, flag: str) -> tuple[int | None, ...]:
+    """`0-2,5` -> (0, 1, 2, 5); `none` -> (None,). Sorted, each number once.
+
+    Raises:
+        InputError: anything else.
+    """
+    if text.strip().lower() == "none":
+        return (None,)
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip(), re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last - first > 9999:
+            raise InputError(f"{flag} {text}: cannot be understood at {part.strip()!r}; write 0-4, or 0,2, or none")
+        found |= set(range(first, last + 1))
+    return tuple(sorted(found))
+
+
+def choose_folds(text: str | None, table: Table) -> tuple[int | None, ...]:
+    """The folds that are asked for; by default all of the table, or none where it has none.
+
+    Raises:
+        InputError: the table lacks one of them.
+    """
+    if text is None:
+        return table.folds or (None,)
+    folds = parse_numbers(text, "--folds")
+    for fold in folds:
+        if fold is not None and fold not in table.folds:
+            offered = f"has the folds {', '.join(map(str, table.folds))}" if table.folds else "has no folds"
+            raise InputError(f"--folds {text}: {table.path} {offered}; choose among them, or --folds none")
+    return folds
+
+
+def choose_rows(kind: str, text: str | None) -> tuple[Row, ...]:
+    """The rows that are asked for, in the order of the table; by default all.
+
+    Raises:
+        InputError: there is no such row; the nearest one is named.
+    """
+    rows = TABLES[kind]
+    if text is None:
+        return rows
+    known = [row.name for row in rows]
+    chosen = [name.strip() for name in text.split(",")]
+    for name in chosen:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise InputError(f"--rows {text}: {kind} has no row {name!r}{hint}; its rows are {', '.join(known)}")
+    return tuple(row for row in rows if row.name in chosen)
+
+
+def epochs_logged(folder: Path) -> tuple[int, float]:
+    """How many epochs a run has finished, and how many seconds they took together, over all resumptions."""
+    log = folder / "log.csv"
+    if not log.is_file():
+        return 0, 0.0
+    with log.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return len(rows), sum(float(row[name]) for row in rows for name in ("seconds", "valid_seconds"))
+
+
+def _check_table(cells: Sequence[PlannedCell], folds: Sequence[int | None], data: Path) -> None:
+    """Make sure that every fold has the splits and masks that its cells need."""
+    methods = {cell.row.name: method_class(cell.config.method) for cell in cells}
+    learned = any(method.supervision != "none" for method in methods.values())
+    supervised = [name for name, method in methods.items() if method.supervision == "pixel"]
+    others = [name for name in methods if name not in supervised]
+    for fold in folds:
+        table = read_table(data, fold=fold, check_files=False)
+        for split in {"valid", cells[0].split, *(["train"] if learned else [])}:
+            table.split(split)
+        if supervised and not table.has_masks(table.split("train")):
+            remedy = f"leave them out by --rows {','.join(others)}" if others else "choose other --rows"
+            raise InputError(
+                f"{data}: {', '.join(supervised)} learns from masks, and training rows have none; fill the column "
+                f"mask, or {remedy}"
+            )
+
+
+def _check_backbone(choices: Choices) -> None:
+    if choices.backbone is not None and choices.weights in (None, "embedded"):
+        embedded_weights(choices.backbone)
+    if choices.weights not in (None, "embedded", "hub", "none") and not Path(str(choices.weights)).is_file():
+        raise InputError(f"--weights {choices.weights}: there is no such file; give embedded, hub, none or a file")
+
+
+def _notes(choices: Choices, table: Table, split: str) -> list[str]:
+    notes = [f"split {split} is measured"] if choices.split == "auto" else []
+    small_side = PRESETS[choices.preset]["input"]["small_side"]
+    sizes = [(s.width, s.height) if s.width and s.height else image_size(s.image) for s in table.samples[:LOOKED_AT]]
+    if (smallest := min(min(size) for size in sizes)) < small_side:
+        notes.append(
+            f"images with a shorter side below the {small_side} px of preset {choices.preset} (here {smallest} px) are "
+            "scaled up"
+        )
+    return notes
