@@ -50,7 +50,8 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
 def gradcampp(activations: Tensor, gradients: Tensor) -> Tensor:
     """Grad-CAM++, Eq. 5 and 19 of Chattopadhay et al. (2018): w_k = sum_ij alpha_kij relu(g_kij).
 
-    alpha = g² / (2 g² + (sum_ab A_kab) g³). Made for activations >= 0, where alpha is at most 1/2 if g > 0.
+    alpha_kij = g_kij² / (2 g_kij² + (sum_ab A_kab) g_kij³), 0 where g is. Made for activations >= 0, where alpha is at
+    most 1/2 if g > 0. Some code has sum_ab A_kab g_kab³ in the denominator, which differs at inner layers.
     """
     return smoothgradcampp(activations, gradients[None])
 
@@ -183,7 +184,7 @@ class GradCam(Method):
     def forward(self, image: Tensor) -> Output:
         """Scores of the averaged features; the evidence is the CAM of the predicted class, which needs no gradient."""
         features = self.backbone(image)
-        logits = self.head(features.float().mean(dim=(2, 3))).float()
+        logits = self.head(features.mean(dim=(2, 3))).float()
         maps = F.conv2d(features, self.head.weight[:, :, None, None]).float()
         return Output(logits, class_map(maps, logits), {"class_maps": maps})
 
@@ -239,7 +240,9 @@ class GradCamPP(GradCam):
 
         w_kc = sum_ij alpha_kij relu(g_kij),   alpha_kij = g_kij² / (2 g_kij² + (sum_ab A_kab) g_kij³)
 
-    with g_kij = dy_c / dA_kij. Made for activations >= 0; a channel of others can get a large weight.
+    with g_kij = dy_c / dA_kij. Made for activations >= 0, as after a ReLU. The blocks of EfficientNets and
+    ViTs end without one, and a channel of both signs can get a large weight: `--layer` can name one of the inner
+    activations (blocks.2.1.bn2).
     """
 
     title: ClassVar[str] = "Grad-CAM++"
@@ -275,6 +278,8 @@ class LayerCam(GradCam):
     As Grad-CAM, with a weight for every position instead of every channel, which also suits early layers:
 
         ReLU(sum_k relu(g_kij) A_kij),   g_kij = dy_c / dA_kij
+
+    Made for activations >= 0, like Grad-CAM++.
     """
 
     title: ClassVar[str] = "LayerCAM"

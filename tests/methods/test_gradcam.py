@@ -1,0 +1,222 @@
+"""The Grad-CAM family: rules by hand, maps of the predicted class, noise, and layers of other methods."""
+
+from typing import Any
+
+import pytest
+import torch
+from small import VIT, build, noise
+from torch import Tensor
+
+from histoloc.errors import InputError
+from histoloc.maps import normalise_per_image, resize
+from histoloc.methods.cam import Gap
+from histoloc.methods.gradcam import (
+    GradCam,
+    SmoothGradCamPP,
+    gradcam,
+    gradcampp,
+    gradient_maps,
+    layercam,
+    smoothgradcampp,
+    xgradcam,
+)
+from histoloc.methods.maxmin import MaxMin
+
+FAMILY = ["gradcam", "gradcampp", "smoothgradcampp", "xgradcam", "layercam"]
+RULES = [gradcam, gradcampp, xgradcam, layercam]
+
+A = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[2.0, 0.0], [1.0, 1.0]]])[None]
+G = torch.tensor([[[2.0, 0.0], [0.0, 2.0]], [[-2.0, 2.0], [-2.0, -2.0]]])[None]
+
+
+def member(name: str, **options: Any) -> GradCam:
+    method = build(name, **options)
+    assert isinstance(method, GradCam)
+    return method
+
+
+def test_gradcam_by_hand():
+    # The mean gradients are 1 and -1.
+    assert gradcam(A, G).tolist() == [[[0, 2], [2, 3]]]
+
+
+def test_xgradcam_by_hand():
+    # w = (2·1 + 2·4)/10 = 1 and (-4 + 0 - 2 - 2)/4 = -2
+    assert xgradcam(A, G).tolist() == [[[0, 2], [1, 2]]]
+
+
+def test_layercam_by_hand():
+    # The second channel's only positive gradient is where its activation is 0.
+    assert layercam(A, G).tolist() == [[[2, 0], [0, 8]]]
+
+
+def test_gradcampp_by_hand():
+    # alpha = 1/(2 + 10·2) and 1/(2 + 4·2) where g = 2, hence w = 2·2/22 and 2/10
+    expected = 2 / 11 * A[:, 0] + 0.2 * A[:, 1]
+    torch.testing.assert_close(gradcampp(A, G), expected)
+
+
+def test_smoothgradcampp_by_hand():
+    other = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, -2.0], [0.0, 0.0]]])[None]
+    # First channel: at (0,0) g = 2, 1: 2.5/(2·2.5 + 10·4.5) · 1.5; at (1,1) g = 2, 0: 2/(2·2 + 10·4) · 1.
+    # Second: no mean gradient is positive. The order of the copies does not matter.
+    expected = (0.05 * 1.5 + 1 / 22) * A[:, 0]
+    torch.testing.assert_close(smoothgradcampp(A, torch.stack([G, other])), expected)
+    torch.testing.assert_close(smoothgradcampp(A, torch.stack([other, G])), expected)
+
+
+def test_small_gradients_do_not_underflow():
+    # g³ = 1e-60 is 0 in float32; the maps are small, not wrong: alpha -> 1/2.
+    tiny = 1e-20 * G
+    torch.testing.assert_close(gradcampp(A, tiny) * 1e20, 2 * A[:, 0] + A[:, 1])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_silent_channels_have_no_say(rule):
+    silent = torch.cat([A, torch.zeros(1, 1, 2, 2)], dim=1)
+    gradients = torch.cat([G, torch.ones(1, 1, 2, 2)], dim=1)
+    torch.testing.assert_close(rule(silent, gradients), rule(A, G))
+    assert not rule(A, torch.zeros_like(G)).any()
+
+
+def test_family_agrees_where_theory_says_so():
+    # GAP + linear: the gradient is w/(hw) everywhere, so Grad-CAM = XGrad-CAM = ReLU(CAM)/(hw); the features have both
+    # signs, which XGrad-CAM bears here because a constant gradient can be taken out of its sums.
+    image = noise(3, 64, 96)
+    method = member("gradcam")
+    with torch.no_grad():
+        features, out = method.backbone(image), method(image)
+    cam = out.terms["class_maps"].relu()
+    assert (features < 0).any()
+    assert cam.any()
+    positions = features.shape[2] * features.shape[3]
+    for rule in (gradcam, xgradcam):
+        logits, maps = gradient_maps(method, method.backbone, image, rule=rule)
+        torch.testing.assert_close(maps * positions, cam, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(logits, out.logits)
+
+
+def test_forward_is_cam():
+    method, image = member("gradcam"), noise(2, 64, 64)
+    with torch.no_grad():
+        out, features = method(image), method.backbone(image)
+        expected = torch.einsum("kc,bchw->bkhw", method.head.weight, features)
+    torch.testing.assert_close(out.terms["class_maps"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.logits, expected.mean(dim=(2, 3)) + method.head.bias, rtol=1e-4, atol=1e-5)
+    for b, k in enumerate(out.logits.argmax(dim=1)):
+        assert torch.equal(out.roi[b, 0], out.terms["class_maps"][b, k])
+
+
+@pytest.mark.parametrize("layer", ["", "blocks.1"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_localize_takes_the_predicted_class(name, layer):
+    method, image = member(name, layer=layer), noise(4, 64, 96)
+    with torch.no_grad():
+        method.head.bias.copy_(method.head.bias - method(image).logits.mean(dim=0))  # so that both classes occur
+        found = method.localize(image)
+    predicted = found.probabilities.argmax(dim=1)
+    assert len(predicted.unique()) == 2
+    maps = gradient_maps(method, method.layer, image, predicted, method.rule, method.noise(image)).maps
+    assert maps.shape[-2:] == ((16, 24) if layer else (2, 3))
+    torch.testing.assert_close(found.roi, resize(normalise_per_image(maps), (64, 96)), rtol=1e-4, atol=1e-5)
+    assert found.class_maps is not None
+    for b, k in enumerate(predicted):
+        torch.testing.assert_close(found.class_maps[b, k], resize(maps, (64, 96))[b, 0], rtol=1e-4, atol=1e-8)
+    assert found.class_maps.min() >= 0
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_localize_in_inference_mode(name):
+    method, image = member(name), noise(2, 64, 64)
+    expected = method.localize(image)
+    with torch.inference_mode():
+        found = method.localize(image)
+    assert torch.equal(found.roi, expected.roi)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in method.parameters())
+    assert not any(module._forward_hooks for module in method.modules())
+
+
+def test_noise():
+    method, image = member("smoothgradcampp", layer="blocks.1"), noise(3, 64, 64)
+    added = method.noise(image)
+    assert added is not None
+    assert added.shape == (4, 1, 3, 64, 64)
+    assert abs(float(added.std()) - 0.3) < 0.01
+    state = torch.get_rng_state()
+    first, second, alone = method.localize(image), method.localize(image), method.localize(image[2:])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.roi, second.roi)
+    torch.testing.assert_close(first.roi[2:], alone.roi, rtol=1e-4, atol=1e-5)
+    other = member("smoothgradcampp", layer="blocks.1", noise_seed=1).localize(image)
+    assert (other.roi - first.roi).abs().max() > 1e-3
+
+
+def test_without_noise_it_is_gradcampp():
+    image = noise(2, 64, 64)
+    smooth = member("smoothgradcampp", layer="blocks.1", noise=0.0).localize(image)
+    plain = member("gradcampp", layer="blocks.1").localize(image)
+    torch.testing.assert_close(smooth.roi, plain.roi)
+
+
+@pytest.mark.parametrize("options", [{"samples": 0}, {"noise": -1.0}, {"noise": float("nan")}, {"noise_seed": -1}])
+def test_wrong_noise(options):
+    with pytest.raises(InputError, match="--samples must be >= 1, --noise"):
+        build("smoothgradcampp", **options)
+
+
+def test_wrong_layers():
+    with pytest.raises(InputError, match=r"--layer 'blocks.9' is no module of test_efficientnet; .*blocks\.[0-3]"):
+        build("gradcam", layer="blocks.9")
+    with pytest.raises(InputError, match=r"--layer blocks: the layer Sequential does not run"):
+        build("gradcam", backbone=VIT, layer="blocks")
+    with pytest.raises(InputError, match=r"--layer blocks.1: .* gives a tensor of shape .* not a map"):
+        build("gradcam", backbone=VIT, layer="blocks.1")
+
+
+def test_a_classifier_of_another_method():
+    method, image = build("gap"), noise(2, 64, 64)
+    assert isinstance(method, Gap)
+    logits, maps = gradient_maps(method, method.backbone, image)
+    assert method.head.bias is not None
+    with torch.no_grad():
+        out = method(image)
+        cam = out.roi - method.head.bias[out.logits.argmax(dim=1)].view(-1, 1, 1, 1)
+    torch.testing.assert_close(logits, out.logits)
+    torch.testing.assert_close(maps[[0, 1], logits.argmax(dim=1)][:, None] * maps[0, 0].numel(), cam.relu())
+    index = logits.argmax(dim=1)
+    inner = gradient_maps(method, method.backbone.model.blocks[1], image, index, layercam).maps
+    assert inner.shape == (2, 1, 16, 16)
+
+
+def test_a_network_that_runs_its_encoder_several_times():
+    method, image = build("maxmin"), noise(1, 64, 64)
+    assert isinstance(method, MaxMin)
+    with pytest.raises(InputError, match="runs 2 times"):
+        gradient_maps(method, method.localizer, image)
+    found = gradient_maps(lambda x: method.locate(x)[0], method.localizer, image)
+    with torch.no_grad():
+        torch.testing.assert_close(found.logits, method.locate(image)[0])
+
+
+def test_rules_and_noise_that_do_not_fit():
+    method, image = member("gradcam"), noise(2, 64, 64)
+    with pytest.raises(InputError, match="give gradient_maps some noise"):
+        gradient_maps(method, method.backbone, image, rule=smoothgradcampp)
+    with pytest.raises(InputError, match="only smoothgradcampp takes noise"):
+        gradient_maps(method, method.backbone, image, noise=torch.zeros(3, 1, 3, 64, 64))
+
+
+def test_your_own_rule():
+    def strength(activations: Tensor, gradients: Tensor) -> Tensor:
+        return gradients.abs().amax(dim=1)
+
+    method, image = member("gradcam"), noise(1, 64, 64)
+    maps = gradient_maps(method, method.backbone, image, rule=strength).maps
+    largest = method.head.weight.detach().abs().amax(dim=1) / maps[0, 0].numel()
+    torch.testing.assert_close(maps, largest.view(1, -1, 1, 1).expand_as(maps))
+
+
+def test_noise_is_the_same_for_every_image():
+    method = build("smoothgradcampp")
+    assert isinstance(method, SmoothGradCamPP)
+    assert torch.equal(method.noise(noise(1, 32, 48)), method.noise(noise(5, 32, 48)))
