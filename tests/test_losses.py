@@ -164,3 +164,41 @@ def test_empty_map_is_finite(dtype):
     value = losses.empty_map(scores)
     assert value.tolist() == [0.0, scores[1].item()]
     assert grad(value, scores).flatten().tolist() == [0.0, 1.0]
+
+
+def test_quadratic_penalty_by_hand():
+    z = torch.tensor([-2.0, 0.0, 0.1, 3.0], dtype=torch.float64, requires_grad=True)
+    value = losses.quadratic_penalty(z)
+    torch.testing.assert_close(value, torch.tensor([0.0, 0.0, 0.01, 9.0], dtype=torch.float64))
+    torch.testing.assert_close(grad(value, z), torch.tensor([0.0, 0.0, 0.2, 6.0], dtype=torch.float64))
+    assert torch.autograd.gradcheck(losses.quadratic_penalty, z)
+
+
+def test_soft_dice_by_hand():
+    p = torch.tensor([[0.5, 1.0, 0.25, 0.0], [0.5, 0.5, 0.0, 0.0]], dtype=torch.float64).view(2, 1, 2, 2)
+    m = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64).view(2, 1, 2, 2)
+    expected = [1 - (2 * 1.5 + 1) / (1.75 + 2 + 1), 1 - 1 / (1 + 1)]
+    torch.testing.assert_close(losses.soft_dice(p, m), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_soft_dice_is_zero_for_the_truth_and_one_minus_f1_for_large_masks():
+    truth = torch.zeros(3, 1, 100, 100)
+    truth[1, :, :40], truth[2] = 1, 1
+    assert losses.soft_dice(truth, truth).tolist() == [0.0, 0.0, 0.0]
+    found = torch.zeros(1, 1, 100, 100)
+    found[..., 20:60, :] = 1  # half of it right
+    assert losses.soft_dice(found, truth[1:2]).item() == pytest.approx(0.5, abs=1e-4)
+
+
+def test_soft_dice_gradient():
+    random = torch.Generator().manual_seed(0)
+    p = torch.rand(2, 1, 3, 4, dtype=torch.float64, generator=random, requires_grad=True)
+    mask = (torch.rand(2, 1, 3, 4, generator=random) > 0.5).double()
+    mask[1] = 0
+    assert torch.autograd.gradcheck(lambda p: losses.soft_dice(p, mask), p)
+
+
+def test_soft_dice_of_bfloat16_counts_every_pixel():
+    ones = torch.ones(1, 1, 64, 65, dtype=torch.bfloat16)
+    assert losses.soft_dice(ones, ones).dtype == torch.float32
+    assert losses.soft_dice(ones, ones).item() == 0

@@ -58,6 +58,22 @@ def log_barrier(z: Tensor, t: Tensor | float) -> Tensor:
     return torch.where(inside, barrier, tangent)
 
 
+def quadratic_penalty(z: Tensor) -> Tensor:
+    """Penalty max(0, z)² for a constraint z <= 0 (Kervadec et al., MedIA 2019, Eq. 3).
+
+    A size s with a <= s <= b has the constraints a - s <= 0 and s - b <= 0, and their penalties (s - a)² below a and
+    (s - b)² above b.
+
+    Args:
+        z: any shape.
+
+    Returns:
+        The shape of `z`, >= 0; float32 for lower precisions, else the input's type. Zero with zero gradient where the
+        constraint holds.
+    """
+    return F.relu(_at_least_float32(z)).square()
+
+
 def absolute_size(mask: Tensor, t: Tensor | float) -> Tensor:
     """Absolute size constraints (ASC): -(1/t) [log s⁺ + log s⁻], Eq. 1 of Belharbi et al. (2022).
 

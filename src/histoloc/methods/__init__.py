@@ -7,6 +7,7 @@ from histoloc.methods.deepmil import DeepMil
 from histoloc.methods.erase import Erase
 from histoloc.methods.gradcam import GradCam, GradCamPP, LayerCam, SmoothGradCamPP, XGradCam
 from histoloc.methods.maxmin import MaxMin
+from histoloc.methods.pn import Pn
 from histoloc.methods.stain import Stain
 from histoloc.methods.unet import UNet
 
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "maxmin": MaxMin,
     "unet": UNet,
     "stain": Stain,
+    "pn": Pn,
 }
 
 __all__ = ["METHODS", "Method", "Setting"]

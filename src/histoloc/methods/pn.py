@@ -1,0 +1,117 @@
+"""PN: a segmentation network that is told how large each class is, and nothing else."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from histoloc.errors import InputError
+from histoloc.losses import log_barrier, quadratic_penalty
+from histoloc.maps import resize
+from histoloc.methods.base import Method, Setting
+from histoloc.nn.backbone import BackboneConfig
+from histoloc.nn.decoder import UNetDecoder
+from histoloc.types import Batch, BatchLocalization, Output
+
+
+@dataclass(frozen=True)
+class PnOptions:
+    """Options of PN; sizes are shares of the image, in [0, 1].
+
+    Attributes:
+        lower: least size of the present class.
+        upper: largest size of the present class; 1 = no bound, which makes the whole image a perfect answer.
+        penalty: quadratic = the squared violation, none where the bounds hold; barrier = the log-barrier, which also
+            keeps away from them.
+        weight: weight of the penalties; they are small numbers, squares of shares.
+        barrier_start: t of the log-barrier in the first epoch.
+        barrier_factor: t is multiplied by this after each epoch.
+        barrier_cap: largest t.
+        empty_class: name of the class whose images have no ROI (normal tissue): its images and its map stay empty.
+    """
+
+    lower: float = 0.2
+    upper: float = 0.6
+    penalty: Literal["quadratic", "barrier"] = "quadratic"
+    weight: float = 10.0
+    barrier_start: float = 5.0
+    barrier_factor: float = 1.01
+    barrier_cap: float = 10.0
+    empty_class: str | None = None
+
+
+class Pn(Method):
+    """Size-constrained CNN (Kervadec et al., Constrained-CNN losses, MedIA 2019, Eq. 2 and 3), from image labels.
+
+    A segmentation network gives every pixel a softmax over the K classes and background; s_k, the size of class k, is
+    the mean of its probability over the image. The label y says which sizes are allowed:
+
+        min w [ψ(a - s_y) + ψ(s_y - b) + Σ_{k≠y} ψ(s_k)],   ψ(z) = max(0, z)²  or the log-barrier extension
+
+    The ROI map is 1 - p(background), not stretched. There is no classifier.
+
+    Sizes do not say which pixels, nor that a pixel be certain. Many maps satisfy the constraints, p = a everywhere
+    among them, and which of them is found depends on the network's features and on the learning rate. A map that stays
+    below the fixed threshold 0.5 gives an empty mask; otsu cuts it nevertheless. The barrier keeps sizes away from
+    their bounds and lost no map in this way on small synthetic scenes.
+
+    The setting of the published row PN is unknown: its code was not released and the text gives no bounds. Without
+    masks, data cannot set a and b. The defaults say only that the class fills a fifth of its image or more, and that
+    some of the image is background; the lower bound alone is satisfied by the whole image.
+    """
+
+    title: ClassVar[str] = "PN"
+    paper: ClassVar[str] = "Kervadec et al., Constrained-CNN losses for weakly supervised segmentation, MedIA 2019"
+    Options: ClassVar[type[Any]] = PnOptions
+    options: PnOptions
+    classifies: ClassVar[bool] = False
+    default_backbone: ClassVar[BackboneConfig] = BackboneConfig(stride=0)
+
+    def __init__(self, setting: Setting, options: PnOptions) -> None:
+        super().__init__(setting, options)
+        _check(options, setting.classes)
+        self.empty_index = -1 if options.empty_class is None else setting.classes.index(options.empty_class)
+        self.backbone = setting.make_backbone(setting.backbone)
+        self.decoder = UNetDecoder(self.backbone, maps=len(setting.classes) + 1)
+
+    def barrier(self, epoch: int) -> float:
+        """T of the log-barrier in epoch 0, 1, ..."""
+        o = self.options
+        return min(o.barrier_start * o.barrier_factor**epoch, max(o.barrier_cap, o.barrier_start))
+
+    def forward(self, image: Tensor) -> Output:
+        """The probability of not being background, at the decoder's stride, and the classes' sizes (B, K)."""
+        probability = self.decoder(self.backbone.pyramid(image)).float().softmax(dim=1)
+        maps = probability[:, :-1]
+        sizes = maps.mean(dim=(2, 3))
+        return Output(sizes.new_zeros(sizes.shape), maps.sum(dim=1, keepdim=True), {"sizes": sizes})
+
+    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Penalties of the present class's size and of the absent classes' sizes."""
+        o, sizes = self.options, out.terms["sizes"]
+        present = F.one_hot(batch.label, sizes.shape[1]) * (batch.label != self.empty_index)[:, None]
+        inside = self._penalty(o.lower - sizes, epoch)
+        if o.upper < 1:
+            inside = inside + self._penalty(sizes - o.upper, epoch)
+        terms = {"present": present * inside, "absent": (1 - present) * self._penalty(sizes, epoch)}
+        return {name: o.weight * term.sum(dim=1).mean() for name, term in terms.items()}
+
+    def localize(self, image: Tensor) -> BatchLocalization:
+        """The probability of not being background at every pixel."""
+        out = self(image)
+        roi = resize(out.roi.float(), (image.shape[-2], image.shape[-1])).clamp(0, 1)
+        return BatchLocalization(out.logits.float().softmax(dim=1), roi)
+
+    def _penalty(self, z: Tensor, epoch: int) -> Tensor:
+        return quadratic_penalty(z) if self.options.penalty == "quadratic" else log_barrier(z, self.barrier(epoch))
+
+
+def _check(o: PnOptions, classes: tuple[str, ...]) -> None:
+    if o.empty_class is not None and o.empty_class not in classes:
+        raise InputError(f"--empty-class {o.empty_class!r} is not a class of the table; choose one of {list(classes)}")
+    # Written so that NaN fails too.
+    if not 0 <= o.lower < o.upper <= 1:
+        raise InputError(f"--lower {o.lower} and --upper {o.upper} must be shares with 0 <= lower < upper <= 1")
+    if not (o.weight > 0 and o.barrier_start > 0 and o.barrier_factor > 0):
+        raise InputError("--weight, --barrier-start and --barrier-factor must be > 0; correct them")
