@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from histoloc.benchmark.compare import Difference, best_baseline, compare
+from histoloc.benchmark.compare import REPLICATES, Difference, best_baseline, compare
 from histoloc.benchmark.results import Bench, Cell
 from histoloc.benchmark.rows import DATASETS, Row
 from histoloc.report.tables import LESS_IS_BETTER, METRICS, NOT_DEFINED, percent, sentence
@@ -243,7 +243,7 @@ def _general(bench: Bench, baseline: Row | None) -> list[str]:
         kind = "the best label-supervised baseline" if baseline.group == "baseline" else "the first row"
         said.append(
             f"Δ mean F1: difference to {baseline.title}, {kind} by mean F1, on the images that both have; in brackets "
-            "the 95 % interval of the paired bootstrap over images (2000 resamples; seeds are averaged, folds pooled)."
+            f"the 95 % interval of the paired bootstrap over images ({REPLICATES} resamples; seeds are averaged, folds pooled)."
         )
     return said
 

@@ -1,0 +1,186 @@
+import re
+
+import pytest
+from fake_bench import flat, write_bench, write_cell, write_settings
+
+from histoloc.benchmark.markup import latex, to_html, to_html_page, to_latex, to_markdown
+from histoloc.benchmark.results import read_bench
+from histoloc.benchmark.rows import Row
+from histoloc.benchmark.tables import Spread, benchmark_table, best_rows, duration, spread
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return read_bench(write_bench(tmp_path / "bench"))
+
+
+def test_mean_and_sample_deviation_by_hand():
+    found = spread([60.0, NAN, 62.0, 70.0, 72.0])
+    assert (found.mean, found.n) == (66.0, 4)
+    assert found.std == pytest.approx((104 / 3) ** 0.5)  # deviations -6, -4, 4, 6
+    alone = spread([60.0])
+    assert (alone.mean, alone.n, str(alone.std)) == (60.0, 1, "nan")
+    assert str(spread([NAN]).mean) == "nan"
+
+
+def entries(bench, row):
+    table = benchmark_table(bench)
+    (line,) = [line for line in table.lines if line.name == row]
+    heads = [f"{heading.prefix} {heading.text}".strip() for heading in table.headings]
+    return {head: f"{e.text} {e.spread}".strip() for head, e in zip(heads, line.entries, strict=True)}
+
+
+def test_a_row_shows_ours_argmax_published_difference_and_time(bench):
+    assert entries(bench, "gap") == {
+        "n": "4",
+        "Cl. error": "10.00 ± 0.00",
+        "F1⁺": "66.00 ± 5.89",
+        "F1⁻": "20.00 ± 0.00",
+        "mean F1": "43.00 ± 2.94",
+        "PxAP": "60.00 ± 0.00",
+        "argmax rule F1⁺": "50.50 ± 0.58",
+        "argmax rule F1⁻": "25.25 ± 0.29",
+        "published Cl. error": "0.00",
+        "published F1⁺": "66.90",
+        "published F1⁻": "17.88",
+        "Δ mean F1 to GAP": "reference",
+        "training per cell": "1.8 min",
+    }
+    ours = entries(bench, "maxmin-sem")
+    assert ours["n"] == "2"
+    assert ours["argmax rule F1⁺"] == "–"
+    assert ours["Δ mean F1 to GAP"] == "+27.25 [+27.25, +27.25]"
+    assert entries(bench, "unet")["Cl. error"] == "–"
+
+
+def test_one_cell_has_no_deviation(tmp_path):
+    folder = write_settings(tmp_path / "bench", ["gap"], folds=[0], seeds=[0])
+    write_cell(folder, "gap", 0, 0, flat(60.0), flat(20.0))
+    assert entries(read_bench(folder), "gap")["F1⁺"] == "60.00"
+
+
+def test_bold_is_the_best_but_never_a_bound(bench):
+    table = benchmark_table(bench)
+    bold = {
+        line.name: [h.text for h, e in zip(table.headings, line.entries, strict=True) if e.bold] for line in table.lines
+    }
+    assert bold == {
+        "gap": ["PxAP"],
+        "maxmin-sem": ["Cl. error", "F1⁺", "F1⁻", "mean F1", "PxAP"],
+        "unet": [],
+    }
+
+
+def test_ties_are_bold_together_at_the_decimals_shown_and_one_alone_is_not():
+    rows = [Row("a", "A", "a", "baseline"), Row("b", "B", "b", "ours"), Row("c", "C", "c", "bound")]
+    values = {"a": Spread(70.001, NAN, 1), "b": Spread(70.003, NAN, 1), "c": Spread(99.0, NAN, 1)}
+    assert best_rows(rows, values, "f1_plus") == {"a", "b"}
+    assert best_rows(rows, values | {"a": Spread(9.0, NAN, 1)}, "cl_error") == {"a"}
+    assert best_rows(rows, values | {"a": Spread(NAN, NAN, 0)}, "f1_plus") == set()
+
+
+def test_footnotes_name_notes_masks_rules_and_missing_cells(tmp_path):
+    folder = write_bench(tmp_path / "bench")
+    run = folder / "cells" / "maxmin-sem" / "fold1-seed1"
+    write_cell(
+        folder,
+        "maxmin-sem",
+        1,
+        1,
+        flat(70.0),
+        flat(60.0),
+        selection="pxap-masks",
+        uses_masks=("epoch chosen on 16 validation masks",),
+    )
+    (run / "run.yaml").write_text("backbone: {backbone: resnet50}\n")
+    table = benchmark_table(read_bench(folder))
+    assert table.notes == (
+        "Backbone: resnet50.",
+        "Selection rule: pxap-masks.",
+        "Epoch chosen on 16 validation masks.",
+        "3 of 4 cells are finished; missing: fold1-seed0 (failed).",
+        "Learns from masks: the upper bound.",
+    )
+    assert [line.notes for line in table.lines] == [(), (1, 2, 3, 4), (5,)]
+
+
+def test_what_holds_for_all_rows_is_said_once(bench):
+    text = " ".join(benchmark_table(bench).general)
+    for part in (
+        "on the validation split",
+        "2 folds × 2 seeds",
+        "preset fast, backbone efficientnet_lite0, selection rule error-loss, threshold rule fixed 0.5",
+        "the published CAM rule",
+        "measured on the test set. Ours are measured on the validation split: not directly comparable",
+        "difference to GAP, the best label-supervised baseline",
+    ):
+        assert part in text
+
+
+def test_numbers_of_the_test_split_are_comparable(tmp_path):
+    folder = write_settings(tmp_path / "bench", ["gap"], split="test")
+    write_cell(folder, "gap", 0, 0, flat(60.0), flat(20.0), split="test")
+    assert "not directly comparable" not in " ".join(benchmark_table(read_bench(folder)).general)
+
+
+def test_other_data_has_no_published_columns_and_no_class_maps_no_argmax_column(tmp_path):
+    folder = write_settings(tmp_path / "bench", ["gap"], data="glands.csv")
+    write_cell(folder, "gap", 0, 0, flat(60.0), flat(20.0))
+    assert {heading.group for heading in benchmark_table(read_bench(folder)).headings} == {"", "ours"}
+
+
+def test_an_unfinished_bench_is_a_table_of_dashes(tmp_path):
+    folder = write_settings(tmp_path / "bench", ["gap", "unet"])
+    bench = read_bench(folder)
+    shown = entries(bench, "gap")
+    assert (shown["n"], shown["F1⁺"], shown["Δ mean F1"], shown["training per cell"]) == ("0", "–", "–", "–")
+    assert "0 of 4 cells are finished; missing: fold0-seed0" in benchmark_table(bench).notes[0]
+
+
+def test_markdown_has_equal_columns_and_bold(bench):
+    lines = [line for line in to_markdown(benchmark_table(bench)).splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {15}
+    assert lines[3].startswith(
+        "| Max-min (SEM) <sup>1</sup> | 2 | **5.00** ± 0.00 | **71.50** ± 0.71 | **69.00** ± 0.00 |"
+    )
+    assert "1. 2 of 4 cells are finished; missing: fold1-seed0 (failed), fold1-seed1." in to_markdown(
+        benchmark_table(bench)
+    )
+
+
+def test_html_groups_columns_and_bounds(bench):
+    page = to_html(benchmark_table(bench))
+    assert '<th class="group" scope="colgroup" colspan="5">ours</th>' in page
+    assert '<td class="num"><b>71.50</b><small>± 0.71</small></td>' in page
+    assert page.count('class="value new"') == 2
+    widths = [int(width) for width in re.findall(r'colspan="(\d+)"', page)]
+    assert sum(widths) == page.count('<th scope="col" class="num">') == 13
+    assert to_html_page(benchmark_table(bench)).startswith("<!doctype html>")
+
+
+def test_latex_is_balanced_and_escaped(bench):
+    text = to_latex(benchmark_table(bench))
+    plain = re.sub(r"\\[{}%&_$#\\]", "", text)
+    assert plain.count("{") == plain.count("}")
+    assert plain.count("$") % 2 == 0
+    for name in ("table*", "tabular"):
+        assert text.count(f"\\begin{{{name}}}") == text.count(f"\\end{{{name}}}") == 1
+    body = [line for line in text.splitlines() if line.endswith("\\\\") and not line.startswith(" &")]
+    assert len(body) == 4
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {13}
+    assert "\\textbf{71.50} {\\scriptsize $\\pm$ 0.71}" in text
+    assert "\\cmidrule(lr){3-7}\\cmidrule(lr){8-9}\\cmidrule(lr){10-12}" in text
+    assert text.isascii()
+
+
+def test_latex_escapes():
+    assert latex("a_b & 5 % of {x} \\ – F1⁺") == r"a\_b \& 5 \% of \{x\} \textbackslash{} -- F1$^{+}$"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.25, "4.2 s"), (59.6, "60 s"), (110.0, "1.8 min"), (7200.0, "2.0 h"), (NAN, "–")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
