@@ -56,9 +56,10 @@ def test_a_failed_cell_is_exit_code_1(asked):
     ],
 )
 def test_a_wrong_call_is_one_sentence_and_exit_code_2(tiny_table, tmp_path, capsys, arguments, sentence):
-    data = [] if "--data" in arguments else ["--data", str(tiny_table)]
+    flags = {"--out": str(tmp_path / "b"), "--data": str(tiny_table), "--rows": "gap"}
+    flags |= dict([arguments.split()])
     with pytest.raises(SystemExit) as ended:
-        main(["benchmark", "table1", "--out", str(tmp_path / "b"), *data, "--rows", "gap", *arguments.split()])
+        main(["benchmark", "table1", *(word for flag in flags.items() for word in flag)])
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert re.fullmatch(r"histoloc: .+\n", said)

@@ -309,6 +309,8 @@ def test_lines_and_picture(tracks):
     with console.capture() as captured:
         console.print(Screen(console, tracks, 2).picture())
     picture = captured.get()
+    assert re.fullmatch(r"2/5, .* left *", picture.splitlines()[0])
+    assert re.fullmatch(r"━+╸? *", picture.splitlines()[1].replace("╺", "━"))
     assert re.search(r"running +gap, no fold, seed 0 +epoch 3/12 +2\.0 s per epoch", picture)
     assert re.search(r"done +allones, no fold, seed 0 +0:00:03 +F1\+ 66\.00", picture)
     assert re.search(r"failed +gap, no fold, seed 1 +0:00:01 +no such file", picture)

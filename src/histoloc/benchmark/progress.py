@@ -165,7 +165,8 @@ class Screen(Lines):
 
     def picture(self) -> Group:
         """Overall bar, a line per running cell, the last finished ones, failures."""
-        bar = ProgressBar(total=len(self.tracks), completed=sum(track.share for track in self.tracks), width=60)
+        bar = Table.grid()  # the bar alone ends no line
+        bar.add_row(ProgressBar(total=len(self.tracks), completed=sum(track.share for track in self.tracks), width=60))
         running = Table.grid(padding=(0, 2))
         for track in self.tracks:
             if track.state == "running":
