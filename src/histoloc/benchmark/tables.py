@@ -243,7 +243,8 @@ def _general(bench: Bench, baseline: Row | None) -> list[str]:
         kind = "the best label-supervised baseline" if baseline.group == "baseline" else "the first row"
         said.append(
             f"Δ mean F1: difference to {baseline.title}, {kind} by mean F1, on the images that both have; in brackets "
-            f"the 95 % interval of the paired bootstrap over images ({REPLICATES} resamples; seeds averaged, folds pooled)."
+            f"the 95 % interval of the paired bootstrap over images ({REPLICATES} resamples; seeds are averaged, "
+            "folds pooled)."
         )
     return said
 
