@@ -19,7 +19,7 @@ PICTURE = render("benign", seed=0, index=3, height=70, width=90)
 INPUT = InputConfig(small_side=0, crop=64, mean=(0.7, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 
 
-def stain(**options: Any) -> Method:
+def make(**options: Any) -> Method:
     config = ModelConfig("stain", CLASSES, StainOptions(**options), input=INPUT)
     return build_method(config, load_backbone=True).eval()
 
@@ -35,9 +35,9 @@ def stretched(map: np.ndarray) -> torch.Tensor:
 def test_blue_minus_red_is_that_of_the_image_before_normalisation():
     rgb = PICTURE.image / 255.0
     expected = gaussian_filter(rgb[..., 2] - rgb[..., 0], sigma=6, mode="reflect")
-    found = stain().localize(seen(PICTURE.image))
+    found = make().localize(seen(PICTURE.image))
     torch.testing.assert_close(
-        stain()(seen(PICTURE.image)).roi[0, 0].double(), torch.from_numpy(expected), atol=1e-6, rtol=0
+        make()(seen(PICTURE.image)).roi[0, 0].double(), torch.from_numpy(expected), atol=1e-6, rtol=0
     )
     torch.testing.assert_close(found.roi, stretched(expected), atol=1e-5, rtol=0)
     assert (found.roi.min(), found.roi.max()) == (0, 1)
@@ -49,7 +49,7 @@ def test_haematoxylin_is_scikit_images():
     for image in (PICTURE.image, extreme):
         rgb = torch.from_numpy(image / 255.0).permute(2, 0, 1)[None]
         torch.testing.assert_close(haematoxylin(rgb)[0, 0], torch.from_numpy(rgb2hed(image)[..., 0]))
-    found = stain(contrast="haematoxylin", sigma=2.5).localize(seen(PICTURE.image))
+    found = make(stain="haematoxylin", sigma=2.5).localize(seen(PICTURE.image))
     expected = gaussian_filter(rgb2hed(PICTURE.image)[..., 0], sigma=2.5, mode="reflect")
     torch.testing.assert_close(found.roi, stretched(expected), atol=1e-4, rtol=0)
 
@@ -71,7 +71,7 @@ def test_smoothing_keeps_the_mean_and_zero_smooths_nothing():
 @pytest.mark.parametrize("contrast", ["blue-red", "haematoxylin"])
 @pytest.mark.parametrize("grey", [-5.0, -1.0, 0.1, 0.37, 5.0])
 def test_one_colour_shows_no_evidence(contrast, grey):
-    found = stain(contrast=contrast).localize(torch.full((1, 3, 61, 83), grey))
+    found = make(stain=contrast).localize(torch.full((1, 3, 61, 83), grey))
     assert torch.equal(found.roi, torch.zeros(1, 1, 61, 83))
 
 
@@ -80,7 +80,7 @@ def test_finds_a_blue_disc_on_pink():
     disc = (row - 30) ** 2 + (column - 45) ** 2 < 20**2
     image = np.where(disc[..., None], [90, 60, 150], [230, 150, 190]).astype(np.uint8)
     for contrast in ("blue-red", "haematoxylin"):
-        roi = stain(contrast=contrast, sigma=2.0).localize(seen(image)).roi[0, 0].numpy()
+        roi = make(stain=contrast, sigma=2.0).localize(seen(image)).roi[0, 0].numpy()
         overlap = 2 * ((roi >= 0.5) & disc).sum() / ((roi >= 0.5).sum() + disc.sum())
         assert overlap > 0.97, contrast
 
@@ -95,7 +95,7 @@ def test_all_digits_count_under_autocast():
 @pytest.mark.parametrize("sigma", [-1.0, float("nan"), float("inf")])
 def test_wrong_sigma_names_the_flag(sigma):
     with pytest.raises(InputError, match="--sigma"):
-        stain(sigma=sigma)
+        make(sigma=sigma)
 
 
 def test_learns_nothing():

@@ -21,12 +21,12 @@ class StainOptions:
     """Options of the stain contrast.
 
     Attributes:
-        contrast: blue-red (the blue channel minus the red one) or haematoxylin (its amount by colour deconvolution).
+        stain: the contrast: blue-red (the blue channel minus the red one) or haematoxylin (its amount by colour deconvolution).
         sigma: standard deviation of the Gaussian that smooths the contrast, in pixels of the image as the network
             would see it (after --small-side); 0 = no smoothing.
     """
 
-    contrast: Literal["blue-red", "haematoxylin"] = "blue-red"
+    stain: Literal["blue-red", "haematoxylin"] = "blue-red"
     sigma: float = 6.0
 
 
@@ -62,7 +62,7 @@ class Stain(Method):
             image = image.float()
             mean, std = (image.new_tensor(v).view(1, 3, 1, 1) for v in (self.setting.mean, self.setting.std))
             rgb = (image * std + mean).clamp(0, 1)
-            contrast = rgb[:, 2:] - rgb[:, :1] if self.options.contrast == "blue-red" else haematoxylin(rgb)
+            contrast = rgb[:, 2:] - rgb[:, :1] if self.options.stain == "blue-red" else haematoxylin(rgb)
             return Output(scores, smooth(contrast, self.options.sigma), {})
 
     def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
