@@ -163,7 +163,7 @@ def check_cost(cost: dict, cell: PlannedCell) -> None:
 
 
 def test_a_killed_cell_goes_on_after_its_last_epoch(make, undisturbed):
-    """SIGKILL for the cell, then SIGTERM for everything; the third call ends in the same bits."""
+    """The call after the SIGKILL ends in the same bits."""
     choices = make(rows="gap")
     cell = plan("table1", choices)[0][0]
     checkpoint, log = cell.folder / "last.ckpt", cell.folder / "log.csv"
@@ -176,17 +176,30 @@ def test_a_killed_cell_goes_on_after_its_last_epoch(make, undisturbed):
     assert "SIGKILL" in (cell.folder / "error.txt").read_text()
     killed = len(pd.read_csv(log)) if log.exists() else 0
     assert 1 <= killed < EPOCHS
-    written = log.stat().st_mtime_ns
-    stop = when(lambda: log.stat().st_mtime_ns > written, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(KeyboardInterrupt):
-        benchmark("table1", choices, console=quiet())
-    stop.join()
-    assert not alive(pid(cell))
-    assert killed <= len(pd.read_csv(log)) < EPOCHS
-    assert not cell.finished
     assert benchmark("table1", choices, console=quiet()).finished == 1
     assert_same(cell.folder, undisturbed)
     check_cost(json.loads((cell.folder / "cell.json").read_text()), cell)
+
+
+def test_sigterm_ends_the_cells_and_keeps_what_is_finished(make, monkeypatch):
+    processes, console = [], quiet()
+
+    def start(*arguments):
+        processes.append(run_start(*arguments))
+        return processes[-1]
+
+    run_start = run_module.start
+    monkeypatch.setattr(run_module, "start", start)
+    stop = when(lambda: len(processes) == 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark("table1", make(rows="gap,lse,wildcat", workers=2), console=console)
+    stop.join()
+    assert len(processes) == 2, "the third cell is not begun"
+    assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGTERM) is before
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "stopped: 0 of 3 cells are finished; the same command goes on" in said
 
 
 PARENT = """
