@@ -6,14 +6,17 @@ from typing import cast
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import histoloc
 from histoloc.data.image import read_image, read_map, read_mask
 from histoloc.data.table import read_table
+from histoloc.data.transforms import load_tensor, normalise
 from histoloc.errors import InputError
-from histoloc.maps import otsu_threshold
-from histoloc.predict import load, predict_files
+from histoloc.maps import otsu_threshold, resize
+from histoloc.predict import load, predict_files, predicted_is_largest
+from histoloc.types import BatchLocalization
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +153,27 @@ def test_a_model_folder_can_be_moved_and_opened_by_itself(maxmin_run, predictor,
     shutil.copytree(maxmin_run / "model", tmp_path / "elsewhere")
     moved = histoloc.load(tmp_path / "elsewhere", "cpu").predict(str(images[0]))
     np.testing.assert_array_equal(moved.roi, predictor.predict(images[0]).roi)
+
+
+def test_argmax_rule_by_hand():
+    # Three classes, four pixels; the second class is predicted. A tie belongs to nobody.
+    maps = torch.tensor([[1.0, 0.0, 2.0, -3.0], [2.0, 0.0, 1.0, -1.0], [0.0, 0.0, 0.0, -2.0]]).view(1, 3, 2, 2)
+    found = BatchLocalization(torch.tensor([[0.2, 0.5, 0.3]]), torch.zeros(1, 1, 2, 2), maps)
+    expected = torch.tensor([[[True, False], [False, True]]])
+    assert torch.equal(predicted_is_largest(found, (2, 2)), expected)
+
+
+def test_argmax_mask_of_two_classes_is_where_the_margin_is_positive(gap_run, tiny_table):
+    predictor = load(gap_run)
+    image = read_image(next((tiny_table.parent / "images").glob("*.png")))
+    found = predictor.predict(image)
+    batch = normalise(load_tensor(image, predictor.config.input), predictor.config.input)[None]
+    with torch.no_grad():
+        out = predictor.method(batch)
+    own = int(out.logits.argmax())
+    margin = out.terms["class_maps"][:, own] - out.terms["class_maps"][:, 1 - own]
+    resized = resize(resize(margin[:, None], batch.shape[-2:]), image.shape[:2])[0, 0]
+    assert found.argmax_mask is not None
+    clear = resized.abs() > 1e-5
+    assert clear.any()
+    assert (torch.from_numpy(found.argmax_mask) == (resized > 0))[clear].all()

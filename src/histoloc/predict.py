@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from histoloc.checkpoint import ModelConfig, load_model
@@ -17,7 +18,7 @@ from histoloc.files import atomic_path
 from histoloc.maps import otsu_threshold, resize
 from histoloc.methods import Method
 from histoloc.pictures import overlay
-from histoloc.types import Localization
+from histoloc.types import BatchLocalization, Localization
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
 MPP_TOLERANCE = 0.2
@@ -71,14 +72,13 @@ class Predictor:
                 found = self.method.localize(batch)
                 size = (pixels.shape[0], pixels.shape[1])
                 roi = resize(found.roi.float(), size).clamp(0, 1)
-                argmax = None if found.class_maps is None else resize(found.class_maps, size).argmax(dim=1)
+                largest = None if found.class_maps is None else predicted_is_largest(found, size)
         finally:
             self.method.train(was_training)
         roi_map = roi[0, 0].cpu().numpy()
         cut = self._threshold(roi_map, threshold)
         probabilities = found.probabilities[0].float().cpu().numpy() if self.method.classifies else None
-        largest = None if argmax is None else (argmax == found.probabilities.argmax(dim=1)[:, None, None])[0]
-        by_argmax = None if largest is None else largest.cpu().numpy()
+        by_argmax = None if largest is None else largest[0].cpu().numpy()
         return Localization(self.config.classes, probabilities, roi_map, roi_map >= cut, cut, mpp, by_argmax)
 
     def _threshold(self, roi: NDArray[np.float32], asked: float | None) -> float:
@@ -88,6 +88,23 @@ class Predictor:
             return asked
         rule = self.config.threshold
         return otsu_threshold(roi) if rule.value is None else rule.value
+
+
+def predicted_is_largest(found: BatchLocalization, size: tuple[int, int]) -> Tensor:
+    """Where the predicted class has the largest class map, alone; where maps tie (all are zero), no class has it.
+
+    Args:
+        found: with class maps (B, K, h, w).
+        size: (H, W) wanted, in pixels.
+
+    Returns:
+        (B, H, W) bool.
+    """
+    assert found.class_maps is not None
+    maps = resize(found.class_maps, size)
+    predicted = found.probabilities.argmax(dim=1).view(-1, 1, 1, 1).expand(-1, 1, *size)
+    others = maps.scatter(1, predicted, -torch.inf).amax(dim=1)
+    return maps.gather(1, predicted)[:, 0] > others
 
 
 def load(folder: Path | str, device: str = "auto") -> Predictor:
