@@ -21,7 +21,8 @@ class StainOptions:
     """Options of the stain contrast.
 
     Attributes:
-        stain: the contrast: blue-red (the blue channel minus the red one) or haematoxylin (its amount by colour deconvolution).
+        stain: which contrast: blue-red (the blue channel minus the red one) or haematoxylin (its amount by colour
+            deconvolution).
         sigma: standard deviation of the Gaussian that smooths the contrast, in pixels of the image as the network
             would see it (after --small-side); 0 = no smoothing.
     """
