@@ -18,6 +18,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,13 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
+from histoloc.data.discs import disc
 from histoloc.data.glands import Field, Label, lay_out
 from histoloc.data.tissue import paint
 from histoloc.errors import InputError
 from histoloc.files import atomic_path, write_text
 
+Scene = Literal["glands", "disc"]
 CLASSES: tuple[Label, Label] = ("benign", "malignant")
 HEIGHT, WIDTH = 256, 320
 MPP = 1.0  # micrometres per pixel: crypts of 60 to 100 pixels across, nuclei of 5 to 8, as in real colon
@@ -48,7 +51,7 @@ class SyntheticImage:
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
-        instances: (H, W) uint16, 0 = stroma, 1.. = gland, its lumen included; no number is missing.
+        instances: (H, W) uint16, 0 = stroma, 1.. = gland, its lumen included, or the disc; no number is missing.
         label: the class.
     """
 
@@ -57,7 +60,9 @@ class SyntheticImage:
     label: Label
 
 
-def render(label: Label, *, seed: int, index: int, height: int = HEIGHT, width: int = WIDTH) -> SyntheticImage:
+def render(
+    label: Label, *, seed: int, index: int, height: int = HEIGHT, width: int = WIDTH, scene: Scene = "glands"
+) -> SyntheticImage:
     """Render one image; a pure function of its arguments.
 
     Args:
@@ -66,6 +71,7 @@ def render(label: Label, *, seed: int, index: int, height: int = HEIGHT, width: 
         index: of the image within the data set, >= 0.
         height: in pixels, >= 64.
         width: in pixels, >= 64.
+        scene: glands, or the striped disc of `histoloc.data.discs`.
 
     Raises:
         InputError: the label is not one of the two classes, or a number is out of its range.
@@ -77,6 +83,9 @@ def render(label: Label, *, seed: int, index: int, height: int = HEIGHT, width: 
     if height < 64 or width < 64:
         raise InputError(f"size {width} x {height}: too small to hold a gland; take 64 pixels or more a side")
     rng = np.random.default_rng([seed, index, CLASSES.index(label)])
+    if scene == "disc":
+        image, inside = disc(rng, label, height, width)
+        return SyntheticImage(image, inside.astype(np.uint16), label)
     glands = lay_out(rng, label, (height + 2 * _MARGIN, width + 2 * _MARGIN), _MARGIN)
     haematoxylin, eosin = paint(rng, label, glands)
     inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
@@ -117,6 +126,7 @@ def generate(
     seed: int = 0,
     height: int = HEIGHT,
     width: int = WIDTH,
+    scene: Scene = "glands",
     progress: bool = True,
 ) -> Path:
     """Write a data set of synthetic images: `images/`, `masks/` and `table.csv` under `out`.
@@ -131,6 +141,7 @@ def generate(
         seed: of all randomness.
         height: of the images in pixels.
         width: of the images in pixels.
+        scene: glands, or one striped disc, whose best map is known.
         progress: show a progress bar.
 
     Returns:
@@ -148,9 +159,9 @@ def generate(
     except OSError as error:
         raise InputError(f"{table}: cannot be replaced ({error.strerror}); choose another folder") from error
     rows = []
-    for index in tqdm(range(count), desc="synthetic glands", unit="image", disable=not progress):
+    for index in tqdm(range(count), desc=f"synthetic {scene}", unit="image", disable=not progress):
         label = CLASSES[index % 2]
-        sample = render(label, seed=seed, index=index, height=height, width=width)
+        sample = render(label, seed=seed, index=index, height=height, width=width, scene=scene)
         name = f"{label}_{index:05d}.png"
         _write_png(out / "images" / name, sample.image)
         _write_png(out / "masks" / name, _compact(sample.instances))
