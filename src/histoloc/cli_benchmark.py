@@ -6,7 +6,7 @@ from cyclopts import App, Parameter
 
 from histoloc.benchmark.presets import Choices
 
-app = App(name="benchmark", help="Every row of the paper's table, or of its ablation, on a table of images.")
+app = App(name="benchmark", help="The paper's table, its ablation, or every method, on a table of images.")
 
 Flags = Annotated[Choices, Parameter(name="*")]
 
@@ -27,6 +27,15 @@ def ablation(*, choices: Flags) -> None:
     A second call goes on where the first was stopped; finished cells are never redone.
     """
     _run("ablation", choices)
+
+
+@app.command
+def methods(*, choices: Flags) -> None:
+    """Every method with its default options, also those that the paper's table does not have.
+
+    A second call goes on where the first was stopped; finished cells are never redone.
+    """
+    _run("methods", choices)
 
 
 def _run(kind: str, choices: Choices) -> None:

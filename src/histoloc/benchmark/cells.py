@@ -57,8 +57,7 @@ class PlannedCell:
         method = method_class(self.config.method)
         if method.supervision == "none":
             return 0
-        # What a method does in stages it takes from its option `rounds`; only its instances know.
-        return self.config.training.epochs * int(getattr(self.config.options, "rounds", method.stages))
+        return self.config.training.epochs * method.stages_for(self.config.options)
 
     @property
     def request(self) -> dict[str, Any]:

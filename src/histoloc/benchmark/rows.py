@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from histoloc.methods import METHODS, Method
+
 Group = Literal["bound", "baseline", "ours"]
 DATASETS = {"glas": "GlaS", "camelyon16": "Camelyon16-P512"}
 
@@ -149,4 +151,11 @@ ABLATION = (
     ),
 )
 
-TABLES: dict[str, tuple[Row, ...]] = {"table1": TABLE1, "ablation": ABLATION}
+def _group(method: type[Method]) -> Group:
+    return "baseline" if method.supervision == "image" else "bound"
+
+
+# Every method with its default options.
+EVERY_METHOD = tuple(Row(name, method.title, name, _group(method)) for name, method in METHODS.items())
+
+TABLES: dict[str, tuple[Row, ...]] = {"table1": TABLE1, "ablation": ABLATION, "methods": EVERY_METHOD}

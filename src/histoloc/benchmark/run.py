@@ -53,7 +53,7 @@ def benchmark(kind: str, choices: Choices, *, console: Console | None = None) ->
     bits; finished cells are not touched.
 
     Args:
-        kind: table1 or ablation.
+        kind: table1, ablation or methods.
         choices: what is asked for.
         console: where progress is shown; by default the standard output.
 

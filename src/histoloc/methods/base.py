@@ -49,8 +49,6 @@ class Method(nn.Module, ABC):
         supervision: "none" (nothing is learned), "image" (labels), or "pixel" (masks).
         classifies: whether `probabilities` mean anything.
         default_backbone: the feature extractor where the user names none.
-        stages: how many trainings follow each other, each of `--epochs` epochs with its own schedule and its own
-            selected epoch; one for most methods.
         epoch: number of the epoch that is being (or was last) trained, a buffer, so that schedules that act at test
             time (max-min's sigma) travel with the weights.
     """
@@ -61,13 +59,22 @@ class Method(nn.Module, ABC):
     supervision: ClassVar[Supervision] = "image"
     classifies: ClassVar[bool] = True
     default_backbone: ClassVar[BackboneConfig] = BackboneConfig()
-    stages: int = 1
     epoch: Tensor
 
     def __init__(self, setting: Setting, options: Any) -> None:
         super().__init__()
         self.setting, self.options = setting, options
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def stages_for(cls, options: Any) -> int:
+        """How many trainings follow each other, each of `--epochs` epochs with its own schedule and selected epoch."""
+        return 1
+
+    @property
+    def stages(self) -> int:
+        """Number of stages of this very network."""
+        return self.stages_for(self.options)
 
     @abstractmethod
     def forward(self, image: Tensor) -> Output:

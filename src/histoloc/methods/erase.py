@@ -73,11 +73,15 @@ class Erase(Method):
             raise InputError(
                 "--rounds must be at least 1, --erased-share within (0, 1) and --stop-loss above 0; correct them"
             )
-        self.stages = options.rounds
         self.rounds = nn.ModuleList(Round(setting) for _ in range(options.rounds))
         # Rounds whose regions are fused: it travels with the weights.
         self.register_buffer("mined", torch.ones((), dtype=torch.int64))
         self.enter_stage(0)
+
+    @classmethod
+    def stages_for(cls, options: EraseOptions) -> int:
+        """Every round is one."""
+        return options.rounds
 
     def enter_stage(self, stage: int) -> None:
         """Train one round's classifier; the earlier ones only say what is erased."""
