@@ -67,7 +67,7 @@ def write_cell(
         "argmax_rule": None if argmax is None else {"f1_plus": estimate(argmax), "f1_minus": estimate(argmax / 2)},
     }
     (evaluation / "metrics.json").write_text(json.dumps(content))
-    (run / "run.yaml").write_text("backbone: {backbone: efficientnet_lite0}\n")
+    (run / "run.yaml").write_text("backbone: {backbone: efficientnet_lite0, stride: 8}\ntraining: {lr: 0.001}\n")
     cost = {"row": row, "fold": fold, "seed": seed, "train_seconds": 100.0 + 20 * seed, "evaluate_seconds": 2.0}
     cost |= {"peak_memory_mb": 900.0, "epochs": 40, "selected_epoch": 17, "parameters": 3_400_000, "device": "cpu"}
     (run / "cell.json").write_text(json.dumps(cost))

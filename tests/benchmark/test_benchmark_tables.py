@@ -94,16 +94,17 @@ def test_footnotes_name_notes_masks_rules_and_missing_cells(tmp_path):
         selection="pxap-masks",
         uses_masks=("epoch chosen on 16 validation masks",),
     )
-    (run / "run.yaml").write_text("backbone: {backbone: resnet50}\n")
+    (run / "run.yaml").write_text("backbone: {backbone: resnet50}\ntraining: {lr: 0.1}\n")
     table = benchmark_table(read_bench(folder))
     assert table.notes == (
-        "Backbone: resnet50.",
+        "Backbone: resnet50 with all its layers.",
+        "Learning rate: 0.1.",
         "Selection rule: pxap-masks.",
         "Epoch chosen on 16 validation masks.",
         "3 of 4 cells are finished; missing: fold1-seed0 (failed).",
         "Learns from masks: the upper bound.",
     )
-    assert [line.notes for line in table.lines] == [(), (1, 2, 3, 4), (5,)]
+    assert [line.notes for line in table.lines] == [(), (1, 2, 3, 4, 5), (6,)]
 
 
 def test_what_holds_for_all_rows_is_said_once(bench):
@@ -111,7 +112,7 @@ def test_what_holds_for_all_rows_is_said_once(bench):
     for part in (
         "on the validation split",
         "2 folds × 2 seeds",
-        "preset fast, backbone efficientnet_lite0, selection rule error-loss, threshold rule fixed 0.5",
+        "preset fast, backbone efficientnet_lite0 cut at stride 8, learning rate 0.001, selection rule error-loss, threshold rule fixed 0.5",
         "the published CAM rule",
         "measured on the test set. Ours are measured on the validation split: not directly comparable",
         "difference to GAP, the best label-supervised baseline",

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from histoloc.benchmark.presets import PRESETS, Choices
+from histoloc.benchmark.presets import OWN_TRAINING, PRESETS, Choices
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, cell_name
 from histoloc.benchmark.rows import TABLES, Row
 from histoloc.config import RunConfig, method_class, plain, run_config
@@ -126,7 +126,7 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
 
 
 def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunConfig:
-    """The configuration of one cell's run: preset, row and overrides, nothing else.
+    """The configuration of one cell's run: preset, what the method needs instead, row and overrides, nothing else.
 
     Raises:
         InputError: an option of the row or an override has a wrong value.
@@ -134,6 +134,7 @@ def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunC
     preset = PRESETS[choices.preset]
     given = choices.overrides
     epochs = {"epochs": given.pop("epochs")} if "epochs" in given else {}
+    own = OWN_TRAINING.get(choices.preset, {}).get(row.method, {})
     values: dict[str, Any] = {
         "method": row.method,
         "data": choices.data.as_posix(),
@@ -141,7 +142,7 @@ def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunC
         "options": dict(row.options),
         "input": dict(preset["input"]),
         # One device for each cell: cells run side by side, not their batches.
-        "training": {**preset["training"], **epochs, "seed": seed, "devices": "1"},
+        "training": {**preset["training"], **own, **epochs, "seed": seed, "devices": "1"},
         **({"backbone": given} if given else {}),
     }
     return run_config(values, where=f"row {row.name}")

@@ -151,6 +151,7 @@ ABLATION = (
     ),
 )
 
+
 def _group(method: type[Method]) -> Group:
     return "baseline" if method.supervision == "image" else "bound"
 

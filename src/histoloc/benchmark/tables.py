@@ -19,7 +19,7 @@ MEASURED = ("cl_error", "f1_plus", "f1_minus", "f1_mean", "pxap")
 PUBLISHED = ("cl_error", "f1_plus", "f1_minus")
 ARGMAX = ("f1_plus", "f1_minus")
 ARGMAX_GROUP = "argmax rule (published CAM rule)"
-KINDS = {"table1": "Table 1", "ablation": "Ablation"}
+KINDS = {"table1": "Table 1", "ablation": "Ablation", "methods": "Methods"}
 SPLITS = {"valid": "validation", "test": "test", "train": "training"}
 
 
@@ -263,7 +263,11 @@ def _setting(bench: Bench) -> str:
 
 
 def _backbone(cell: Cell) -> str:
-    return str((cell.settings.get("backbone") or {}).get("backbone") or "")
+    backbone = cell.settings.get("backbone") or {}
+    if not backbone.get("backbone") or not cell.cost.get("epochs"):
+        return ""
+    stride = backbone.get("stride")
+    return f"{backbone['backbone']} " + (f"cut at stride {stride}" if stride else "with all its layers")
 
 
 def _selection(cell: Cell) -> str:
@@ -277,8 +281,14 @@ def _threshold(cell: Cell) -> str:
     )
 
 
+def _rate(cell: Cell) -> str:
+    learns = bool(cell.cost.get("epochs"))
+    return f"{cell.settings['training']['lr']:g}" if learns and "training" in cell.settings else ""
+
+
 RULES: dict[str, Callable[[Cell], str]] = {
     "backbone": _backbone,
+    "learning rate": _rate,
     "selection rule": _selection,
     "threshold rule": _threshold,
 }
