@@ -1,6 +1,7 @@
 """What holds for every method of the table; a new row is tested by being there."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from small import CNN, VIT, build, glands, noise, noise_batch
 
 from histoloc.checkpoint import ModelConfig, load_model, save_model
 from histoloc.data.synthetic import CLASSES
+from histoloc.files import atomic_path
 from histoloc.methods import METHODS, Method
+from histoloc.train import train
 from histoloc.types import Batch
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -167,3 +170,25 @@ def test_learns_eight_images_by_heart(name):
     with torch.no_grad():
         probabilities = method.eval().localize(batch.image).probabilities
     assert torch.equal(probabilities.argmax(dim=1), batch.label)
+
+
+@every_learner
+def test_resumed_training_has_equal_bits(name, tiny, tmp_path, monkeypatch):
+    config, written = tiny(name, epochs=2), []
+
+    def stop_in_the_second_epoch(path):
+        if path.name == "log.csv":
+            written.append(path)
+            if len(written) == 2:
+                raise KeyboardInterrupt
+        return atomic_path(path)
+
+    with monkeypatch.context() as patch:
+        # `histoloc.train` by name is the function.
+        patch.setattr(sys.modules["histoloc.train"], "atomic_path", stop_in_the_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "stopped", progress=False)
+    train(config, tmp_path / "stopped", resume=True, progress=False)
+    train(config, tmp_path / "whole", progress=False)
+    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("stopped", "whole")]
+    assert weights[0] == weights[1]
