@@ -59,7 +59,7 @@ def test_barrier_by_hand_and_its_schedule(epoch, t):
 
 
 def test_a_class_without_roi_is_empty_in_all_images():
-    method = build("pn", weight=1.0, empty_class=CLASSES[0])
+    method = build("pn", lower=0.2, weight=1.0, empty_class=CLASSES[0])
     terms = loss_of(method, [[0.4, 0.3], [0.1, 0.3]], [0, 1])
     assert terms["present"] == pytest.approx(0)
     assert terms["absent"] == pytest.approx((0.4**2 + 0.3**2 + 0.1**2) / 2)
@@ -79,10 +79,10 @@ def test_gradient_of_the_penalties(penalty):
 def test_map_is_what_is_not_background_and_not_stretched():
     method = build("pn")
     assert isinstance(method, Pn)
-    assert method.decoder.head.bias is not None
-    torch.nn.init.zeros_(method.decoder.head.weight)
+    assert method.head.bias is not None
+    torch.nn.init.zeros_(method.head.weight)
     with torch.no_grad():
-        method.decoder.head.bias.copy_(torch.tensor([1.0, 2.0, 5.0]).log())  # p = 1/8, 2/8, background 5/8
+        method.head.bias.copy_(torch.tensor([1.0, 2.0, 5.0]).log())  # p = 1/8, 2/8, background 5/8
         out, found = method(noise(2, 50, 33)), method.localize(noise(2, 50, 33))
     torch.testing.assert_close(found.roi, torch.full((2, 1, 50, 33), 3 / 8))
     torch.testing.assert_close(out.terms["sizes"], torch.tensor([[1 / 8, 2 / 8]]).expand(2, 2))
@@ -92,7 +92,8 @@ def test_map_is_what_is_not_background_and_not_stretched():
 
 @pytest.mark.parametrize(("penalty", "steps"), [("quadratic", 40), ("barrier", 30)])
 def test_sizes_hold_after_training(penalty, steps):
-    method, (batch, mask) = build("pn", penalty=penalty, weight=10.0 if penalty == "quadratic" else 1.0), discs(8)
+    weight = 10.0 if penalty == "quadratic" else 1.0
+    method, (batch, mask) = build("pn", stride=8, penalty=penalty, weight=weight, lower=0.2, upper=0.6), discs(8)
     for module in method.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.5  # a few steps must do for the running statistics to follow
@@ -118,7 +119,7 @@ def test_sizes_hold_after_training(penalty, steps):
 @pytest.mark.parametrize(
     ("options", "flag"),
     [
-        ({"lower": 0.6, "upper": 0.2}, "--lower"),
+        ({"lower": 0.6, "upper": 0.3}, "--lower"),
         ({"lower": -0.1}, "--lower"),
         ({"upper": 1.1}, "--upper"),
         ({"lower": math.nan}, "--lower"),

@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from histoloc.errors import InputError
 from histoloc.losses import log_barrier, quadratic_penalty
 from histoloc.maps import resize
 from histoloc.methods.base import Method, Setting
-from histoloc.nn.backbone import BackboneConfig
-from histoloc.nn.decoder import UNetDecoder
 from histoloc.types import Batch, BatchLocalization, Output
 
 
@@ -21,7 +19,7 @@ class PnOptions:
 
     Attributes:
         lower: least size of the present class.
-        upper: largest size of the present class; 1 = no bound, which makes the whole image a perfect answer.
+        upper: largest size of the present class; 1 = no bound.
         penalty: quadratic = the squared violation, none where the bounds hold; barrier = the log-barrier, which also
             keeps away from them.
         weight: weight of the penalties; they are small numbers, squares of shares.
@@ -31,8 +29,8 @@ class PnOptions:
         empty_class: name of the class whose images have no ROI (normal tissue): its images and its map stay empty.
     """
 
-    lower: float = 0.2
-    upper: float = 0.6
+    lower: float = 0.5
+    upper: float = 1.0
     penalty: Literal["quadratic", "barrier"] = "quadratic"
     weight: float = 10.0
     barrier_start: float = 5.0
@@ -44,8 +42,9 @@ class PnOptions:
 class Pn(Method):
     """Size-constrained CNN (Kervadec et al., Constrained-CNN losses, MedIA 2019, Eq. 2 and 3), from image labels.
 
-    A segmentation network gives every pixel a softmax over the K classes and background; s_k, the size of class k, is
-    the mean of its probability over the image. The label y says which sizes are allowed:
+    A fully convolutional network (backbone and 1x1 convolution) gives every position a softmax over the K classes and
+    background; s_k, the size of class k, is the mean of its probability over the image. The label y says which sizes
+    are allowed:
 
         min w [ψ(a - s_y) + ψ(s_y - b) + Σ_{k≠y} ψ(s_k)],   ψ(z) = max(0, z)²  or the log-barrier extension
 
@@ -57,8 +56,8 @@ class Pn(Method):
     their bounds and lost no map in this way on small synthetic scenes.
 
     The setting of the published row PN is unknown: its code was not released and the text gives no bounds. Without
-    masks, data cannot set a and b. The defaults say only that the class fills a fifth of its image or more, and that
-    some of the image is background; the lower bound alone is satisfied by the whole image.
+    masks, data cannot set a and b. The defaults have the least a at which p = a everywhere is not cut to nothing at
+    0.5, and no b.
     """
 
     title: ClassVar[str] = "PN"
@@ -66,14 +65,13 @@ class Pn(Method):
     Options: ClassVar[type[Any]] = PnOptions
     options: PnOptions
     classifies: ClassVar[bool] = False
-    default_backbone: ClassVar[BackboneConfig] = BackboneConfig(stride=0)
 
     def __init__(self, setting: Setting, options: PnOptions) -> None:
         super().__init__(setting, options)
         _check(options, setting.classes)
         self.empty_index = -1 if options.empty_class is None else setting.classes.index(options.empty_class)
         self.backbone = setting.make_backbone(setting.backbone)
-        self.decoder = UNetDecoder(self.backbone, maps=len(setting.classes) + 1)
+        self.head = nn.Conv2d(self.backbone.channels, len(setting.classes) + 1, kernel_size=1)
 
     def barrier(self, epoch: int) -> float:
         """T of the log-barrier in epoch 0, 1, ..."""
@@ -81,8 +79,8 @@ class Pn(Method):
         return min(o.barrier_start * o.barrier_factor**epoch, max(o.barrier_cap, o.barrier_start))
 
     def forward(self, image: Tensor) -> Output:
-        """The probability of not being background, at the decoder's stride, and the classes' sizes (B, K)."""
-        probability = self.decoder(self.backbone.pyramid(image)).float().softmax(dim=1)
+        """The probability of not being background, at the backbone's stride, and the classes' sizes (B, K)."""
+        probability = self.head(self.backbone(image)).float().softmax(dim=1)
         maps = probability[:, :-1]
         sizes = maps.mean(dim=(2, 3))
         return Output(sizes.new_zeros(sizes.shape), maps.sum(dim=1, keepdim=True), {"sizes": sizes})
