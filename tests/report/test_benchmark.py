@@ -221,3 +221,19 @@ def test_a_real_evaluation_is_read(gap_run, tiny_table, tmp_path):
 def test_the_report_of_a_benchmark_does_not_load_torch():
     code = "import sys, histoloc.report.benchmark; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"), [(-30.0, ""), (5.0, "is at least as good as 2 of the 3 methods that learn")]
+)
+def test_a_row_that_learns_nothing_and_is_as_good_is_named(bench, shift, said):
+    for fold in (0, 1):
+        for seed in (0, 1):
+            run = bench / "cells" / "stain" / f"fold{fold}-seed{seed}"
+            write_run(run, error=0.0, f1_plus=60.0, seed=5)
+            finish(run, "stain", fold, seed, shift=shift + 2 * seed)
+    settings = json.loads((bench / "benchmark.json").read_text())
+    (bench / "benchmark.json").write_text(json.dumps(settings | {"rows": ["stain", *ROWS]}))
+    text = write_benchmark_report(bench).read_text("utf-8")
+    assert ("Stain, which learns nothing, has" in text) == bool(said)
+    assert said in text

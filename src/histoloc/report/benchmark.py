@@ -18,6 +18,7 @@ from histoloc.benchmark.compare import Difference, best_baseline, compare, mean_
 from histoloc.benchmark.results import Bench, Cell, is_bench, read_bench, write_results
 from histoloc.benchmark.rows import Row
 from histoloc.benchmark.tables import KINDS, SPLITS, Table, benchmark_table, duration, interval, signed, spread
+from histoloc.config import method_class
 from histoloc.errors import InputError
 from histoloc.files import write_text
 from histoloc.report.benchmark_charts import forest, scatter, sensitivity
@@ -209,13 +210,31 @@ def _finding(bench: Bench, baseline: Row | None, differences: Mapping[str, Mappi
         return ""
     best = max(known, key=lambda row: scores[row.name])
     said = f"{best.title} has the highest mean F1, {percent(scores[best.name])} %"
+    floor = _floor(bench, [scores[row.name] for row in known])
     found = differences.get(best.name, {}).get("f1_mean")
     if baseline is None or found is None:
-        return f"{said}."
+        return f"{said}.{floor}"
     clear = "" if found.low > 0 or found.high < 0 else ", which includes no difference"
     return (
         f"{said}: {signed(found.value)} points against {baseline.title} on the images that both have "
-        f"(95 % interval {interval(found)}{clear})."
+        f"(95 % interval {interval(found)}{clear}).{floor}"
+    )
+
+
+def _floor(bench: Bench, learned: Sequence[float]) -> str:
+    """What learned nothing and is nevertheless as good as methods that did: whoever reads the table must know."""
+    unlearned = [row for row in bench.rows if method_class(row.method).supervision == "none"]
+    scores = {row.title: mean_f1(bench.of(row)) for row in unlearned}
+    known = {title: score for title, score in scores.items() if not math.isnan(score)}
+    if not known:
+        return ""
+    title = max(known, key=known.__getitem__)
+    reached = sum(known[title] >= score for score in learned)
+    if not reached:
+        return ""
+    return (
+        f" {title}, which learns nothing, has {percent(known[title])} % and is at least as good as {reached} of the "
+        f"{len(learned)} methods that learn."
     )
 
 
