@@ -201,8 +201,10 @@ def methods() -> None:
     """List the methods."""
     from histoloc.methods import METHODS
 
+    names, titles = (max(map(len, column)) for column in (METHODS, [m.title for m in METHODS.values()]))
+    learns = {"none": "nothing", "image": "labels", "pixel": "masks"}
     for name, method in METHODS.items():
-        print(f"{name:10} {method.title:12} learns from: {method.supervision:6} {method.paper}")
+        print(f"{name:{names}}  {method.title:{titles}}  learns from {learns[method.supervision]:7}  {method.paper}")
 
 
 @app.command

@@ -13,21 +13,21 @@ from histoloc.methods.unet import UNet
 
 METHODS: dict[str, type[Method]] = {
     "allones": AllOnes,
+    "stain": Stain,
     "gap": Gap,
     "maxpool": MaxPool,
     "lse": Lse,
     "wildcat": Wildcat,
-    "deepmil": DeepMil,
-    "erase": Erase,
     "gradcam": GradCam,
     "gradcampp": GradCamPP,
     "smoothgradcampp": SmoothGradCamPP,
     "xgradcam": XGradCam,
     "layercam": LayerCam,
+    "deepmil": DeepMil,
+    "erase": Erase,
+    "pn": Pn,
     "maxmin": MaxMin,
     "unet": UNet,
-    "stain": Stain,
-    "pn": Pn,
 }
 
 __all__ = ["METHODS", "Method", "Setting"]
