@@ -183,17 +183,18 @@ def predict(
 
 
 @app.command
-def report(runs: Runs, *, out: Path | None = None, title: str | None = None) -> None:
+def report(runs: Runs, *, out: Path | None = None, title: str | None = None, images: str | None = None) -> None:
     """One self-contained HTML page over runs, or over a benchmark: table with intervals, figure, curves, settings.
 
     Args:
         runs: runs, or folders that `histoloc evaluate` wrote; or one folder that `histoloc benchmark` wrote.
         out: the page; by default report.html here, or in the benchmark's folder.
         title: its headline.
+        images: which images a benchmark's figure shows, for example testA_3,testA_17; by default easy and hard ones.
     """
     from histoloc.report.benchmark import report as write
 
-    print(write(runs, out, title=title))
+    print(write(runs, out, title=title, images=images.split(",") if images else ()))
 
 
 @app.command

@@ -16,7 +16,14 @@ from conftest import write_run
 from histoloc.benchmark.results import read_bench
 from histoloc.cli import main
 from histoloc.errors import InputError
-from histoloc.report.benchmark import choose_images, pixel_matrices, report, write_benchmark_report
+from histoloc.report.benchmark import (
+    choose_images,
+    figure,
+    named_images,
+    pixel_matrices,
+    report,
+    write_benchmark_report,
+)
 from histoloc.report.benchmark_charts import mean_curve, place_labels
 
 ROWS = ("gap", "lse", "maxmin-sem")
@@ -237,3 +244,17 @@ def test_a_row_that_learns_nothing_and_is_as_good_is_named(bench, shift, said):
     text = write_benchmark_report(bench).read_text("utf-8")
     assert ("Stain, which learns nothing, has" in text) == bool(said)
     assert said in text
+
+
+def test_the_figure_shows_the_images_asked_for(bench, tmp_path):
+    names = read_bench(bench).cells[0].evaluation.images["name"].tolist()
+    gallery, _ = figure(read_bench(bench), [names[3], Path(names[1]).stem])
+    assert gallery is not None
+    assert [row.name for row in gallery.rows] == [names[3], names[1]]
+    with pytest.raises(InputError, match="--images nowhere: no image of this name"):
+        figure(read_bench(bench), ["nowhere"])
+    table = pd.DataFrame(index=["a/x.png", "b/x.png"])
+    with pytest.raises(InputError, match="--images x: several images"):
+        named_images([table], ["x"])
+    with pytest.raises(InputError, match="--images chooses the figure of a benchmark"):
+        report([bench / "cells" / "gap" / "fold0-seed0"], tmp_path / "r.html", images=["a"])

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +48,36 @@ class PixelMatrix:
     cells: list[list[float]]
 
 
-def report(paths: Sequence[Path], out: Path | None = None, *, title: str | None = None) -> Path:
+def report(
+    paths: Sequence[Path], out: Path | None = None, *, title: str | None = None, images: Sequence[str] = ()
+) -> Path:
     """Write the page that fits what is given: runs side by side, or a benchmark.
 
     Args:
         paths: runs and evaluation folders, or one benchmark folder.
         out: the page; by default report.html here, and for a benchmark inside its folder.
         title: headline.
+        images: names (or file names) of the images in a benchmark's figure, instead of its own choice.
 
     Raises:
         InputError: runs and benchmarks are mixed, or what is given cannot be read.
     """
     benches = [path for path in paths if is_bench(path)]
     if not benches:
+        if images:
+            raise InputError("--images chooses the figure of a benchmark, and these are runs; leave it out")
         return write_report(paths, out or Path("report.html"), title=title)
     if len(paths) > 1:
         raise InputError(
             f"{benches[0]}: is a benchmark and has a report of its own; name it alone, or name its runs "
             f"({benches[0] / 'cells'}/ROW/CELL) with the others"
         )
-    return write_benchmark_report(benches[0], out, title=title)
+    return write_benchmark_report(benches[0], out, title=title, images=images)
 
 
-def write_benchmark_report(bench: Path, out: Path | None = None, *, title: str | None = None) -> Path:
+def write_benchmark_report(
+    bench: Path, out: Path | None = None, *, title: str | None = None, images: Sequence[str] = ()
+) -> Path:
     """Write results.csv, tables.md, tables.html, tables.tex and report.html into a benchmark's folder.
 
     An unfinished benchmark is reported as far as it is: the page says how many cells are done and which failed.
@@ -78,6 +86,7 @@ def write_benchmark_report(bench: Path, out: Path | None = None, *, title: str |
         bench: the folder.
         out: the page, where not `bench/report.html`.
         title: its headline.
+        images: of the figure, by name or file name, in this order; by default easy and hard ones of each class.
 
     Returns:
         The page.
@@ -92,15 +101,15 @@ def write_benchmark_report(bench: Path, out: Path | None = None, *, title: str |
     write_text(found.folder / "tables.html", markup.to_html_page(table))
     write_text(found.folder / "tables.tex", markup.to_latex(table))
     page = Path(out) if out is not None else found.folder / "report.html"
-    write_text(page, render(found, table, title=title))
+    write_text(page, render(found, table, title=title, images=images))
     return page
 
 
-def render(bench: Bench, table: Table, *, title: str | None = None) -> str:
+def render(bench: Bench, table: Table, *, title: str | None = None, images: Sequence[str] = ()) -> str:
     """The page as HTML text."""
     baseline = best_baseline(bench)
     differences = compare(bench, baseline)
-    gallery, shown = figure(bench)
+    gallery, shown = figure(bench, images)
     return template("benchmark.html.j2").render(
         title=title or table.title,
         introduction=_introduction(bench),
@@ -136,8 +145,12 @@ def pixel_matrices(bench: Bench) -> list[PixelMatrix]:
     return made
 
 
-def figure(bench: Bench) -> tuple[Gallery | None, str]:
+def figure(bench: Bench, images: Sequence[str] = ()) -> tuple[Gallery | None, str]:
     """The figure of the paper: the same images for every method, from the cell that most rows have finished.
+
+    Args:
+        bench: the benchmark.
+        images: the ones to show; by default those of `choose_images`.
 
     Returns:
         The gallery, None while nothing is finished; and which cell it is, in words.
@@ -153,7 +166,7 @@ def figure(bench: Bench) -> tuple[Gallery | None, str]:
     ]
     if not pairs:
         return None, ""
-    gallery = side_by_side(pairs, choose_images)
+    gallery = side_by_side(pairs, partial(named_images, wanted=images) if images else choose_images)
     absent = [row.title for row in bench.rows if row.title not in {run.name for run, _ in pairs}]
     if absent:
         gallery.notes.append(f"{', '.join(absent)}: this cell is not finished, so that the figure leaves them out.")
@@ -185,11 +198,29 @@ def choose_images(tables: list[pd.DataFrame], count: int = IMAGES) -> list[tuple
     return chosen
 
 
+def named_images(tables: list[pd.DataFrame], wanted: Sequence[str]) -> list[tuple[str, str]]:
+    """The images asked for, by name or by file name with or without its suffix.
+
+    Raises:
+        InputError: there is no such image of which every method kept a map.
+    """
+    names = [str(name) for name in tables[0].index if all(name in table.index for table in tables[1:])]
+    chosen = []
+    for text in wanted:
+        found = [name for name in names if text in (name, Path(name).name, Path(name).stem)]
+        if len(found) != 1:
+            why = "several images are called so" if found else "no image of this name has a map in all rows"
+            raise InputError(f"--images {text}: {why}; give names of the column `name` of per_image.csv")
+        chosen.append((found[0], ""))
+    return chosen
+
+
 def _introduction(bench: Bench) -> str:
+    paper = "" if bench.settings["kind"] == "methods" else " of the paper"
     split = SPLITS.get(bench.split, bench.split)
     tail = f"{len(bench.rows)} methods, {_many(bench, 'folds')} and {_many(bench, 'seeds')}"
     return (
-        f"{KINDS[bench.settings['kind']]} of the paper on {bench.table}: {tail}; every number is measured on the "
+        f"{KINDS[bench.settings['kind']]}{paper} on {bench.table}: {tail}; every number is measured on the "
         f"{split} split, by the same evaluation for every method."
     )
 
