@@ -62,12 +62,13 @@ slide = st.from_regex(r"[a-z]+(/[a-z_0-9-]+){0,3}\.(tif|svs)", fullmatch=True) |
 
 @given(slide, number, number, number, number, number, share, share)
 def test_names_are_read_as_written(slide, region, row, patch, x, y, tissue, tumour):
-    sizes = {"width": 512, "height": 768}
-    name = tumour_name(slide, region=region, row=row, patch=patch, x=x, y=y, tissue=tissue, tumour=tumour, **sizes)
+    name = tumour_name(
+        slide, region=region, row=row, patch=patch, x=x, y=y, tissue=tissue, tumour=tumour, width=512, height=768
+    )
     back = parse_patch_name(str(name))
     assert back == name
     assert (back.tissue, back.tumour, back.slide) == (tissue, tumour, slide.replace("/", "-"))
-    normal = normal_name(slide, patch=patch, x=x, y=y, tissue=tissue, **sizes)
+    normal = normal_name(slide, patch=patch, x=x, y=y, tissue=tissue, width=512, height=768)
     assert str(parse_patch_name(str(normal))) == str(normal)
 
 

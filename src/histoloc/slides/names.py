@@ -81,7 +81,7 @@ class PatchName:
 
 
 def slide_key(path: str) -> str:
-    """Give the slide's part of a patch name: its path relative to the data set, with `-` for `/` (and for a backslash)."""
+    r"""Give the slide's part of a patch name: its path relative to the data set, with `-` for `/` and `\`."""
     return path.replace("\\", "/").replace("/", "-")
 
 

@@ -247,7 +247,7 @@ def calibrate(
     if len(set(names)) < len(names) or shares.shape != (len(names),):
         raise ValueError("patches have unique names and one share of tumour each")
     chosen = (shares >= p0) & (shares <= p1)
-    large = np.array(sorted(np.flatnonzero(shares > p1), key=lambda i: names[i]), int)
+    large = np.array(sorted(np.flatnonzero(shares > p1), key=lambda i: names[int(i)]), int)
     # Rounded, because 0.6 lies on the border of two bins only up to the last digit.
     bins = np.floor(np.round((shares[large] - p1) / width, 9)).astype(int)
     last = max(int(np.ceil(round((1 - p1) / width, 9))) - 1, 0)
