@@ -1,0 +1,1 @@
+"""Whole slides: reading at a scale, tissue, annotations, patches."""

@@ -1,0 +1,315 @@
+"""Slides at any scale: micrometres per pixel is the only unit, and no scale is taken in silence."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from histoloc.errors import InputError
+from histoloc.slides.formats import COARSEST_MPP, Source, open_source
+
+NEAR = 0.01  # a level within 1 % of the wanted scale is read as it is
+UPSAMPLING = 1.1  # scales down to level 0's divided by this are made by interpolation, finer ones refused
+_BLOCK = 2048  # side in pixels of what is decoded at a time, which bounds the memory
+
+
+class Level(NamedTuple):
+    """One stored resolution of a slide.
+
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        downsample: pixels of level 0 per pixel of this level.
+        mpp: micrometres per pixel.
+    """
+
+    width: int
+    height: int
+    downsample: float
+    mpp: float
+
+
+class Slide:
+    """An open slide; made by `open_slide`.
+
+    It may be pickled, used by several threads at once and carried over a fork: each process opens the file for
+    itself. Memory stays bounded (about 150 MB) whatever the slide's size, except for PNG and JPEG, which are
+    decoded whole, and for the array that `read` returns.
+
+    Attributes:
+        path: the file.
+        width: of level 0 in pixels.
+        height: of level 0 in pixels.
+        mpp: micrometres per pixel of level 0.
+        mpp_given: whether the mpp was given by the user, rather than by the file.
+        levels: the stored resolutions, finest first.
+        format: OpenSlide's vendor name, or tiff, png, jpeg and the like.
+        properties: what the file says of itself.
+    """
+
+    def __init__(self, path: Path, mpp: float | None = None) -> None:
+        """Open `path`; see `open_slide`."""
+        self.path = path
+        self._sources: dict[int, Source] = {}
+        self._closed = False
+        source = self._source()
+        try:
+            self.mpp_given = mpp is not None
+            self.mpp = _checked_mpp(path, source.mpp, mpp)
+            self.format = source.format
+            self.properties = source.properties
+            self.width, self.height = source.sizes[0]
+            indexed = [(i, _downsample(source.sizes[0], size)) for i, size in enumerate(source.sizes)]
+            kept = [(i, scale) for i, scale in indexed if scale is not None]
+            self._indices = [i for i, _ in kept]  # a level of another aspect ratio is no level
+            self.levels = tuple(Level(*source.sizes[i], scale, self.mpp * scale) for i, scale in kept)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of level 0 in pixels."""
+        return self.width, self.height
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sources": {}}
+
+    def __repr__(self) -> str:
+        return f"Slide({str(self.path)!r}, {self.width}x{self.height} px, {self.mpp:g} µm/px)"
+
+    def close(self) -> None:
+        """Release the file in this process; reading afterwards is a ValueError."""
+        self._closed = True
+        if (source := self._sources.pop(os.getpid(), None)) is not None:
+            source.close()
+
+    def _source(self) -> Source:
+        if self._closed:
+            raise ValueError(f"{self.path}: the slide was closed")
+        process = os.getpid()
+        source = self._sources.get(process)
+        if source is None:
+            # No lock, since a fork could copy it locked; a thread that comes second closes what it opened.
+            opened = open_source(self.path)
+            source = self._sources.setdefault(process, opened)
+            if source is not opened:
+                opened.close()
+        return source
+
+    def level_for(self, mpp: float) -> int:
+        """Index in `levels` of what is read for a scale: a level within 1 %, or else the one just finer.
+
+        Raises:
+            InputError: the scale is not positive, or finer than level 0 by more than 10 %.
+        """
+        if not 0 < mpp < math.inf:
+            raise InputError(f"mpp {mpp:g}: give a positive number of micrometres per pixel")
+        nearest = min(range(len(self.levels)), key=lambda i: abs(self.levels[i].mpp / mpp - 1))
+        if abs(self.levels[nearest].mpp / mpp - 1) <= NEAR:
+            return nearest
+        if mpp < self.mpp / UPSAMPLING:
+            raise InputError(
+                f"{self.path}: was scanned at {self.mpp:.4g} µm/px, so {mpp:.4g} µm/px would be made up; "
+                f"ask for {self.mpp:.4g} or more"
+            )
+        return max((i for i, level in enumerate(self.levels) if level.mpp < mpp), default=0)
+
+    def size_at(self, mpp: float) -> tuple[int, int]:
+        """(width, height) in pixels of the whole slide as `read` gives it at a scale.
+
+        Raises:
+            InputError: as `level_for`.
+        """
+        level = self.levels[self.level_for(mpp)]
+        ratio = _ratio(level, mpp)
+        return max(1, round(level.width / ratio)), max(1, round(level.height / ratio))
+
+    def read(self, x: float, y: float, width: int, height: int, mpp: float) -> NDArray[np.uint8]:
+        """Read a region at a scale.
+
+        A level within 1 % of the scale is read as it is, from its pixel that is nearest to (x, y). Otherwise the
+        level just finer is resampled with an antialiasing filter (Hamming), whose result does not depend on how
+        a slide is cut into regions, but for rounding.
+
+        Args:
+            x: left edge in pixels of level 0; may lie outside the slide.
+            y: top edge in pixels of level 0.
+            width: in pixels of the wanted scale, at least 1.
+            height: in pixels of the wanted scale, at least 1.
+            mpp: the wanted scale in micrometres per pixel, from 1/1.1 of level 0's upwards.
+
+        Returns:
+            (height, width, 3) uint8 RGB. White outside the slide, behind transparency, and where no pixels are
+            stored. Colours are the file's; no colour profile is applied.
+
+        Raises:
+            InputError: an empty region, a scale that the slide does not have, or damaged pixels.
+        """
+        if width < 1 or height < 1:
+            raise InputError(f"{self.path}: a region of {width}x{height} px is empty; give a width and height from 1")
+        if not (math.isfinite(x) and math.isfinite(y)):
+            raise InputError(f"{self.path}: a region at {x}, {y} is nowhere; give pixels of level 0")
+        index = self.level_for(mpp)
+        level = self.levels[index]
+        ratio = _ratio(level, mpp)
+        left, top = x / level.downsample, y / level.downsample
+        pixels = np.full((height, width, 3), 255, np.uint8)
+        step = max(1, int(_BLOCK / ratio))
+        for rows in _blocks(height, step):
+            for columns in _blocks(width, step):
+                box = (left + columns.start * ratio, top + rows.start * ratio,
+                       left + columns.stop * ratio, top + rows.stop * ratio)  # fmt: skip
+                if box[0] < level.width + ratio and box[1] < level.height + ratio and min(box[2:]) > -ratio:
+                    shape = (columns.stop - columns.start, rows.stop - rows.start)
+                    pixels[rows, columns] = self._read_block(index, box, shape, ratio)
+        return pixels
+
+    def _read_block(
+        self, index: int, box: tuple[float, float, float, float], shape: tuple[int, int], ratio: float
+    ) -> NDArray[np.uint8]:
+        """Read a box in pixels of a level and resample it to `shape` (width, height)."""
+        if ratio == 1:
+            return self._read_level(index, math.floor(box[0] + 0.5), math.floor(box[1] + 0.5), *shape)
+        margin = math.ceil(ratio) + 1  # how far the filter looks beyond the box
+        x0, y0 = math.floor(box[0]) - margin, math.floor(box[1]) - margin
+        x1, y1 = math.ceil(box[2]) + margin, math.ceil(box[3]) + margin
+        image = Image.fromarray(self._read_level(index, x0, y0, x1 - x0, y1 - y0))
+        inner = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
+        return np.asarray(image.resize(shape, Image.Resampling.HAMMING, box=inner))
+
+    def _read_level(self, index: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Pixels of a level, white outside of it."""
+        level = self.levels[index]
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, level.width), min(y + height, level.height)
+        pixels = np.full((height, width, 3), 255, np.uint8)
+        if x0 < x1 and y0 < y1:
+            source = self._source()
+            try:
+                pixels[y0 - y : y1 - y, x0 - x : x1 - x] = source.read(self._indices[index], x0, y0, x1 - x0, y1 - y0)
+            except InputError:
+                # OpenSlide refuses everything after its first error; the next region gets a fresh handle.
+                self._sources.pop(os.getpid(), None)
+                raise
+        return pixels
+
+    def thumbnail(self, *, mpp: float | None = None, max_side: int | None = None) -> NDArray[np.uint8]:
+        """Read the whole slide, small.
+
+        Args:
+            mpp: its scale in micrometres per pixel; or
+            max_side: its longer side in pixels; level 0 itself where that is no longer.
+
+        Returns:
+            (H, W, 3) uint8.
+
+        Raises:
+            InputError: as `read`.
+            ValueError: both or neither of the two are given.
+        """
+        if (mpp is None) == (max_side is None):
+            raise ValueError("give either mpp or max_side")
+        if mpp is None:
+            assert max_side is not None
+            if max_side < 1:
+                raise InputError(f"max_side {max_side}: give a whole number of pixels from 1")
+            mpp = self.mpp * max(1.0, max(self.size) / max_side)
+            width, height = self.size_at(mpp)
+            while max(width, height) > max_side:  # a level within 1 % may be that much larger
+                mpp *= 1 + 2 * NEAR
+                width, height = self.size_at(mpp)
+        else:
+            width, height = self.size_at(mpp)
+        return self.read(0, 0, width, height, mpp)
+
+
+def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
+    """Open a slide: a format of OpenSlide, any 8-bit RGB TIFF, PNG, JPEG or BMP.
+
+    Args:
+        path: the file.
+        mpp: micrometres per pixel of level 0; it overrules the file. None takes it from the file: from the
+            scanner's properties, OME, ImageJ's unit, or resolution tags, unless these are coarser than
+            20 µm/px, as the 72 dpi that programs write by default are.
+
+    Raises:
+        InputError: the file is absent, truncated or no slide, its scale is unknown, or its pixels are not
+            square (x and y differ by more than 1 %) and no mpp is given.
+    """
+    return Slide(Path(path).absolute(), mpp)
+
+
+def describe(slide: Slide) -> dict[str, Any]:
+    """What there is to know of a slide without reading pixels; fit for JSON.
+
+    Returns:
+        path, format, width, height (px of level 0), width_mm, height_mm, mpp, mpp_from (`file` or `user`),
+        levels (each width, height, downsample, mpp) and properties (of the file, by name).
+    """
+    return {
+        "path": str(slide.path),
+        "format": slide.format,
+        "width": slide.width,
+        "height": slide.height,
+        "width_mm": round(slide.width * slide.mpp / 1000, 3),
+        "height_mm": round(slide.height * slide.mpp / 1000, 3),
+        "mpp": slide.mpp,
+        "mpp_from": "user" if slide.mpp_given else "file",
+        "levels": [level._asdict() for level in slide.levels],
+        "properties": dict(sorted(slide.properties.items())),
+    }
+
+
+def _checked_mpp(path: Path, found: tuple[float, float] | None, given: float | None) -> float:
+    if given is not None:
+        if not 0 < given < math.inf:
+            raise InputError(f"--mpp {given:g}: give a positive number of micrometres per pixel")
+        return float(given)
+    if found is None or not all(0 < value < math.inf for value in found):
+        raise InputError(f"{path}: does not say how large its pixels are; give --mpp, the micrometres per pixel")
+    x, y = found
+    if max(x, y) > COARSEST_MPP:
+        raise InputError(
+            f"{path}: says {max(x, y):.4g} µm/px, as programs write for screens and paper; give the right --mpp"
+        )
+    if max(x, y) > min(x, y) * (1 + NEAR):
+        raise InputError(
+            f"{path}: its pixels are not square ({x:.4g} and {y:.4g} µm); resample the slide, or give --mpp if "
+            f"the file is wrong"
+        )
+    return (x + y) / 2
+
+
+def _downsample(base: tuple[int, int], size: tuple[int, int]) -> float | None:
+    """Scale of a level: the whole number that its rounded size allows, or else the mean; None: another picture."""
+    x, y = base[0] / size[0], base[1] / size[1]
+    whole = round((x + y) / 2)
+    if all(abs(long / whole - short) < 1 for long, short in zip(base, size, strict=True)):
+        return float(whole)
+    # Sizes are whole pixels, so a tiny level may miss the aspect ratio by as much.
+    if abs(x / y - 1) > NEAR + 1 / min(size):
+        return None
+    return (x + y) / 2
+
+
+def _ratio(level: Level, mpp: float) -> float:
+    """Pixels of the level per pixel of the wanted scale; 1 where the level is near enough."""
+    return 1.0 if abs(level.mpp / mpp - 1) <= NEAR else mpp / level.mpp
+
+
+def _blocks(length: int, step: int) -> Iterator[slice]:
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
