@@ -109,7 +109,8 @@ def _tiles(regions: Sequence[Region], width: int, height: int, factor: int) -> I
         for column, kind in enumerate(kinds):
             data = uniform.get(int(kind))
             if data is None:
-                data = zlib.compress(render(regions, column * TILE, row * TILE, TILE, TILE, factor).tobytes(), 9)
+                pixels = render(regions, column * TILE, row * TILE, TILE, TILE, factor)
+                data = zlib.compress(pixels.tobytes(), 9 if kind >= 0 else 5)
                 if kind >= 0:
                     uniform[int(kind)] = data
             yield data
@@ -162,7 +163,7 @@ def make_slide(
                 photometric="rgb",
                 metadata=None,
                 subfiletype=int(factor > 1),
-                resolution=(1e4 / (mpp * factor),) * 2 if mpp else None,
+                resolution=(1e4 / (mpp * factor), 1e4 / (mpp * factor)) if mpp else None,
                 resolutionunit="CENTIMETER" if mpp else None,
             )
     return tuple(painted)

@@ -162,7 +162,7 @@ class TiffSource:
         """Page 0 and its reductions, finest first, among the pages and below page 0."""
         base = pages[0]
         _check_colours(self._path, base)
-        below = [page.aspage() for page in base.pages] if base.subifds else []
+        below = [page.aspage() for page in base.pages] if base.pages else []
         levels = [base]
         for page in sorted([*pages[1:], *below], key=lambda page: -page.imagewidth):
             same = page.dtype == base.dtype and page.samplesperpixel == base.samplesperpixel
