@@ -2,7 +2,7 @@
 
 Stripes of benign discs are 10 pixels wide, those of malignant ones 4, at any angle; they fade and return within the
 disc, as evidence in tissue does. Mean colour, contrast, noise, place and size come from one distribution for
-both classes, and the disc covers 25 to 45 % of the image.
+both classes, and the disc covers 40 to 55 % of the image.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy import ndimage
 from histoloc.data.glands import Label
 
 PERIOD: dict[Label, float] = {"benign": 20.0, "malignant": 8.0}  # pixels: a light and a dark stripe
-SHARE = (0.25, 0.45)
+SHARE = (0.4, 0.55)
 _PINK = np.array([214.0, 160.0, 190.0])
 _CONTRAST = np.array([26.0, 34.0, 22.0])  # of the stripes where they are strong and of the noise, one std
 
