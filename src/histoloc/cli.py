@@ -16,6 +16,7 @@ app = App(
 data_app = App(name="data", help="Turn a data set into a table (CSV); nothing downstream knows where it came from.")
 app.command(data_app)
 app.command("histoloc.cli_train:app", name="train", help="Train a method; `histoloc train METHOD --help` lists all.")
+app.command("histoloc.cli_slides:app", name="slides", help="Whole slides: what a file holds, and where its tissue is.")
 app.command("histoloc.cli_benchmark:app", name="benchmark", help="Every row of Table 1, or the ablation; resumable.")
 
 Runs = Annotated[list[Path], Parameter(allow_leading_hyphen=False)]

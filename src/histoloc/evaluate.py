@@ -5,16 +5,18 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from histoloc.checkpoint import ModelConfig, read_model_config
 from histoloc.config import plain
-from histoloc.data.image import image_size, read_map, read_mask, write_map, write_mask
+from histoloc.data.image import image_size, read_map, write_map, write_mask
+from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import Sample, Table, read_table
 from histoloc.errors import InputError
 from histoloc.files import atomic_path, write_json
@@ -153,7 +155,17 @@ def measure(
             files[sample.name] = stem = f"{i:05d}_{sample.image.stem}"
             write_map(keep / f"{stem}_map.png", found.roi)
             write_mask(keep / f"{stem}_mask.png", found.mask)
+            if sample.x is not None:
+                write_region(keep / stem, read_pixels(sample), truth)
     return Measured(metrics, files, argmax)
+
+
+def write_region(stem: Path, pixels: NDArray[np.uint8], truth: NDArray[np.bool_] | None) -> None:
+    """Keep what the report shows of a slide's region: `STEM_image.png` and `STEM_truth.png`."""
+    with atomic_path(stem.with_name(f"{stem.name}_image.png")) as temporary:
+        Image.fromarray(pixels).save(temporary)
+    if truth is not None:
+        write_mask(stem.with_name(f"{stem.name}_truth.png"), truth)
 
 
 def true_mask(sample: Sample, shape: tuple[int, ...], empty_class: str | None) -> NDArray[np.bool_] | None:
@@ -164,7 +176,8 @@ def true_mask(sample: Sample, shape: tuple[int, ...], empty_class: str | None) -
     """
     if sample.mask is None:
         return np.zeros(shape, dtype=bool) if empty_class is not None and sample.label == empty_class else None
-    mask = read_mask(sample.mask)
+    mask = read_truth(sample)
+    assert mask is not None
     if mask.shape != shape:
         raise InputError(
             f"{sample.mask}: has {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}; "
@@ -175,7 +188,7 @@ def true_mask(sample: Sample, shape: tuple[int, ...], empty_class: str | None) -
 
 def model_localizes(predictor: Predictor, threshold: float | None = None) -> Localizes:
     """A model as something that localizes in samples."""
-    return lambda sample: predictor.predict(sample.image, mpp=sample.mpp, threshold=threshold)
+    return lambda sample: predictor.predict(read_pixels(sample), mpp=sample.mpp, threshold=threshold)
 
 
 def heatmaps(
@@ -272,12 +285,22 @@ def write_results(
         description |= {"argmax_rule": {name: dataclasses.asdict(getattr(found, name)) for name in names}}
     by_name = {sample.name: sample for sample in samples}
     rows["file"] = [measured.files.get(name, "") for name in rows["name"]]
-    rows["image"] = [str(by_name[name].image) for name in rows["name"]]
-    rows["mask"] = [str(by_name[name].mask or "") for name in rows["name"]]
+    rows["image"] = [_shown(folder, measured, by_name[name], "image") for name in rows["name"]]
+    rows["mask"] = [_shown(folder, measured, by_name[name], "truth") for name in rows["name"]]
     with atomic_path(folder / "per_image.csv") as temporary:
         rows.to_csv(temporary, index=False)
     write_json(folder / "metrics.json", {**description, "metrics": result.to_dict()})
     return result
+
+
+def _shown(folder: Path, measured: Measured, sample: Sample, what: Literal["image", "truth"]) -> str:
+    """Where the report finds an image or its truth: its file, or what was kept of a slide's region."""
+    kept = measured.files.get(sample.name)
+    if sample.x is not None and kept is not None:
+        file = Path("images") / f"{kept}_{what}.png"
+        return file.as_posix() if (folder / file).is_file() else ""
+    path = sample.image if what == "image" else sample.mask
+    return str(path or "")
 
 
 def summary_line(metrics: Metrics) -> str:

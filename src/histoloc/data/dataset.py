@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from histoloc.data.image import read_image, read_mask
+from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import Sample, Table
 from histoloc.data.transforms import Augment, InputConfig, load_tensor, resize_small_side
 from histoloc.errors import InputError
@@ -82,15 +82,16 @@ class TrainSet(Dataset[tuple[Tensor, int, Tensor | None, str]]):
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor | None]:
         sample = self.samples[index]
-        pixels = load_tensor(read_image(sample.image), self.config)
+        pixels = load_tensor(read_pixels(sample), self.config)
         if min(pixels.shape[-2:]) < self.config.crop:
             raise InputError(
-                f"{sample.image}: {pixels.shape[-1]}x{pixels.shape[-2]} pixels are fewer than the crop of "
+                f"{sample.name}: {pixels.shape[-1]}x{pixels.shape[-2]} pixels are fewer than the crop of "
                 f"{self.config.crop}; give --small-side or a smaller --crop"
             )
-        if not self.with_masks or sample.mask is None:
+        truth = read_truth(sample) if self.with_masks else None
+        if truth is None:
             return pixels, None
-        mask = torch.from_numpy(read_mask(sample.mask).astype(np.uint8))[None]
+        mask = torch.from_numpy(truth.astype(np.uint8))[None]
         return pixels, resize_small_side(mask, self.config.small_side, nearest=True)
 
 

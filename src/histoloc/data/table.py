@@ -374,6 +374,8 @@ def _file_problems(sample: Sample) -> list[str]:
         problems.append(str(error))
     if sample.mask is None:
         return problems
+    if sample.x is not None and sample.mask.suffix.lower() in (".xml", ".geojson", ".json"):
+        return problems if sample.mask.is_file() else [*problems, f"{sample.mask}: there is no such file"]
     try:
         mask_size = image_size(sample.mask)
     except InputError as error:

@@ -1,0 +1,78 @@
+"""The pixels and the truth of a sample: an image file with its mask, or a region of a slide with its outlines."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoloc.data.image import read_image, read_mask
+from histoloc.data.table import Sample
+from histoloc.errors import InputError
+from histoloc.slides.annotations import Annotations, rasterise, read_annotations
+from histoloc.slides.reader import Slide, open_slide
+
+OUTLINES = (".xml", ".geojson", ".json")
+_OPEN_SLIDES = 8  # per process
+
+
+def read_pixels(sample: Sample) -> NDArray[np.uint8]:
+    """Read a sample's pixels.
+
+    A region's `x` and `y` are pixels of level 0, its `width` and `height` pixels of the sample's `mpp`, at which it is
+    read; without an `mpp`, of level 0.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        InputError: the file cannot be read, the slide does not have that scale, or the region leaves the slide.
+    """
+    if sample.x is None:
+        return read_image(sample.image)
+    slide, x, y, width, height, mpp = _region(sample)
+    return slide.read(x, y, width, height, mpp)
+
+
+def read_truth(sample: Sample) -> NDArray[np.bool_] | None:
+    """Read a sample's ROI mask, or draw it from the slide's outlines (ASAP XML, GeoJSON); None where there is none.
+
+    A mask file of a region has the region's own pixels.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        InputError: mask or outlines cannot be read.
+    """
+    if sample.mask is None:
+        return None
+    if sample.mask.suffix.lower() not in OUTLINES:
+        return read_mask(sample.mask)
+    slide, x, y, width, height, mpp = _region(sample)
+    return rasterise(_outlines(sample.mask, slide.size), x, y, width, height, mpp / slide.mpp)
+
+
+def _region(sample: Sample) -> tuple[Slide, int, int, int, int, float]:
+    if sample.x is None or sample.y is None or sample.width is None or sample.height is None:
+        raise InputError(f"{sample.name}: outlines need a region of a slide; fill the columns x, y, width and height")
+    slide = _slide(sample.image, os.getpid())
+    mpp = slide.mpp if sample.mpp is None else sample.mpp
+    right, bottom = (o + n * mpp / slide.mpp for o, n in ((sample.x, sample.width), (sample.y, sample.height)))
+    if sample.x < 0 or sample.y < 0 or right > slide.width + 1 or bottom > slide.height + 1:
+        raise InputError(
+            f"{sample.name}: the region ends at {right:.0f}, {bottom:.0f} and the slide at {slide.width}, "
+            f"{slide.height} (pixels of level 0); correct the table"
+        )
+    return slide, sample.x, sample.y, sample.width, sample.height, mpp
+
+
+@lru_cache(maxsize=_OPEN_SLIDES)
+def _slide(path: Path, process: int) -> Slide:
+    return open_slide(path)
+
+
+@lru_cache(maxsize=_OPEN_SLIDES)
+def _outlines(path: Path, size: tuple[int, int]) -> Annotations:
+    return read_annotations(path, size=size)
