@@ -240,9 +240,9 @@ def _general(bench: Bench, baseline: Row | None) -> list[str]:
             "Published: Belharbi et al., MIDL 2022 and IEEE TMI 2022, measured on the test set." + _apart(bench)
         )
     if baseline is not None:
-        kind = "the best label-supervised baseline" if baseline.group == "baseline" else "the first row"
+        kind = "the best label-supervised baseline by mean F1" if baseline.group == "baseline" else "the first row"
         said.append(
-            f"Δ mean F1: difference to {baseline.title}, {kind} by mean F1, on the images that both have; in brackets "
+            f"Δ mean F1: difference to {baseline.title}, {kind}, on the images that both have; in brackets "
             f"the 95 % interval of the paired bootstrap over images ({REPLICATES} resamples; seeds are averaged, "
             "folds pooled)."
         )
