@@ -172,7 +172,8 @@ def test_argmax_mask_of_two_classes_is_where_the_margin_is_positive(gap_run, tin
         out = predictor.method(batch)
     own = int(out.logits.argmax())
     margin = out.terms["class_maps"][:, own] - out.terms["class_maps"][:, 1 - own]
-    resized = resize(resize(margin[:, None], batch.shape[-2:]), image.shape[:2])[0, 0]
+    height, width = batch.shape[-2:]
+    resized = resize(resize(margin[:, None], (height, width)), image.shape[:2])[0, 0]
     assert found.argmax_mask is not None
     clear = resized.abs() > 1e-5
     assert clear.any()
