@@ -265,7 +265,7 @@ def _floor(bench: Bench, learned: Sequence[float]) -> str:
         return ""
     return (
         f" {title}, which learns nothing, has {percent(known[title])} % and is at least as good as {reached} of the "
-        f"{len(learned)} methods that learn."
+        f"{len(learned)} methods that learn from labels."
     )
 
 
