@@ -149,6 +149,14 @@ def test_size_is_one_value_per_image():
     torch.testing.assert_close(whole, torch.cat([losses.absolute_size(m[None], 5.0) for m in mask]))
 
 
+def test_foreground_size_by_hand_and_its_pull_on_an_empty_mask():
+    mask = torch.full((1, 1, 4, 5), 0.3, dtype=torch.float64)
+    assert losses.foreground_size(mask, 5.0).item() == pytest.approx(-math.log(0.3) / 5)
+    assert losses.foreground_size(torch.ones(1, 1, 4, 5), 5.0).item() == pytest.approx(0)
+    empty = torch.zeros(1, 1, 4, 5, requires_grad=True)
+    torch.testing.assert_close(grad(losses.foreground_size(empty, 5.0), empty).sum(), torch.tensor(-5.0))
+
+
 def test_empty_map_by_hand():
     scores = torch.tensor([0.0, math.log(3.0)], dtype=torch.float64).view(1, 1, 1, 2)
     assert losses.empty_map(scores).item() == pytest.approx((math.log(2) + math.log(4)) / 2)  # -log(1 - sigmoid)

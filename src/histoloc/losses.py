@@ -91,6 +91,19 @@ def absolute_size(mask: Tensor, t: Tensor | float) -> Tensor:
     return log_barrier(-share, t) + log_barrier(share - 1.0, t)
 
 
+def foreground_size(mask: Tensor, t: Tensor | float) -> Tensor:
+    """The half of the size constraints that the authors' code for Camelyon16 keeps: -(1/t) log s⁺.
+
+    Args:
+        mask: (B, 1, H, W) soft mask M⁺ in [0, 1].
+        t: the barrier's parameter, > 0.
+
+    Returns:
+        (B,) >= 0, smallest where the ROI covers the image; s⁺ is its share of the image, as in `absolute_size`.
+    """
+    return log_barrier(-_at_least_float32(mask).mean(dim=(1, 2, 3)), t)
+
+
 def empty_map(logits: Tensor) -> Tensor:
     """Binary cross-entropy that pushes a map to zero everywhere: images of a class without ROI.
 

@@ -371,9 +371,41 @@ def test_class_is_read_from_the_whole_image_where_a_class_has_no_roi():
     assert torch.equal(found.roi, mask)
 
 
+CAMELYON = {"background": "none", "size": "foreground", "foreground_weight": 0.0, "localizer_weight": 10.0}
+
+
+def test_the_authors_camelyon_loss_by_hand():
+    method, batch = maxmin(**EMPTY, **CAMELYON, slope=5.0), noise_batch([1, 0])
+    assert method.classifier_head is None
+    out = method(batch.image)
+    got = method.loss(out, batch, 0)
+    assert set(got) == {"localizer", "size", "empty"}
+    torch.testing.assert_close(got["localizer"], 10 * torch.nn.functional.cross_entropy(out.logits, batch.label))
+    share = (5 * resize(out.roi, (64, 64)))[0].sigmoid().mean()
+    torch.testing.assert_close(got["size"], -share.log() / 5 / 2)  # t = 5, one image of two has ROI
+    torch.testing.assert_close(got["empty"], -(1 - out.roi[1].sigmoid()).log().mean() / 2)
+
+
+def test_without_the_classifier_the_localizer_gives_the_class():
+    method, image = maxmin(**CAMELYON), noise(2, 64, 64)
+    with torch.no_grad():
+        found, (logits, _, mask) = method.localize(image), method.locate(image)
+    torch.testing.assert_close(found.probabilities, logits.softmax(dim=1))
+    assert torch.equal(found.roi, mask)
+
+
+def test_foreground_weight_is_linear():
+    batch = noise_batch([0, 1])
+    one, three = (terms(maxmin(foreground_weight=w), batch)["foreground"].item() for w in (1.0, 3.0))
+    assert three == pytest.approx(3 * one, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"foreground_weight": 0.0}, "--foreground-weight 0 leaves the classifier"),
+        ({"foreground_weight": 0.0, "background": "none", "localizer_weight": 0.0}, "--localizer-weight above 0"),
+        ({"foreground_weight": -1.0}, "--foreground-weight must be >= 0"),
         ({"empty_class": "normal", "normalisation": "none"}, r"'normal' is not a class .*\['benign', 'malignant'\]"),
         ({"empty_class": "benign"}, "needs --normalisation none"),
         ({"slope": 0.0}, "--slope must be > 0"),

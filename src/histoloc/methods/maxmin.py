@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from histoloc.errors import InputError
-from histoloc.losses import absolute_size, empty_map, negative_entropy, uniform_cross_entropy
+from histoloc.losses import absolute_size, empty_map, foreground_size, negative_entropy, uniform_cross_entropy
 from histoloc.maps import normalise_batch, normalise_per_image, resize
 from histoloc.methods.base import Method, Setting
 from histoloc.nn.pooling import WildcatHead
@@ -26,7 +26,9 @@ class MaxMinOptions:
         background_weight: lambda of Eq. 1. The authors' 1e-7 has no measurable effect: docs/max-min.md.
         background_trains: which parameters R trains: both networks, or the localizer only. A classifier that is
             trained by R can satisfy it by recognising dimmed images instead of empty ones.
-        size: asc = absolute size constraints on both regions, or none.
+        size: asc = absolute size constraints on both regions, foreground = on the ROI alone, or none.
+        foreground_weight: weight of the cross-entropy on X+; 0 leaves the classifier out, and the localizer gives the
+            class, as in the authors' code for Camelyon16.
         localizer_weight: weight of the localizer's own cross-entropy, which Eq. 1 lacks and the authors use.
         slope: w of the mask M+ = sigmoid(w (u - sigma)), u in [0, 1]. The authors' 5 with sigma .15 keeps M+ above .32
             everywhere; 10 with sigma .5 lets it reach from .007 to .993: docs/max-min.md.
@@ -56,7 +58,8 @@ class MaxMinOptions:
     background: Literal["none", "eem", "sem"] = "sem"
     background_weight: float = 1.0
     background_trains: Literal["both", "localizer"] = "both"
-    size: Literal["none", "asc"] = "asc"
+    size: Literal["none", "asc", "foreground"] = "asc"
+    foreground_weight: float = 1.0
     localizer_weight: float = 1.0
     slope: float = 10.0
     sigma_start: float = 0.5
@@ -101,11 +104,16 @@ class MaxMin(Method):
         self.localizer = setting.make_backbone(setting.backbone)
         self.localizer_head = _head(self.localizer.channels, classes, options)
         self.classifier = None if options.networks == "shared" else setting.make_backbone(setting.backbone)
-        self.classifier_head = _head(self.localizer.channels, classes, options)
+        self.classifier_head = _head(self.localizer.channels, classes, options) if self.classifies_masked else None
         self.empty_index = -1 if options.empty_class is None else setting.classes.index(options.empty_class)
         self.roi_head = None if self.empty_index < 0 else nn.Conv2d(self.localizer.channels, 1, kernel_size=1)
         black = [-m / s for m, s in zip(setting.mean, setting.std, strict=True)]
         self.register_buffer("black", torch.tensor(black).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def classifies_masked(self) -> bool:
+        """Whether masked images are classified at all."""
+        return self.options.foreground_weight > 0
 
     def sigma(self) -> Tensor:
         """The mask's offset in the current epoch; it travels with the weights."""
@@ -147,6 +155,8 @@ class MaxMin(Method):
         o = self.options
         logits, evidence, mask = self.locate(image)
         terms = {"localizer": logits, "mask": mask}
+        if not self.classifies_masked:
+            return Output(logits, evidence, terms)
         inside = self.cut(image, mask)
         if o.background == "none" and self.roi_head is None:
             certain = self.classify(inside)
@@ -164,30 +174,36 @@ class MaxMin(Method):
         """The terms of Eq. 1, and the localizer's own cross-entropy."""
         o, label = self.options, batch.label
         has_roi = (label != self.empty_index).float()
-        certain = F.cross_entropy(out.terms.get("inside", out.logits), label, reduction="none")
-        losses = {"foreground": (has_roi * certain).mean()}
+        losses = {}
+        if self.classifies_masked:
+            certain = F.cross_entropy(out.terms.get("inside", out.logits), label, reduction="none")
+            losses["foreground"] = o.foreground_weight * (has_roi * certain).mean()
         if o.localizer_weight:
             losses["localizer"] = o.localizer_weight * F.cross_entropy(out.terms["localizer"], label)
         if o.background != "none":
             uncertainty = negative_entropy if o.background == "eem" else uniform_cross_entropy
             losses["background"] = o.background_weight * (has_roi * uncertainty(out.terms["background"])).mean()
-        if o.size == "asc":
-            losses["size"] = (has_roi * absolute_size(out.terms["mask"], self.barrier(epoch))).mean()
+        if o.size != "none":
+            size = absolute_size if o.size == "asc" else foreground_size
+            losses["size"] = (has_roi * size(out.terms["mask"], self.barrier(epoch))).mean()
         if self.roi_head is not None:
-            # The background of an image without ROI is the whole image: it must be recognised for what it is.
-            whole = F.cross_entropy(out.terms["background"], label, reduction="none")
-            losses["empty"] = ((1 - has_roi) * (empty_map(out.roi) + whole)).mean()
+            empty = empty_map(out.roi)
+            if self.classifies_masked:
+                # The background of an image without ROI is the whole image: it must be recognised for what it is.
+                empty = empty + F.cross_entropy(out.terms["background"], label, reduction="none")
+            losses["empty"] = ((1 - has_roi) * empty).mean()
         return losses
 
     def localize(self, image: Tensor) -> BatchLocalization:
         """Class from X⁺ (from X where a class has no ROI), ROI map M⁺."""
         logits, _, mask = self.locate(image)
-        if self.roi_head is None:
+        if self.roi_head is None and self.classifies_masked:
             logits = self.classify(self.cut(image, mask))
         return BatchLocalization(logits.softmax(dim=1), mask)
 
     def classify(self, image: Tensor, *, frozen: bool = False) -> Tensor:
         """Class scores (B, K) of a masked image; `frozen` keeps the gradient away from the classifier's parameters."""
+        assert self.classifier_head is not None
         encoder = self.localizer if self.classifier is None else self.classifier
         if not frozen:
             return self.classifier_head(encoder(image))[0]
@@ -235,5 +251,10 @@ def _check(o: MaxMinOptions, classes: tuple[str, ...]) -> None:
         raise InputError("--barrier-start and --slope must be > 0 and --scale in (0, 1]; correct them")
     if not (o.kmax > 0 and o.kmin >= 0 and o.modalities >= 1 and 0 <= o.dropout < 1):
         raise InputError("--kmax must be > 0, --kmin >= 0, --modalities >= 1 and --dropout in [0, 1); correct them")
-    if not (o.background_weight >= 0 and o.localizer_weight >= 0):
-        raise InputError("--background-weight and --localizer-weight must be >= 0; correct them")
+    if not (o.background_weight >= 0 and o.localizer_weight >= 0 and o.foreground_weight >= 0):
+        raise InputError("--background-weight, --localizer-weight and --foreground-weight must be >= 0; correct them")
+    if not o.foreground_weight and (o.background != "none" or o.networks != "shared" or not o.localizer_weight):
+        raise InputError(
+            "--foreground-weight 0 leaves the classifier of masked images out: it needs --background none, "
+            "--networks shared and a --localizer-weight above 0"
+        )
