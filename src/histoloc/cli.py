@@ -101,6 +101,68 @@ def data_folder(
     _write(out, folder_table(root, masks=masks, test=test, valid=valid, seed=seed, mpp=mpp), [])
 
 
+@data_app.command(name="slides")
+def data_slides(
+    table: Path,
+    *,
+    out: Path,
+    mpp: float,
+    size: int = 512,
+    stride: int | None = None,
+    tissue: float = 0.5,
+    roi: float = 0.5,
+    test: float = 0.2,
+    valid: float = 0.2,
+    seed: int = 0,
+    per_slide: int | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    memory_gb: float = 1.0,
+) -> None:
+    """Your own slides -> a table of tiles, read from the slides on the fly; a second call does only what is missing.
+
+    Args:
+        table: CSV with the columns slide and label and, optionally, annotation (ASAP XML, GeoJSON), group (patient)
+            and mpp (for slides that do not say it); paths are relative to it.
+        out: the table to write (CSV); what is done is kept beside it, in a folder that ends in .jobs.
+        mpp: micrometres per pixel of the tiles.
+        size: side of a tile in pixels.
+        stride: from tile to tile in pixels; by default the size.
+        tissue: least share of tissue in a tile.
+        roi: least share of annotated area for the label of an annotated slide; tiles without any get the class of the
+            slides without annotation, what is in between is left out.
+        test: share of groups for the test split, stratified by class.
+        valid: share of groups for the validation split.
+        seed: of splits and draws.
+        per_slide: at most so many tiles of a slide.
+        workers: processes; by default one per core.
+        scheduler: address of a Dask scheduler to use instead (tcp://host:8786); it must see the same folders.
+        memory_gb: a worker process above it is ended, and its slide tried again.
+    """
+    from histoloc.data.slides import slide_tiles
+
+    made = slide_tiles(
+        table,
+        out,
+        mpp=mpp,
+        size=size,
+        stride=stride,
+        tissue=tissue,
+        roi=roi,
+        valid=valid,
+        test=test,
+        seed=seed,
+        per_slide=per_slide,
+        workers=workers,
+        scheduler=scheduler,
+        memory_gb=memory_gb,
+    )
+    for warning in made.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(made.summary())
+    print(out)
+
+
 @data_app.command(name="synthetic")
 def data_synthetic(
     *,

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -217,7 +218,7 @@ def _run(
             else:
                 yield job, error
         limit = "" if scheduler else f" (limit {memory_gb:g} GB)"
-        for job, error in (pair for job in killed for pair in _spread(client, [job], retries)):
+        for job, error in chain.from_iterable(_spread(client, [alone], retries) for alone in killed):
             if isinstance(error, KilledWorker):
                 error = InputError(
                     f"its worker process died again and again, by a crash or for want of memory{limit}; "
