@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -130,8 +131,10 @@ def test_killed_workers_lose_only_what_they_did(tmp_path):
 
 def test_a_scheduler_by_its_address(tmp_path):
     jobs = items(tmp_path, *["ok"] * 9, "fail")
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None) as it:
-        result = run(tmp_path, jobs, workers=None, scheduler=it.scheduler_address)
+    threads: dict[str, Any] = {"processes": False, "protocol": "tcp", "dashboard_address": None}
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, **threads)
+    with cluster:
+        result = run(tmp_path, jobs, workers=None, scheduler=cluster.scheduler_address)
     assert values(result) == {f"{i}/ok": 3 * i for i in range(9)}
     assert result.failed == {"9/fail": "9: is broken"}
 

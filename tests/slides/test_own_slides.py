@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,7 +81,7 @@ def test_tiles_lie_where_the_tissue_is(folder, tmp_path):
     assert (rows["tissue"] > 0.8).all()
     assert (rows["mask"] == "").all()
     assert {"roi", "slide_mpp"}.isdisjoint(rows.columns)
-    assert (rows["group"] == rows["image"].map(lambda cell: Path(cell).name)).all()
+    assert (rows["group"] == rows["image"].map(lambda cell: Path(str(cell)).name)).all()
     table = read_table(tmp_path / "tiles.csv")
     assert read_pixels(table.samples[0]).mean() < 215  # tissue is darker than glass
     counts = table.counts()
@@ -131,8 +132,10 @@ def test_labels_by_annotation(folder, tmp_path):
 def test_one_process_and_three_workers_write_equal_tables(folder, tmp_path):
     made, _ = tiles(folder, tmp_path / "one.csv", "list.csv", per_slide=5, seed=3)
     # Threads, since processes are slow to start; test_jobs.py has these.
-    with LocalCluster(n_workers=3, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None) as it:
-        address = it.scheduler_address
+    threads: dict[str, Any] = {"processes": False, "protocol": "tcp", "dashboard_address": None}
+    cluster = LocalCluster(n_workers=3, threads_per_worker=1, **threads)
+    with cluster:
+        address = cluster.scheduler_address
         other, _ = tiles(folder, tmp_path / "three.csv", "list.csv", per_slide=5, seed=3, scheduler=address)
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "three.csv").read_bytes()
     assert made.tiles == other.tiles == 30
@@ -192,9 +195,9 @@ def test_nothing_at_all_is_an_error(folder, tmp_path):
     with pytest.raises(InputError, match=r"none\.csv: no slide gave a tile \(glass\.tif: .*broken\.tif: "):
         tiles(folder, tmp_path / "t.csv", "none.csv", valid=0, test=0.5)
     assert not (tmp_path / "t.csv").exists()
-    for options, message in (({"size": 4000}, "smaller than a tile of 4000 px"), ({"mpp": 0.25}, "would be made up")):
+    for name, value, message in (("size", 4000, "smaller than a tile of 4000 px"), ("mpp", 0.25, "would be made up")):
         with pytest.raises(InputError, match=message):
-            tiles(folder, tmp_path / f"{next(iter(options))}.csv", **options)
+            tiles(folder, tmp_path / f"{name}.csv", "plain.csv", **{name: value})
 
 
 def test_the_command(folder, tmp_path, capsys):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -242,7 +242,7 @@ def _try(job: _Job, retries: int) -> Exception | None:
 @contextmanager
 def _client(scheduler: str | None, workers: int | None, jobs: int, retries: int, memory_gb: float) -> Iterator[Client]:
     """Connect to a scheduler, or start processes that end with the block."""
-    import dask
+    import dask.config
     from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
 
@@ -270,7 +270,7 @@ def _client(scheduler: str | None, workers: int | None, jobs: int, retries: int,
             n_workers=min(workers or CPU_COUNT, jobs),
             threads_per_worker=1,
             memory_limit=int(memory_gb * 1e9),
-            dashboard_address=None,
+            dashboard_address=cast(str, None),  # none is made; the type is declared too narrow
             silence_logs=logging.CRITICAL,  # reasons are told in failed.csv, not as tracebacks of other processes
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -288,7 +288,7 @@ def _spread(client: Client, jobs: Sequence[_Job], retries: int) -> Iterator[tupl
     completed = as_completed(loop=client.loop)
 
     def submit() -> None:
-        while waiting and len(running) < max(1, sum(client.nthreads().values())):
+        while waiting and len(running) < max(1, sum(cast(dict[str, int], client.nthreads()).values())):
             job = waiting.popleft()
             key = f"slide-{call}-{len(waiting)}"
             running[key] = job
