@@ -88,3 +88,15 @@ def test_outlines_that_are_absent(table):
     rows.to_csv(table.with_name("absent.csv"), index=False)
     with pytest.raises(InputError, match=r"other\.geojson: there is no such file"):
         read_table(table.with_name("absent.csv"))
+
+
+def test_a_slide_without_scale_gets_it_from_the_table(table, tmp_path):
+    make_slide(tmp_path / "plain.tif", (256, 256), None, [box("tissue", 0, 0, 128, 256)])
+    row = ["plain.tif", "tumor", "", "train", "", 1.0, 0, 0, 64, 64]
+    names = ["image", "label", "mask", "split", "group", "mpp", "x", "y", "width", "height"]
+    pd.DataFrame([row], columns=names).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match="--mpp"):
+        read_pixels(read_table(tmp_path / "t.csv").samples[0])
+    pd.DataFrame([[*row, 0.5]], columns=[*names, "slide_mpp"]).to_csv(tmp_path / "t.csv", index=False)
+    found = read_pixels(read_table(tmp_path / "t.csv").samples[0])
+    assert np.array_equal(found, open_slide(tmp_path / "plain.tif", mpp=0.5).read(0, 0, 64, 64, 1.0))

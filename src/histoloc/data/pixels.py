@@ -57,7 +57,7 @@ def read_truth(sample: Sample) -> NDArray[np.bool_] | None:
 def _region(sample: Sample) -> tuple[Slide, int, int, int, int, float]:
     if sample.x is None or sample.y is None or sample.width is None or sample.height is None:
         raise InputError(f"{sample.name}: outlines need a region of a slide; fill the columns x, y, width and height")
-    slide = _slide(sample.image, os.getpid())
+    slide = _slide(sample.image, sample.slide_mpp, os.getpid())
     mpp = slide.mpp if sample.mpp is None else sample.mpp
     right, bottom = (o + n * mpp / slide.mpp for o, n in ((sample.x, sample.width), (sample.y, sample.height)))
     if sample.x < 0 or sample.y < 0 or right > slide.width + 1 or bottom > slide.height + 1:
@@ -69,8 +69,8 @@ def _region(sample: Sample) -> tuple[Slide, int, int, int, int, float]:
 
 
 @lru_cache(maxsize=_OPEN_SLIDES)
-def _slide(path: Path, process: int) -> Slide:
-    return open_slide(path)
+def _slide(path: Path, mpp: float | None, process: int) -> Slide:
+    return open_slide(path, mpp=mpp)
 
 
 @lru_cache(maxsize=_OPEN_SLIDES)

@@ -20,7 +20,7 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 REQUIRED = ("image", "label", "mask", "split", "group")
 REGION = ("x", "y", "width", "height")
-OPTIONAL = ("fold", "mpp", *REGION)
+OPTIONAL = ("fold", "mpp", *REGION, "slide_mpp")
 LISTED_PROBLEMS = 20
 
 
@@ -40,6 +40,7 @@ class Sample:
         width: width of the region in pixels.
         height: height of the region in pixels.
         mpp: micrometres per pixel, or None where unknown.
+        slide_mpp: micrometres per pixel of the slide's level 0, where the slide does not say it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Sample:
     width: int | None = None
     height: int | None = None
     mpp: float | None = None
+    slide_mpp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -257,11 +259,9 @@ def _parse(path: Path, rows: pd.DataFrame, problems: list[str]) -> tuple[list[Sa
                 split=cast(Split, cells["split"]) if cells["split"] in SPLITS else None,
                 mask=(folder / cells["mask"]).resolve() if cells["mask"] else None,
                 group=cells["group"] or None,
-                x=region[0],
-                y=region[1],
-                width=region[2],
-                height=region[3],
+                **dict(zip(REGION, region, strict=True)),
                 mpp=_positive(cells.get("mpp", "")),
+                slide_mpp=_positive(cells.get("slide_mpp", "")),
             )
         )
     return samples, folds
@@ -274,8 +274,9 @@ def _row_problems(cells: dict[str, str]) -> Iterator[str]:
         yield "the cell label is empty; name the class"
     if cells["split"] and cells["split"] not in SPLITS:
         yield f"unknown split '{cells['split']}'; {_nearest(cells['split'], SPLITS)}"
-    if (mpp := cells.get("mpp")) and _positive(mpp) is None:
-        yield f"mpp '{mpp}' is no positive number; give micrometres per pixel or leave it empty"
+    for column in ("mpp", "slide_mpp"):
+        if (mpp := cells.get(column)) and _positive(mpp) is None:
+            yield f"{column} '{mpp}' is no positive number; give micrometres per pixel or leave it empty"
     if fold := cells.get("fold"):
         if _whole(fold) is None:
             yield f"fold '{fold}' is no whole number from 0 up"
