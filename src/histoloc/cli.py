@@ -163,6 +163,71 @@ def data_slides(
     print(out)
 
 
+@data_app.command(name="camelyon16")
+def data_camelyon16(
+    root: Path,
+    *,
+    out: Path,
+    protocol: Literal["tmi", "own"] = "tmi",
+    fold: int = 0,
+    seed: int = 0,
+    size: int = 512,
+    stride: int | None = None,
+    mpp: float | None = None,
+    p0: float = 0.2,
+    p1: float = 0.5,
+    tissue: float = 0.1,
+    coarse: int = 6,
+    patches_from: Path | None = None,
+    write: Literal["none", "png", "jpeg"] = "none",
+    workers: int | None = None,
+    scheduler: str | None = None,
+    memory_gb: float = 2.0,
+) -> None:
+    """Camelyon16's slides and annotations -> a table of patches; a second call does only what is missing.
+
+    Args:
+        root: the folder of the challenge, with training/ and testing/.
+        out: folder for table.csv, patches.csv, provenance.json and masks; what is done is kept in its folder work.
+        protocol: tmi = as published: holes are tumour, three slides are left out; own = holes are cut out, all slides.
+        fold: which of the five slide-level folds is the validation split.
+        seed: of the draws.
+        size: side of a patch in pixels.
+        stride: from patch to patch in pixels; by default the size.
+        mpp: micrometres per pixel of the patches; by default level 0 of each slide.
+        p0: least share of tumour in a tumour patch.
+        p1: of patches with a greater share only some are drawn, in the published proportion.
+        tissue: least share of tissue in a patch.
+        coarse: normal patches are searched on the slide reduced by 2 to this power.
+        patches_from: a published list of patch names (CSV), or a folder of lists, to take instead of sampling.
+        write: also write the patches as files, to which the table then points.
+        workers: processes; by default one per core.
+        scheduler: address of a Dask scheduler to use instead (tcp://host:8786); it must see the same folders.
+        memory_gb: a worker process above it is ended, and its slide tried again.
+    """
+    from histoloc.data.camelyon16 import camelyon16_table
+    from histoloc.data.table import read_table
+    from histoloc.slides.protocol import Sampling
+
+    made = camelyon16_table(
+        root,
+        out,
+        sampling=Sampling(protocol, size, stride, mpp, p0, p1, tissue, coarse),
+        fold=fold,
+        seed=seed,
+        patches_from=patches_from,
+        write=write,
+        workers=workers,
+        scheduler=scheduler,
+        memory_gb=memory_gb,
+    )
+    for warning in made.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(made.summary())
+    print(read_table(made.table).counts().to_string())
+    print(made.table)
+
+
 @data_app.command(name="synthetic")
 def data_synthetic(
     *,
