@@ -157,12 +157,13 @@ def test_every_patch_obeys_every_rule(root, made):
             truth = read_truth(sample)
             assert truth is not None
             assert truth.mean() == name.tumour >= 0.2
+            assert sample.mask is not None
             assert sample.mask == (made / "masks" / f"mask_{row['name']}").resolve()
             assert set(np.unique(np.asarray(Image.open(sample.mask)))) <= {0, 255}
         else:
             assert sample.mask is None
             assert protocol_tissue(read_pixels(sample)).mean() == name.tissue
-            assert sample.x % SIZE == sample.y % SIZE == 0
+            assert name.x % SIZE == name.y % SIZE == 0
     labels = Counter((sample.split, sample.label) for sample in table.samples)
     for split in ("train", "valid", "test"):
         assert labels[split, "normal"] == labels[split, "tumor"] > 0
@@ -309,6 +310,8 @@ def test_failures_are_told_and_repaired(root, made, tmp_path):
     assert "cut off" in failed["training/tumor/tumor_001.tif"]
     assert "no tumor_002.xml" in failed["training/tumor/tumor_002.tif"]
     assert any("3 slide(s) failed" in warning and "without them" in warning for warning in result.warnings)
+    before = {slide["slide"]: slide["fold"] for slide in told["slides"]}
+    assert all(slide["fold"] == before[slide["slide"]] for slide in result.provenance["slides"])
     rows = listed(tmp_path / "out")
     assert not set(failed) & set(rows["slide"])
     for _, of_split in rows.groupby("split"):
@@ -383,8 +386,8 @@ def test_own_protocol_cuts_holes_out_and_takes_any_scale(root, tmp_path):
 
 
 def test_published_sizes_of_folds():
-    slides = [CamelyonSlide(f"{c}_{i:03}", Path(), "train", c) for c, n in (("normal", 159), ("tumor", 111))
-              for i in range(n)]  # fmt: skip
+    slides = [CamelyonSlide(f"normal_{i:03}", Path(), "train", "normal") for i in range(159)]
+    slides += [CamelyonSlide(f"tumor_{i:03}", Path(), "train", "tumor") for i in range(111)]
     folds = slide_folds(slides)
     for label, sizes in (("normal", [32, 32, 32, 32, 31]), ("tumor", [23, 23, 23, 23, 19])):
         count = Counter(fold for name, fold in folds.items() if name.startswith(label))

@@ -94,7 +94,7 @@ def camelyon16_table(
     if write not in ("none", "png", "jpeg"):
         raise InputError(f"write {write}: there is no such format; write none, png or jpeg")
     found = find_slides(root, published=sampling.protocol == "tmi")
-    folds = slide_folds(found.slides)
+    folds = slide_folds((*found.slides, *found.without_outlines))
     check_fold(found.slides, folds, fold)
     build = Build(
         Path(out).absolute(),
@@ -223,9 +223,9 @@ def _take(build: Build, source: Path) -> None:
         build.warnings += result["warnings"]
         for patch in listed.patches[name]:
             named = patch.name
-            sides = [max(1, round(side / result["downsample"])) for side in (named.width, named.height)]
+            width, height = (max(1, round(side / result["downsample"])) for side in (named.width, named.height))
             split = patch.split or build.splits[name]
-            build.rows.append(Row(build.slides[name], split, named, named.x, named.y, *sides, result["mpp"]))
+            build.rows.append(Row(build.slides[name], split, named, named.x, named.y, width, height, result["mpp"]))
     lost = sum(len(patches) for name, patches in listed.patches.items() if name not in looked.done)
     build.counts |= {
         "listed": sum(map(len, listed.patches.values())) + sum(listed.unknown.values()), "repeated": listed.repeated,

@@ -13,6 +13,7 @@ from histoloc.slides.patches import random_for
 
 Part = Literal["train", "test"]
 Label = Literal["normal", "tumor"]
+Kind = Literal["normal", "tumor", "test"]
 
 FOLDS = 5
 FOLD_SEED = 0
@@ -22,12 +23,12 @@ SLIDE_EXTENSIONS = (".tif", ".tiff")
 
 # Folders of the releases (GigaDB and AWS since 2018, AWS flat, the challenge's first one), below the root; case is
 # ignored.
-_SLIDES: dict[str, tuple[str, ...]] = {
+_SLIDES: dict[Kind, tuple[str, ...]] = {
     "normal": ("training/normal", "training/images", "images", "TrainingData/Train_Normal"),
     "tumor": ("training/tumor", "training/images", "images", "TrainingData/Train_Tumor"),
     "test": ("testing/images", "testing", "images", "Testset/Images"),
 }
-_ANNOTATIONS: dict[str, tuple[str, ...]] = {
+_ANNOTATIONS: dict[Kind, tuple[str, ...]] = {
     "tumor": (
         "training/lesion_annotations", "training/annotations", "annotations", "lesion_annotations",
         "TrainingData/Ground_Truth/XML",
@@ -67,12 +68,14 @@ class CamelyonFolder:
         slides: sorted by name.
         left_out: the reason by name of slides that the protocol or their own name excludes.
         failed: the reason by name of slides that ought to be there but cannot be used.
+        without_outlines: tumour slides among the failed ones; they keep their place in the folds.
         warnings: what else there is to know.
     """
 
     slides: tuple[CamelyonSlide, ...]
     left_out: dict[str, str]
     failed: dict[str, str]
+    without_outlines: tuple[CamelyonSlide, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -93,31 +96,33 @@ def find_slides(root: Path, *, published: bool = True) -> CamelyonFolder:
     left_out: dict[str, str] = {}
     failed: dict[str, str] = {}
     slides: list[CamelyonSlide] = []
-    files = {kind: _slide_files(root, kind) for kind in _SLIDES}
+    without: list[CamelyonSlide] = []
+    files: dict[Kind, dict[str, Path]] = {kind: _slide_files(root, kind) for kind in _SLIDES}
     for kind in ("normal", "tumor"):
         if not files[kind]:
             raise InputError(
                 f"{root}: holds no training slides {kind}_001.tif ...; looked in {', '.join(_SLIDES[kind])}"
             )
     reference = _read_reference(root) if files["test"] else {}
-    outlines = {kind: _outline_files(root, kind) for kind in _ANNOTATIONS}
+    outlines: dict[Kind, dict[str, Path]] = {kind: _outline_files(root, kind) for kind in _ANNOTATIONS}
     for kind, paths in files.items():
         for stem, path in paths.items():
             name = path.relative_to(root).as_posix()
-            label = reference.get(stem) if kind == "test" else kind
-            annotations = outlines[kind].get(stem) if label == "tumor" else None
+            label: Label | None = reference.get(stem) if kind == "test" else kind
+            annotations = outlines[kind].get(stem) if kind != "normal" and label == "tumor" else None
             if published and stem in NOT_PUBLISHED:
                 left_out[name] = "the published benchmark leaves it out"
             elif label is None:
                 failed[name] = "reference.csv does not say whether it holds a tumour; complete it"
             elif label == "tumor" and annotations is None:
+                without.append(CamelyonSlide(name, path, "test" if kind == "test" else "train", label))
                 looked = ", ".join(_ANNOTATIONS[kind])
                 failed[name] = f"it holds a tumour, but there is no {stem}.xml; looked in {looked}"
             else:
                 part = "test" if kind == "test" else "train"
                 slides.append(CamelyonSlide(name, path, part, label, annotations))
     warnings = () if files["test"] else (f"{root}: no test slides; looked in {', '.join(_SLIDES['test'])}",)
-    return CamelyonFolder(tuple(sorted(slides, key=lambda s: s.name)), left_out, failed, warnings)
+    return CamelyonFolder(tuple(sorted(slides, key=lambda s: s.name)), left_out, failed, tuple(without), warnings)
 
 
 def slide_folds(slides: Iterable[CamelyonSlide]) -> dict[str, int]:
@@ -174,7 +179,7 @@ def _files(root: Path, folders: Sequence[str], kind: str, extensions: Sequence[s
                 yield path.stem.lower(), path
 
 
-def _slide_files(root: Path, kind: str) -> dict[str, Path]:
+def _slide_files(root: Path, kind: Kind) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for stem, path in _files(root, _SLIDES[kind], kind, SLIDE_EXTENSIONS):
         if found.setdefault(stem, path) != path:
@@ -182,7 +187,7 @@ def _slide_files(root: Path, kind: str) -> dict[str, Path]:
     return found
 
 
-def _outline_files(root: Path, kind: str) -> dict[str, Path]:
+def _outline_files(root: Path, kind: Kind) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for stem, path in _files(root, _ANNOTATIONS[kind], kind, (".xml",)):
         if found.setdefault(stem, path) != path:
