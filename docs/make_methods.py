@@ -110,7 +110,7 @@ def take(bench: Path) -> None:
     results[COLUMNS].to_csv(COSTS, index=False)
     for _, row in results.iterrows():
         folder = next((bench / "cells" / str(row["row"])).iterdir()) / "evaluation" / str(row["split"])
-        picture(folder).save(PAGES / f"{row['method']}.jpg", quality=88)
+        picture(folder).save(PAGES / f"{row['method']}.jpg", quality=70, optimize=True)
 
 
 def picture(evaluation: Path) -> Image.Image:
