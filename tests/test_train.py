@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -237,9 +236,8 @@ def _no_mask_may_be_read(monkeypatch):
     def refuse(path):
         raise AssertionError(f"{path} was opened")
 
-    # By its module: histoloc.evaluate is the function.
-    monkeypatch.setattr(sys.modules["histoloc.evaluate"], "read_mask", refuse)
-    monkeypatch.setattr("histoloc.data.dataset.read_mask", refuse)
+    monkeypatch.setattr("histoloc.data.pixels.read_mask", refuse)
+    monkeypatch.setattr("histoloc.data.pixels.read_annotations", refuse)
 
 
 @pytest.mark.usefixtures("_no_mask_may_be_read")

@@ -7,7 +7,7 @@ import pytest
 
 from histoloc.benchmark.cells import cell_config
 from histoloc.benchmark.presets import Choices
-from histoloc.benchmark.rows import TABLES, Row
+from histoloc.benchmark.rows import KINDS, Row, rows_of
 from histoloc.config import RunConfig, TrainingConfig
 from histoloc.data.transforms import InputConfig
 from histoloc.methods import METHODS
@@ -15,7 +15,7 @@ from histoloc.methods import METHODS
 PAPER = {"epochs": 80, "batch": 4, "lr": 1e-3, "selection": "error-latest"}
 FAST = {"epochs": 20, "batch": 4, "lr": 1e-2, "selection": "error-latest"}
 SIDES = {"paper": (432, 416), "fast": (216, 208)}
-ROWS = [row for rows in TABLES.values() for row in rows]
+ROWS = [row for kind in KINDS for row in rows_of(kind)]
 
 
 @pytest.mark.parametrize(("preset", "training"), [("paper", PAPER), ("fast", FAST)])

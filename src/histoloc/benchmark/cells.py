@@ -12,7 +12,7 @@ import yaml
 
 from histoloc.benchmark.presets import OWN_TRAINING, PRESETS, Choices
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, cell_name
-from histoloc.benchmark.rows import TABLES, Row
+from histoloc.benchmark.rows import Row, rows_of
 from histoloc.config import RunConfig, method_class, plain, run_config
 from histoloc.data.image import image_size
 from histoloc.data.table import Table, read_table
@@ -96,7 +96,7 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
     Rows that learn nothing come first; then the order of the table, folds, seeds.
 
     Args:
-        kind: a key of TABLES.
+        kind: one of KINDS.
         choices: what is asked for.
 
     Raises:
@@ -188,7 +188,7 @@ def choose_rows(kind: str, text: str | None) -> tuple[Row, ...]:
     Raises:
         InputError: there is no such row; the nearest one is named.
     """
-    rows = TABLES[kind]
+    rows = rows_of(kind)
     if text is None:
         return rows
     known = [row.name for row in rows]

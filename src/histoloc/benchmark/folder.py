@@ -14,7 +14,7 @@ import torch
 from histoloc.benchmark.cells import PlannedCell
 from histoloc.benchmark.presets import Choices
 from histoloc.benchmark.results import FORMAT, SETTINGS_FILE
-from histoloc.benchmark.rows import TABLES
+from histoloc.benchmark.rows import rows_of
 from histoloc.errors import InputError
 from histoloc.files import write_json
 
@@ -35,7 +35,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
         "preset": choices.preset,
         "folds": _distinct(cell.fold for cell in cells),
         "seeds": _distinct(cell.seed for cell in cells),
-        "rows": [row.name for row in TABLES[kind] if any(cell.row == row for cell in cells)],
+        "rows": [row.name for row in rows_of(kind) if any(cell.row == row for cell in cells)],
         "split": cells[0].split,
         "maps": choices.maps,
         "command": "",
@@ -51,7 +51,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
             raise InputError(f"{choices.out}: holds a benchmark of other settings ({said}); choose another --out")
         now |= {name: _distinct([*earlier[name], *now[name]]) for name in ("folds", "seeds")}
         names = {*earlier["rows"], *now["rows"]}
-        now["rows"] = [row.name for row in TABLES[kind] if row.name in names]
+        now["rows"] = [row.name for row in rows_of(kind) if row.name in names]
     now["command"] = command(now, choices.out)
     write_json(path, now)
 
@@ -60,7 +60,7 @@ def command(settings: dict[str, Any], out: Path) -> str:
     """The command line that makes all that the folder holds, or will hold."""
     folds = ",".join("none" if fold is None else str(fold) for fold in settings["folds"])
     flags = {"data": settings["data"], "folds": folds, "seeds": ",".join(map(str, settings["seeds"]))}
-    if settings["rows"] != [row.name for row in TABLES[settings["kind"]]]:
+    if settings["rows"] != [row.name for row in rows_of(settings["kind"])]:
         flags["rows"] = ",".join(settings["rows"])
     flags |= {name: settings[name] for name in ("preset", "split", "maps")}
     flags |= {**settings["overrides"], "out": out.as_posix()}

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from histoloc.benchmark.rows import DATASETS, TABLES, Row
+from histoloc.benchmark.rows import DATASETS, KINDS, Row, rows_of
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
 from histoloc.report.read import Evaluation, read_evaluation
@@ -155,7 +155,7 @@ def read_bench(folder: Path) -> Bench:
     if not is_bench(folder):
         raise InputError(f"{folder}: has no {SETTINGS_FILE}; name a folder that `histoloc benchmark` has written")
     settings = _settings(folder / SETTINGS_FILE)
-    rows = tuple(row for row in TABLES[settings["kind"]] if row.name in settings["rows"])
+    rows = tuple(row for row in rows_of(settings["kind"]) if row.name in settings["rows"])
     cells: list[Cell] = []
     failures: list[Failure] = []
     for row in rows:
@@ -237,10 +237,10 @@ def _cell(row: Row, fold: int | None, seed: int, run: Path, split: str) -> Cell:
 
 def _settings(path: Path) -> dict[str, Any]:
     settings = _json(path)
-    if settings.get("kind") not in TABLES or settings.get("format", FORMAT) != FORMAT:
+    if settings.get("kind") not in KINDS or settings.get("format", FORMAT) != FORMAT:
         said = f"kind {settings.get('kind')!r} of format {settings.get('format', FORMAT)!r}"
         raise InputError(
-            f"{path}: names {said}; this histoloc reads {' and '.join(TABLES)} of format {FORMAT}: update histoloc"
+            f"{path}: names {said}; this histoloc reads {', '.join(KINDS)} of format {FORMAT}: update histoloc"
         )
     for key in ("rows", "folds", "seeds"):
         if not isinstance(settings.get(key), list):

@@ -19,7 +19,6 @@ from histoloc.benchmark.compare import Difference, best_baseline, compare, mean_
 from histoloc.benchmark.results import Bench, Cell, is_bench, read_bench, write_results
 from histoloc.benchmark.rows import Row
 from histoloc.benchmark.tables import KINDS, SPLITS, Table, benchmark_table, duration, interval, signed, spread
-from histoloc.config import method_class
 from histoloc.errors import InputError
 from histoloc.files import write_text
 from histoloc.report.benchmark_charts import forest, scatter, sensitivity
@@ -254,7 +253,7 @@ def _finding(bench: Bench, baseline: Row | None, differences: Mapping[str, Mappi
 
 def _floor(bench: Bench, learned: Sequence[float]) -> str:
     """What learned nothing and is nevertheless as good as methods that did: whoever reads the table must know."""
-    unlearned = [row for row in bench.rows if method_class(row.method).supervision == "none"]
+    unlearned = [row for row in bench.rows if row.learns_from == "nothing"]
     scores = {row.title: mean_f1(bench.of(row)) for row in unlearned}
     known = {title: score for title, score in scores.items() if not math.isnan(score)}
     if not known:
