@@ -233,3 +233,23 @@ def test_two_images_may_not_share_a_heatmap(tiny_table, graded, tmp_path):
     folder = write_maps(tmp_path / "maps", graded, "npy")
     with pytest.raises(InputError, match="would share the heatmap"):
         run(folder, tmp_path / "table.csv", tmp_path / "out")
+
+
+def test_images_of_the_empty_class_have_no_roi_without_a_mask_file(gap_run, tiny_table, tmp_path):
+    rows = pd.read_csv(tiny_table)
+    rows["image"] = [str(tiny_table.parent / name) for name in rows["image"]]
+    rows["mask"] = [
+        "" if label == "benign" else str(tiny_table.parent / name)
+        for label, name in zip(rows["label"], rows["mask"], strict=True)
+    ]
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    unknown = evaluate(gap_run, tmp_path / "t.csv", out=tmp_path / "a", progress=False)
+    known = evaluate(gap_run, tmp_path / "t.csv", out=tmp_path / "b", empty_class="benign", progress=False)
+    assert unknown.specificity_without_roi.value is None
+    images = pd.read_csv(tmp_path / "b" / "per_image.csv")
+    outside = 1 - images.loc[images["label"] == "benign", "roi_fraction"].mean()
+    assert known.specificity_without_roi.value == pytest.approx(100 * outside)
+    assert known.f1_plus == unknown.f1_plus
+    assert known.f1_minus.n == unknown.f1_minus.n + 2
+    with pytest.raises(InputError, match=r"--empty-class 'normal' is not a class"):
+        evaluate(gap_run, tmp_path / "t.csv", out=tmp_path / "c", empty_class="normal", progress=False)

@@ -263,6 +263,7 @@ def evaluate(
     threshold: float | None = None,
     out: Path | None = None,
     maps: int = 200,
+    empty_class: str | None = None,
     device: str = "auto",
 ) -> None:
     """Measure a model, or a folder of anybody's heatmaps, on one split of a table.
@@ -275,12 +276,24 @@ def evaluate(
         threshold: cut the maps here instead of at the model's threshold.
         out: folder for the results; by default evaluation/SPLIT in the run.
         maps: keep the maps of so many images, evenly spaced, for the report.
+        empty_class: images of this class have no ROI (normal tissue), also without a mask file; by default what the
+            model was trained with.
         device: auto, cpu, cuda, cuda:1, mps.
     """
     from histoloc.evaluate import evaluate as run
     from histoloc.evaluate import summary_line
 
-    result = run(source, data, split=split, fold=fold, threshold=threshold, out=out, maps=maps, device=device)
+    result = run(
+        source,
+        data,
+        split=split,
+        fold=fold,
+        threshold=threshold,
+        out=out,
+        maps=maps,
+        empty_class=empty_class,
+        device=device,
+    )
     print(summary_line(result))
 
 

@@ -60,6 +60,7 @@ def evaluate(
     threshold: float | None = None,
     out: Path | None = None,
     maps: int = 200,
+    empty_class: str | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Metrics:
@@ -75,6 +76,8 @@ def evaluate(
         threshold: cut the maps here instead of at the model's threshold (0.5 for heatmaps).
         out: folder for the results; by default `evaluation/<split>` inside the run or folder.
         maps: of so many images, evenly spaced in the table, maps and masks are kept for the report.
+        empty_class: images of this class have no ROI (normal tissue), also without a mask file; by default the option
+            of this name that the model was trained with.
         device: where to compute.
         progress: show a bar.
 
@@ -95,7 +98,9 @@ def evaluate(
     table = read_table(data, fold=fold, classes=config.classes if config else None)
     samples = table.split(split)
     localizes = _model(source, device, threshold) if config else heatmaps(source, samples, table.classes, threshold)
-    empty_class = getattr(config.options, "empty_class", None) if config else None
+    if empty_class is not None and empty_class not in table.classes:
+        raise InputError(f"--empty-class {empty_class!r} is not a class of {data}; choose one of {list(table.classes)}")
+    empty_class = empty_class or (getattr(config.options, "empty_class", None) if config else None)
     folder = out or (source / "evaluation" / split)
     started = time.perf_counter()
     measured = measure(
