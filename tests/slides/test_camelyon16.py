@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import camelyon_root
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,21 +46,9 @@ def tumour_regions(seed: int) -> list[Region]:
 
 def make_root(root: Path, training: int = 3, testing: int = 2) -> Path:
     """An official folder with `training` slides of each class and `testing` of each class."""
-    labels = []
-    plan = [(f"training/{c}/{c}_{i:03}", c) for c in ("normal", "tumor") for i in range(1, training + 1)]
-    plan += [(f"testing/images/test_{i:03}", ("tumor", "normal")[i % 2]) for i in range(1, 2 * testing + 1)]
-    for number, (name, label) in enumerate(plan):
-        path = root / f"{name}.tif"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        regions = tumour_regions(number) if label == "tumor" else [TISSUE]
-        make_slide(path, (WIDTH, HEIGHT), MPP, regions, downsamples=(1, 8))
-        part, stem = name.split("/")[0], path.stem
-        if label == "tumor":
-            write_asap(root / part / "lesion_annotations" / f"{stem}.xml", regions)
-        if part == "testing":
-            labels.append(f"{stem},{label.title()},None,None")
-    (root / "testing/reference.csv").write_text("\n".join(labels) + "\n")
-    return root
+    return camelyon_root.make_root(
+        root, (WIDTH, HEIGHT), MPP, [TISSUE], tumour_regions, training=training, testing=testing
+    )
 
 
 def build(root: Path, out: Path, sampling: Sampling = SAMPLING, **options):
