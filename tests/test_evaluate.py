@@ -246,6 +246,8 @@ def test_images_of_the_empty_class_have_no_roi_without_a_mask_file(gap_run, tiny
     unknown = evaluate(gap_run, tmp_path / "t.csv", out=tmp_path / "a", progress=False)
     known = evaluate(gap_run, tmp_path / "t.csv", out=tmp_path / "b", empty_class="benign", progress=False)
     assert unknown.specificity_without_roi.value is None
+    said = [json.loads((tmp_path / out / "metrics.json").read_text())["empty_class"] for out in ("a", "b")]
+    assert said == [None, "benign"]
     images = pd.read_csv(tmp_path / "b" / "per_image.csv")
     outside = 1 - images.loc[images["label"] == "benign", "roi_fraction"].mean()
     assert known.specificity_without_roi.value == pytest.approx(100 * outside)

@@ -113,7 +113,8 @@ def evaluate(
         progress=progress,
     )
     description = describe(source, table, split, samples, config, threshold) | {
-        "seconds": round(time.perf_counter() - started, 2)
+        "empty_class": empty_class,
+        "seconds": round(time.perf_counter() - started, 2),
     }
     result = write_results(folder, measured, samples, description)
     if out is None and config is not None and (source / "model").is_dir():

@@ -81,6 +81,7 @@ class MetricsFile(BaseModel):
     threshold: Threshold = Field(default_factory=Threshold)
     selection: dict[str, Any] | None = None
     uses_masks: list[str] = Field(default_factory=list)
+    empty_class: str | None = None  # its images count as images without ROI, with or without a mask file
     metrics: Metrics
     argmax_rule: dict[str, Any] | None = None  # estimates where a pixel is ROI if the predicted class's map is largest
     seconds: float | None = None
