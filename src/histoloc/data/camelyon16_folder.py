@@ -101,7 +101,8 @@ def find_slides(root: Path, *, published: bool = True) -> CamelyonFolder:
     for kind in ("normal", "tumor"):
         if not files[kind]:
             raise InputError(
-                f"{root}: holds no training slides {kind}_001.tif ...; looked in {', '.join(_SLIDES[kind])}"
+                f"{root}: holds no training slides {kind}_001.tif ... (looked in {', '.join(_SLIDES[kind])}); "
+                "give the folder of the challenge that holds training/ and testing/"
             )
     reference = _read_reference(root) if files["test"] else {}
     outlines: dict[Kind, dict[str, Path]] = {kind: _outline_files(root, kind) for kind in _ANNOTATIONS}
@@ -117,7 +118,7 @@ def find_slides(root: Path, *, published: bool = True) -> CamelyonFolder:
             elif label == "tumor" and annotations is None:
                 without.append(CamelyonSlide(name, path, "test" if kind == "test" else "train", label))
                 looked = ", ".join(_ANNOTATIONS[kind])
-                failed[name] = f"it holds a tumour, but there is no {stem}.xml; looked in {looked}"
+                failed[name] = f"it holds a tumour, but there is no {stem}.xml (looked in {looked}); add it"
             else:
                 part = "test" if kind == "test" else "train"
                 slides.append(CamelyonSlide(name, path, part, label, annotations))
