@@ -410,7 +410,9 @@ def test_flat_release_and_slides_that_were_not_published(tmp_path):
 def test_folders_that_are_no_camelyon16(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         find_slides(tmp_path / "none")
-    with pytest.raises(InputError, match=r"no training slides normal_001.tif .*\(looked in training/normal.*give the folder"):
+    with pytest.raises(
+        InputError, match=r"no training slides normal_001.tif .*\(looked in training/normal.*give the folder"
+    ):
         find_slides(tmp_path)
     touch(tmp_path, "Training/Normal/Normal_001.tif", "Training/Tumor/Tumor_001.tif", "testing/images/test_001.tif")
     with pytest.raises(InputError, match=r"no reference.csv"):
