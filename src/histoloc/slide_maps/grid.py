@@ -1,0 +1,168 @@
+"""Which tiles of a slide a model looks at, and the map's cells that they fill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoloc.errors import InputError
+from histoloc.slides.reader import NEAR, Slide
+from histoloc.slides.tissue import share
+
+SMALLEST_TILE = 32  # working pixels
+_NO_TISSUE = 1e-9  # shares below are the rounding of an integral image
+
+
+@dataclass(frozen=True, eq=False)
+class TileGrid:
+    """Tiles of a slide and the map that they make; all lengths are pixels of the working scale.
+
+    Cell (i, j) of the map covers working pixels [j * cell, (j + 1) * cell) x [i * cell, (i + 1) * cell); the last
+    row and column of cells may reach beyond the slide by less than a cell.
+
+    Attributes:
+        tile: side of a tile, a multiple of `cell`.
+        step: from tile to tile, a multiple of `cell`.
+        cell: side of a pixel of the map.
+        mpp: the working scale in micrometres per pixel, as it is really read (see `tile_grid`).
+        downsample: pixels of level 0 per working pixel.
+        width: of the slide.
+        height: of the slide.
+        positions: (N, 2) x, y of the upper left corners of the tiles, row by row, all multiples of `cell`.
+        tissue: (N,) share of tissue of each tile, in [0, 1].
+    """
+
+    tile: int
+    step: int
+    cell: int
+    mpp: float
+    downsample: float
+    width: int
+    height: int
+    positions: NDArray[np.int64]
+    tissue: NDArray[np.float64]
+
+    @property
+    def columns(self) -> int:
+        """Width of the map in cells."""
+        return -(-self.width // self.cell)
+
+    @property
+    def rows(self) -> int:
+        """Height of the map in cells."""
+        return -(-self.height // self.cell)
+
+    @property
+    def side(self) -> int:
+        """Side of a tile in cells."""
+        return self.tile // self.cell
+
+
+def tile_grid(
+    slide: Slide,
+    mpp: float,
+    tile: int = 512,
+    overlap: float = 0.25,
+    cell: int = 8,
+    mask: NDArray[np.bool_] | None = None,
+    mask_mpp: float = 8.0,
+    min_tissue: float = 0.05,
+) -> TileGrid:
+    """Lay tiles over a slide and keep those with tissue.
+
+    All tiles together would cover the whole slide; only the last ones of a row and of a column may reach beyond it.
+    A tile is kept if its share of tissue is at least `min_tissue`. Of the others, the fullest first, a tile is kept
+    if it holds a pixel of the mask (its centre) that no kept tile holds: so every pixel of tissue lies in a tile,
+    small fragments at the corners of tiles too.
+
+    The slide's size is that of `slide.size_at`, to the nearest working pixel. Where a level within 1 % of `mpp` is
+    read as it is, that level's pixels are the working pixels and its scale is the working scale: otherwise tiles at
+    the far end of a slide would be off by 1 % of its width.
+
+    Args:
+        slide: an open slide.
+        mpp: wanted working scale in micrometres per pixel.
+        tile: side of a tile in working pixels, from 32 up.
+        overlap: share of a tile's side that the next tile sees too, in [0, 0.9]; rounded so that the step is a
+            multiple of `cell`, at least one.
+        cell: side of a pixel of the map in working pixels; it divides `tile`.
+        mask: (H, W) bool, tissue over the whole slide; None keeps all tiles, with a share of 1.
+        mask_mpp: its scale in micrometres per pixel.
+        min_tissue: in [0, 1]; a tile without tissue is never kept.
+
+    Returns:
+        The grid; without any tiles where the mask has no tissue.
+
+    Raises:
+        InputError: a number is outside its range, or the slide does not have the scale.
+        ValueError: the mask does not fit the slide.
+    """
+    _check_numbers(tile, overlap, cell, min_tissue)
+    level = slide.levels[slide.level_for(mpp)]
+    downsample = level.downsample if abs(level.mpp / mpp - 1) <= NEAR else mpp / slide.mpp
+    width, height = slide.size_at(mpp)
+    step = max(cell, round(tile * (1 - overlap) / cell) * cell)
+    xs, ys = (axis_starts(length, tile, step, cell) for length in (width, height))
+    positions = np.stack([np.tile(xs, len(ys)), np.repeat(ys, len(xs))], axis=1)
+    shares = np.ones(len(positions))
+    if mask is not None:
+        corners, side = positions * downsample, tile * downsample
+        shares = share(mask, mask_mpp, corners[:, 0], corners[:, 1], side, side, slide)
+        columns = _held(xs, tile, downsample * mask.shape[1] / slide.width, mask.shape[1])
+        rows = _held(ys, tile, downsample * mask.shape[0] / slide.height, mask.shape[0])
+        kept = _kept(mask, shares, [(row, column) for row in rows for column in columns], min_tissue)
+        positions, shares = positions[kept], shares[kept]
+    return TileGrid(tile, step, cell, slide.mpp * downsample, downsample, width, height, positions, shares)
+
+
+def axis_starts(length: int, tile: int, step: int, cell: int) -> NDArray[np.int64]:
+    """Where tiles begin along one axis of a slide.
+
+    Args:
+        length: of the slide in pixels, from 1 up.
+        tile: side of a tile, a multiple of `cell`.
+        step: from tile to tile, a multiple of `cell`, at most `tile`.
+        cell: of the map.
+
+    Returns:
+        0, step, 2 step and so on; last, the smallest multiple of `cell` from which a tile reaches the slide's end.
+    """
+    last = -(-max(0, length - tile) // cell) * cell
+    return np.append(np.arange(0, last, step, dtype=np.int64), last)
+
+
+def _check_numbers(tile: int, overlap: float, cell: int, min_tissue: float) -> None:
+    if cell < 1:
+        raise InputError(f"--cell {cell}: give a whole number of pixels from 1 up")
+    if tile < SMALLEST_TILE:
+        raise InputError(f"--tile {tile}: is too small; give a whole number of pixels from {SMALLEST_TILE} up")
+    if tile % cell:
+        raise InputError(f"--tile {tile}: is no multiple of the map's cell of {cell} px; try {-(-tile // cell) * cell}")
+    if not 0 <= overlap <= 0.9:
+        raise InputError(f"--overlap {overlap:g}: give the share of a tile's side, from 0 to 0.9")
+    if not 0 <= min_tissue <= 1:
+        raise InputError(f"min-tissue {min_tissue:g}: give a share from 0 to 1")
+
+
+def _held(starts: NDArray[np.int64], tile: int, scale: float, count: int) -> list[slice]:
+    """Pixels of the mask, along an axis, whose centres lie in each tile; `scale` is the mask's per working pixel."""
+    low, high = (np.ceil(edges * scale - 0.5).astype(np.int64) for edges in (starts, starts + tile))
+    high[-1] = count  # it ends the slide, whose size was rounded
+    return [slice(int(a), int(b)) for a, b in zip(low, high, strict=True)]
+
+
+def _kept(
+    mask: NDArray[np.bool_], shares: NDArray[np.float64], boxes: list[tuple[slice, slice]], min_tissue: float
+) -> NDArray[np.bool_]:
+    kept = shares >= max(min_tissue, _NO_TISSUE)
+    left = mask.copy()
+    for index in np.flatnonzero(kept):
+        left[boxes[index]] = False
+    if left.any():
+        for index in np.argsort(-shares, kind="stable"):
+            if left[boxes[index]].any():
+                kept[index] = True
+                left[boxes[index]] = False
+    return kept
