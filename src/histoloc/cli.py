@@ -111,6 +111,7 @@ def data_slides(
     stride: int | None = None,
     tissue: float = 0.5,
     roi: float = 0.5,
+    empty_class: str | None = None,
     test: float = 0.2,
     valid: float = 0.2,
     seed: int = 0,
@@ -129,8 +130,9 @@ def data_slides(
         size: side of a tile in pixels.
         stride: from tile to tile in pixels; by default the size.
         tissue: least share of tissue in a tile.
-        roi: least share of annotated area for the label of an annotated slide; tiles without any get the class of the
-            slides without annotation, what is in between is left out.
+        roi: least share of annotated area for the label of an annotated slide; tiles without any get the class without
+            ROI, what is in between is left out.
+        empty_class: name of the class without ROI; by default that of the slides without annotation.
         test: share of groups for the test split, stratified by class.
         valid: share of groups for the validation split.
         seed: of splits and draws.
@@ -149,6 +151,7 @@ def data_slides(
         stride=stride,
         tissue=tissue,
         roi=roi,
+        empty_class=empty_class,
         valid=valid,
         test=test,
         seed=seed,

@@ -129,6 +129,14 @@ def test_labels_by_annotation(folder, tmp_path):
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "tiles.jobs" / "parts").iterdir()} == before
 
 
+def test_a_class_without_roi_can_be_named(folder, tmp_path):
+    write_list(folder / "annotated.csv", "slide,label,annotation", *[f"{n}.tif,tumor,{n}.geojson" for n in "abc"])
+    _, rows = tiles(folder, tmp_path / "tiles.csv", "annotated.csv", roi=0.7, empty_class="stroma")
+    assert list(rows.loc[rows["group"] == "a.tif", "label"]) == ["tumor"] * 2 + ["stroma"] * 8
+    with pytest.raises(InputError, match="--empty-class tumor: .* has annotated slides of it"):
+        tiles(folder, tmp_path / "no.csv", "annotated.csv", empty_class="tumor")
+
+
 def test_one_process_and_three_workers_write_equal_tables(folder, tmp_path):
     made, _ = tiles(folder, tmp_path / "one.csv", "list.csv", per_slide=5, seed=3)
     # Threads, since processes are slow to start; test_jobs.py has these.

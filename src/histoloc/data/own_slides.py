@@ -113,20 +113,28 @@ def _problems(slide: OwnSlide, cells: Mapping[str, str]) -> list[str]:
     return problems
 
 
-def empty_class(table: Path, slides: Sequence[OwnSlide]) -> str | None:
-    """The class of tiles without ROI, that of the slides without annotation; None where nothing is annotated.
+def class_without_roi(table: Path, slides: Sequence[OwnSlide], given: str | None = None) -> str | None:
+    """The class of tiles without ROI: the one given, or that of the slides without annotation.
+
+    Returns:
+        The class; None where nothing is annotated.
 
     Raises:
-        InputError: the slides without annotation have no class or several, or one that others are annotated for.
+        InputError: none is given, and the slides without annotation have no class or several; or it is a class that
+            slides are annotated for.
     """
     annotated = {slide.label for slide in slides if slide.annotation is not None}
     plain = sorted({slide.label for slide in slides if slide.annotation is None})
     if not annotated:
         return None
+    if given is not None:
+        if given in annotated:
+            raise InputError(f"--empty-class {given}: {table} has annotated slides of it; name a class without ROI")
+        return given
     if len(plain) != 1:
         raise InputError(
             f"{table}: tiles without ROI get the class of the slides without annotation, which must be exactly one, "
-            f"not {', '.join(plain) or 'none'}; annotate the slides of the others, or take all annotations out"
+            f"not {', '.join(plain) or 'none'}; name it by --empty-class, or take all annotations out"
         )
     if plain[0] in annotated:
         raise InputError(

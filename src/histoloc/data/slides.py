@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histoloc.data.own_slides import OwnSlide, empty_class, labels_by_group, read_slides, split_groups
+from histoloc.data.own_slides import OwnSlide, class_without_roi, labels_by_group, read_slides, split_groups
 from histoloc.data.table import read_table, write_table
 from histoloc.errors import InputError
 from histoloc.slides.annotations import rasterise, read_annotations
@@ -64,6 +64,7 @@ def slide_tiles(
     stride: int | None = None,
     tissue: float = 0.5,
     roi: float = 0.5,
+    empty_class: str | None = None,
     valid: float = 0.2,
     test: float = 0.2,
     seed: int = 0,
@@ -94,6 +95,7 @@ def slide_tiles(
         stride: from tile to tile in pixels of `mpp`; None for `size`.
         tissue: least share of tissue, in [0, 1].
         roi: least share of ROI for the label of an annotated slide, in (0, 1].
+        empty_class: class of tiles without ROI; None for that of the slides without annotation.
         valid: share of groups for the split valid, in [0, 1).
         test: share of groups for the split test, likewise.
         seed: of splits and draws.
@@ -112,7 +114,7 @@ def slide_tiles(
     slides = read_slides(table)
     if out.absolute() in (table.absolute(), *(s.path for s in slides)):
         raise InputError(f"{out}: is one of the given files; choose another --out")
-    empty = empty_class(table, slides)
+    empty = class_without_roi(table, slides, empty_class)
     splits = split_groups(labels_by_group(slides), valid=valid, test=test, seed=seed)
     result = run_jobs(
         tiles_of_slide,
