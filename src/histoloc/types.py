@@ -31,6 +31,16 @@ class Output(NamedTuple):
     terms: dict[str, Tensor]  # what this method's loss needs besides
 
 
+class Evidence(NamedTuple):
+    """What a method says of a batch before any map is stretched to its image's own range.
+
+    Values of different images can be compared, and so those of neighbouring tiles of a slide.
+    """
+
+    probabilities: Tensor  # (B, K) float32, rows sum to one
+    values: Tensor  # (B, C, h, w) float32, at the network's own stride; C = K where each class has a map, else 1
+
+
 class BatchLocalization(NamedTuple):
     """What a method says of a batch, at the size of the images it was given."""
 

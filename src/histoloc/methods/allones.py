@@ -26,6 +26,11 @@ class AllOnes(Method):
         """Nothing is learned."""
         return {}
 
+    @property
+    def evidence_is_roi(self) -> bool:
+        """Ones are ROI."""
+        return True
+
     def localize(self, image: Tensor) -> BatchLocalization:
         """One everywhere."""
         out = self(image)

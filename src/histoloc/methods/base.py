@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from histoloc.maps import normalise_per_image, resize
 from histoloc.nn.backbone import Backbone, BackboneConfig, build_backbone
-from histoloc.types import Batch, BatchLocalization, Output
+from histoloc.types import Batch, BatchLocalization, Evidence, Output
 
 Supervision = Literal["none", "image", "pixel"]
 
@@ -114,6 +114,50 @@ class Method(nn.Module, ABC):
         maps = out.terms.get("class_maps")
         resized = None if maps is None else resize(maps.float(), size)
         return BatchLocalization(out.logits.float().softmax(dim=1), roi.clamp(0, 1), resized)
+
+    @property
+    def evidence_is_roi(self) -> bool:
+        """Whether `evidence` gives the ROI map itself, in [0, 1], so that no range is needed to read it."""
+        return False
+
+    @property
+    def comparable(self) -> bool:
+        """Whether evidence of two images can be compared; where not, a slide's map may have seams between tiles."""
+        return True
+
+    def evidence(self, image: Tensor) -> Evidence:
+        """Images (B, 3, H, W) -> class probabilities, and evidence that is comparable between images.
+
+        By default the class maps of the forward pass, where it leaves them in `terms["class_maps"]`, else its `roi`;
+        neither is stretched. An image's evidence does not depend on the other images of the batch.
+        """
+        out = self(image)
+        values = out.terms.get("class_maps", out.roi)
+        return Evidence(out.logits.float().softmax(dim=1), values.float())
+
+    def roi_of(self, values: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+        """Evidence -> ROI map, position by position.
+
+        Args:
+            values: of `evidence`, (B, C, h, w), or a part of it of any shape where C is 1 or `low` has no dimension.
+            low: evidence at and below which there is no ROI, one number or (C,).
+            high: evidence at and above which there is nothing but ROI, likewise.
+
+        Returns:
+            The values' shape, in [0, 1], never falling where the values rise: (v - low) / (high - low), cut off at 0
+            and 1, and 0 everywhere where high is not above low. Where `evidence_is_roi` the values as they are.
+        """
+        return values if self.evidence_is_roi else stretched(values, low, high)
+
+
+def stretched(values: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+    """Bring `low` to 0 and `high` to 1 and cut off what lies beyond: (..., C, h, w) with (C,), or anything with one."""
+    if low is None or high is None:
+        raise ValueError("low and high are needed: this method's evidence is not the ROI map itself")
+    low, high = (bound.to(values).reshape(() if bound.numel() == 1 else (-1, 1, 1)) for bound in (low, high))
+    spread = high - low
+    shares = (values - low) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    return torch.where(spread > 0, shares.clamp(0, 1), torch.zeros_like(shares))
 
 
 def class_map(maps: Tensor, logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from histoloc.errors import InputError
 from histoloc.maps import resize
 from histoloc.methods.base import Method, Setting, class_map
-from histoloc.types import Batch, BatchLocalization, Output
+from histoloc.types import Batch, BatchLocalization, Evidence, Output
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,26 @@ class DeepMil(Method):
         self.head = nn.Conv2d(self.backbone.channels, classes, kernel_size=1)
 
     def forward(self, image: Tensor) -> Output:
-        """Scores of the attended features; `terms["attention"]` is (B, K, h, w), or (B, 1, h, w) where shared."""
+        """Scores of the attended features, and one map per class, or one where shared.
+
+        `terms["attention"]` is (B, K, h, w) or (B, 1, h, w), `terms["energy"]` the same before the softmax.
+        """
         features = self.backbone(image)
-        attention = self.attention(features)
+        energy = self.attention.energies(features)
+        attention = over_positions(energy)
         # As the weights sum to one, c · Σ a_i h_i + b = Σ a_i (c · h_i + b); the right side is summed in float32.
         logits = (attention * self.head(features).float()).sum(dim=(2, 3))
         roi = class_map(attention, logits) if self.options.attention == "class" else attention
-        return Output(logits, roi, {"attention": attention})
+        return Output(logits, roi, {"attention": attention, "energy": energy})
 
     def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy of the image's class."""
         return {"classification": F.cross_entropy(out.logits, batch.label)}
+
+    def evidence(self, image: Tensor) -> Evidence:
+        """The attention's energies: what the softmax has not yet made to sum to one in every image."""
+        out = self(image)
+        return Evidence(out.logits.float().softmax(dim=1), out.terms["energy"].float())
 
     def localize(self, image: Tensor) -> BatchLocalization:
         """Class probabilities, and the attention of the predicted class as u = aN / (1 + aN)."""
@@ -109,9 +118,17 @@ class Attention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, C, h, w) -> attention (B, maps, h, w) in float32 or better; each map is >= 0 and sums to one."""
+        return over_positions(self.energies(features))
+
+    def energies(self, features: Tensor) -> Tensor:
+        """Features (B, C, h, w) -> logarithms of the attention up to a constant of the image, (B, maps, h, w)."""
         hidden = self.hidden(features).tanh()
         if self.gate is not None:
             hidden = hidden * self.gate(features).sigmoid()
-        energy = self.energy(hidden)
-        precise = torch.promote_types(energy.dtype, torch.float32)
-        return energy.flatten(2).softmax(dim=2, dtype=precise).view_as(energy)
+        return self.energy(hidden)
+
+
+def over_positions(energy: Tensor) -> Tensor:
+    """Softmax over the positions of each map, (B, maps, h, w), in float32 or better."""
+    precise = torch.promote_types(energy.dtype, torch.float32)
+    return energy.flatten(2).softmax(dim=2, dtype=precise).view_as(energy)

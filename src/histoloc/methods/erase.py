@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from histoloc.errors import InputError
 from histoloc.maps import normalise_per_image, resize
 from histoloc.methods.base import Method, Setting, class_map
-from histoloc.types import Batch, BatchLocalization, Output
+from histoloc.types import Batch, BatchLocalization, Evidence, Output
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,18 @@ class Erase(Method):
 
     def forward(self, image: Tensor) -> Output:
         """Class scores of the first round, fused map of all rounds, scores of the round that is being trained."""
-        maps = self.rounds[0](image)
-        logits = maps.mean(dim=(2, 3))
-        fused = mine(class_map(maps.detach(), logits), self.options.erased_share)
+        logits, fused, maps = self._mined(image)
+        return Output(logits, fused, {"round": maps[-1].mean(dim=(2, 3))})
+
+    def _mined(self, image: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Class scores, fused map, and the class maps (B, K, h, w) of every round, not normalised."""
+        maps = [self.rounds[0](image)]
+        logits = maps[0].mean(dim=(2, 3))
+        fused = mine(class_map(maps[0].detach(), logits), self.options.erased_share)
         for classifier in self.rounds[1 : int(self.mined)]:
-            maps = classifier(self.erase(image, fused))
-            fused = torch.maximum(fused, mine(class_map(maps.detach(), logits), self.options.erased_share))
-        return Output(logits, fused, {"round": maps.mean(dim=(2, 3))})
+            maps.append(classifier(self.erase(image, fused)))
+            fused = torch.maximum(fused, mine(class_map(maps[-1].detach(), logits), self.options.erased_share))
+        return logits, fused, maps
 
     def erase(self, image: Tensor, fused: Tensor) -> Tensor:
         """The image (B, 3, H, W) with its mean colour where the fused map (B, 1, h, w) is at least 0.5."""
@@ -123,6 +128,19 @@ class Erase(Method):
     def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy of the round that is being trained."""
         return {"classification": F.cross_entropy(out.terms["round"], batch.label)}
+
+    @property
+    def comparable(self) -> bool:
+        """With one round; what later rounds see depends on what was erased in this very image."""
+        return int(self.mined) == 1
+
+    def evidence(self, image: Tensor) -> Evidence:
+        """The class maps as the rounds give them, the largest of every position: ranks within the image are left out.
+
+        Between a range's ends it is the sum of evidence that counts, not the share of the image that was mined.
+        """
+        logits, _, maps = self._mined(image)
+        return Evidence(logits.softmax(dim=1), torch.stack(maps).amax(dim=0))
 
     def localize(self, image: Tensor) -> BatchLocalization:
         """The fused map as it is: it lies in [0, 1], and 0.5 is the border of what was mined."""

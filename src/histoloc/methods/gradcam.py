@@ -21,7 +21,7 @@ from histoloc.errors import InputError
 from histoloc.maps import normalise_per_image, resize
 from histoloc.methods.base import Method, Setting, class_map
 from histoloc.nn.gradients import Network, layer_gradients
-from histoloc.types import Batch, BatchLocalization, Output
+from histoloc.types import Batch, BatchLocalization, Evidence, Output
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 _TRIAL_SIDE = 64
@@ -174,6 +174,7 @@ class GradCam(Method):
     paper: ClassVar[str] = "Selvaraju et al., Grad-CAM: visual explanations from deep networks, ICCV 2017"
     Options: ClassVar[type[Any]] = GradCamOptions
     options: GradCamOptions
+    falls_with_size: ClassVar[bool] = True  # the gradient of a mean over N positions is in proportion to 1/N
 
     def __init__(self, setting: Setting, options: GradCamOptions) -> None:
         super().__init__(setting, options)
@@ -198,6 +199,12 @@ class GradCam(Method):
         size = (image.shape[-2], image.shape[-1])
         roi = resize(normalise_per_image(class_map(maps, logits)), size)
         return BatchLocalization(logits.softmax(dim=1), roi.clamp(0, 1), resize(maps, size))
+
+    def evidence(self, image: Tensor) -> Evidence:
+        """The gradient maps of every class; times the number of positions where they fall with the image's size."""
+        logits, maps = gradient_maps(self, self.layer, image, rule=self.rule, noise=self.noise(image))
+        positions = maps.shape[-2] * maps.shape[-1] if self.falls_with_size else 1
+        return Evidence(logits.softmax(dim=1), maps * positions)
 
     def rule(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Activations (B, C, h, w) and their gradients -> map (B, h, w); what the family's members differ in."""
@@ -247,6 +254,7 @@ class GradCamPP(GradCam):
 
     title: ClassVar[str] = "Grad-CAM++"
     paper: ClassVar[str] = "Chattopadhay et al., Grad-CAM++: generalized gradient-based visual explanations, WACV 2018"
+    falls_with_size: ClassVar[bool] = False  # its weights sum over positions
 
     def rule(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Channels weighted by higher derivatives."""
@@ -321,6 +329,7 @@ class SmoothGradCamPP(GradCam):
     title: ClassVar[str] = "Smooth Grad-CAM++"
     paper: ClassVar[str] = "Omeiza et al., Smooth Grad-CAM++: an enhanced inference level visualization, 2019"
     Options: ClassVar[type[Any]] = SmoothGradCamPPOptions
+    falls_with_size: ClassVar[bool] = False  # as Grad-CAM++
 
     def __init__(self, setting: Setting, options: SmoothGradCamPPOptions) -> None:
         if not (options.samples >= 1 and 0 <= options.noise < float("inf") and 0 <= options.noise_seed < 2**63):

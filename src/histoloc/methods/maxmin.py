@@ -12,9 +12,9 @@ from torch.func import functional_call
 from histoloc.errors import InputError
 from histoloc.losses import absolute_size, empty_map, foreground_size, negative_entropy, uniform_cross_entropy
 from histoloc.maps import normalise_batch, normalise_per_image, resize
-from histoloc.methods.base import Method, Setting
+from histoloc.methods.base import Method, Setting, stretched
 from histoloc.nn.pooling import WildcatHead
-from histoloc.types import Batch, BatchLocalization, Output
+from histoloc.types import Batch, BatchLocalization, Evidence, Output
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,14 @@ class MaxMin(Method):
         else:
             evidence = (logits.softmax(dim=1)[:, :, None, None] * maps).sum(dim=1, keepdim=True)
         u = resize(evidence, (image.shape[-2], image.shape[-1]))
-        if o.normalisation == "none":
+        if self.evidence_is_roi:
             return logits, evidence, (o.slope * u).sigmoid()
         u = normalise_per_image(u) if o.normalisation == "image" else normalise_batch(u)
-        return logits, evidence, (o.slope * (u - self.sigma())).sigmoid()
+        return logits, evidence, self._mask(u)
+
+    def _mask(self, u: Tensor) -> Tensor:
+        """M⁺ of evidence in [0, 1]."""
+        return (self.options.slope * (u - self.sigma().to(u.device))).sigmoid()
 
     def cut(self, image: Tensor, mask: Tensor) -> Tensor:
         """The image where the mask is one, the fill elsewhere, at the classifier's scale."""
@@ -200,6 +204,27 @@ class MaxMin(Method):
         if self.roi_head is None and self.classifies_masked:
             logits = self.classify(self.cut(image, mask))
         return BatchLocalization(logits.softmax(dim=1), mask)
+
+    @property
+    def evidence_is_roi(self) -> bool:
+        """Without normalisation sigmoid(w times the evidence) is M⁺."""
+        return self.options.normalisation == "none"
+
+    def evidence(self, image: Tensor) -> Evidence:
+        """Class as `localize` gives it for each image alone; the evidence before it is normalised."""
+        logits, values, mask = self.locate(image)
+        if self.options.normalisation == "batch":
+            # Alone: an image's class must not depend on what it is computed with.
+            mask = self._mask(normalise_per_image(resize(values, (image.shape[-2], image.shape[-1]))))
+        if self.roi_head is None and self.classifies_masked:
+            logits = self.classify(self.cut(image, mask))
+        if self.evidence_is_roi:
+            values = (self.options.slope * values).sigmoid()
+        return Evidence(logits.softmax(dim=1), values.float())
+
+    def roi_of(self, values: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+        """sigmoid(w (u - sigma)), u the evidence between `low` and `high`; without normalisation the values."""
+        return values if self.evidence_is_roi else self._mask(stretched(values, low, high))
 
     def classify(self, image: Tensor, *, frozen: bool = False) -> Tensor:
         """Class scores (B, K) of a masked image; `frozen` keeps the gradient away from the classifier's parameters."""

@@ -95,6 +95,11 @@ class Pn(Method):
         terms = {"present": present * inside, "absent": (1 - present) * self._penalty(sizes, epoch)}
         return {name: o.weight * term.sum(dim=1).mean() for name, term in terms.items()}
 
+    @property
+    def evidence_is_roi(self) -> bool:
+        """A probability needs no range."""
+        return True
+
     def localize(self, image: Tensor) -> BatchLocalization:
         """The probability of not being background at every pixel."""
         out = self(image)

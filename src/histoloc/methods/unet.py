@@ -12,7 +12,7 @@ from histoloc.maps import resize
 from histoloc.methods.base import Method, Setting, Supervision
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.nn.decoder import UNetDecoder
-from histoloc.types import Batch, BatchLocalization, Output
+from histoloc.types import Batch, BatchLocalization, Evidence, Output
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,16 @@ class UNet(Method):
         if o.dice_weight:
             losses["dice"] = o.dice_weight * soft_dice(scores.sigmoid(), mask).mean()
         return losses
+
+    @property
+    def evidence_is_roi(self) -> bool:
+        """A probability needs no range."""
+        return True
+
+    def evidence(self, image: Tensor) -> Evidence:
+        """The ROI's probability at the decoder's stride."""
+        out = self(image)
+        return Evidence(out.logits.float().softmax(dim=1), out.roi.float().sigmoid())
 
     def localize(self, image: Tensor) -> BatchLocalization:
         """The ROI's probability at every pixel."""
