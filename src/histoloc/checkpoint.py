@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,30 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class EvidenceRange:
+    """Between which values a method's evidence becomes a ROI map; learned from the training images and their labels.
+
+    Attributes:
+        low: evidence at and below which there is no ROI: one number per class, or one where all share a map.
+        high: evidence at and above which there is nothing but ROI, likewise; above `low`.
+        images: how many training images it was learned from.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    images: int
+
+    def __post_init__(self) -> None:
+        pairs = list(zip(self.low, self.high, strict=False))
+        # Written so that NaN fails too.
+        if not (pairs and len(self.low) == len(self.high) and all(-math.inf < a < b < math.inf for a, b in pairs)):
+            raise InputError(
+                f"evidence_range: low {list(self.low)} and high {list(self.high)} must be equally many finite numbers, "
+                "each high above its low; train again, or set evidence_range to null"
+            )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything needed to predict.
 
@@ -59,6 +84,8 @@ class ModelConfig:
         mpp: micrometres per pixel of the training images, where known.
         threshold: where the map is cut.
         selection: how the epoch was chosen.
+        evidence_range: reads the method's evidence where images must be comparable, as the tiles of a slide; None
+            where the method needs none, or where none was found.
         provenance: table, fold, seed, versions, date.
         weights_sha256: of `model.safetensors`.
         format: version of this format.
@@ -72,6 +99,7 @@ class ModelConfig:
     mpp: float | None = None
     threshold: Threshold = field(default_factory=Threshold)
     selection: Selection = field(default_factory=Selection)
+    evidence_range: EvidenceRange | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     format: int = FORMAT

@@ -1,7 +1,9 @@
 """Image in, Localization out: the one place where a model is applied."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -63,23 +65,82 @@ class Predictor:
             InputError: the image cannot be read or is no RGB image; the threshold is outside [0, 1].
         """
         pixels = read_image(Path(image)) if isinstance(image, str | Path) else _checked(image)
-        network_input = normalise(load_tensor(pixels, self.config.input), self.config.input)
-        batch = network_input[None].to(self.device, memory_format=torch.channels_last)
-        was_training = self.method.training
-        self.method.eval()
-        try:
-            with torch.no_grad():
-                found = self.method.localize(batch)
-                size = (pixels.shape[0], pixels.shape[1])
-                roi = resize(found.roi.float(), size).clamp(0, 1)
-                largest = None if found.class_maps is None else predicted_is_largest(found, size)
-        finally:
-            self.method.train(was_training)
+        batch = self._network_input([pixels])
+        with self._at_rest():
+            found = self.method.localize(batch)
+            size = (pixels.shape[0], pixels.shape[1])
+            roi = resize(found.roi.float(), size).clamp(0, 1)
+            largest = None if found.class_maps is None else predicted_is_largest(found, size)
         roi_map = roi[0, 0].cpu().numpy()
         cut = self._threshold(roi_map, threshold)
         probabilities = found.probabilities[0].float().cpu().numpy() if self.method.classifies else None
         by_argmax = None if largest is None else largest[0].cpu().numpy()
         return Localization(self.config.classes, probabilities, roi_map, roi_map >= cut, cut, mpp, by_argmax)
+
+    def evidence(
+        self, tiles: Sequence[NDArray[np.uint8]], *, precision: Literal["float32", "bf16"] = "float32"
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Class probabilities and evidence of images of one size, comparable between all images; one batch.
+
+        The images are preprocessed as by `predict`. Evidence becomes a ROI map by `roi_of`.
+
+        Args:
+            tiles: B images, each (H, W, 3) uint8 RGB, all of one size.
+            precision: bf16 computes in bfloat16 where that is safe (autocast), faster on recent GPUs.
+
+        Returns:
+            Probabilities (B, K), and evidence (B, C, h, w) at the network's own stride: C = K where the method has a
+            map per class, otherwise 1. Probabilities of a method that does not classify mean nothing.
+
+        Raises:
+            InputError: no tiles, tiles of different sizes, or one that is no RGB image.
+        """
+        sizes = {_checked(tile).shape for tile in tiles}
+        if len(sizes) != 1:
+            said = ", ".join(sorted(f"{width}x{height}" for height, width, _ in sizes)) or "none at all"
+            raise InputError(f"evidence needs tiles of one size, not {said}; give them in batches of one size")
+        batch = self._network_input(tiles)
+        with self._at_rest(), torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            found = self.method.evidence(batch)
+        return found.probabilities.float().cpu().numpy(), found.values.float().contiguous().cpu().numpy()
+
+    def roi_of(
+        self,
+        values: NDArray[np.floating],
+        low: float | Sequence[float] | None = None,
+        high: float | Sequence[float] | None = None,
+    ) -> NDArray[np.float32]:
+        """Evidence -> ROI map in [0, 1], position by position; see `Method.roi_of`.
+
+        Args:
+            values: (B, C, h, w) or (C, h, w) with `low` and `high` of length C; or of any shape with one number each.
+            low: evidence at and below which there is no ROI; not needed where `method.evidence_is_roi`.
+            high: evidence at and above which there is nothing but ROI.
+
+        Returns:
+            The shape of `values`.
+        """
+        # Copied: an array from a file may be read-only, which tensors cannot be.
+        given = torch.tensor(np.asarray(values, dtype=np.float32))
+        bounds = [None if b is None else torch.as_tensor(np.asarray(b, dtype=np.float32)) for b in (low, high)]
+        with torch.no_grad():
+            return self.method.roi_of(given, *bounds).numpy()
+
+    def _network_input(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        config = self.config.input
+        batch = torch.stack([normalise(load_tensor(image, config), config) for image in images])
+        return batch.to(self.device, memory_format=torch.channels_last)
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """Eval mode and no gradients, for a while."""
+        was_training = self.method.training
+        self.method.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.method.train(was_training)
 
     def _threshold(self, roi: NDArray[np.float32], asked: float | None) -> float:
         if asked is not None:

@@ -28,6 +28,7 @@ from histoloc.data.dataset import EpochBatches, TrainSet, loaded, make_loader, s
 from histoloc.data.table import Table, read_table
 from histoloc.errors import InputError
 from histoloc.evaluate import measure, model_localizes
+from histoloc.evidence import keep_range
 from histoloc.files import atomic_path
 from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
@@ -95,6 +96,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
         fit(fabric, config, table, out, progress=progress and fabric.is_global_zero)
         if fabric.is_global_zero and config.training.threshold == "valid":
             choose_threshold(out / "model", table, fabric.device)
+        if fabric.is_global_zero:
+            keep_range(out / "model", table, fabric.device, progress=progress)
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
