@@ -27,9 +27,25 @@ def asked(monkeypatch) -> list:
 def test_flags_reach_the_engine(asked):
     flags = "--data a/glas.csv --folds 0-4 --seeds 0-2 --out bench --rows gap,maxmin-sem --preset fast --workers 2"
     more = "--devices 0,1 --split valid --epochs 3 --backbone resnet18 --stride 16 --weights none --maps 5"
-    main(["benchmark", "table1", *flags.split(), *more.split()])
+    special = "--empty-class normal --published camelyon16"
+    main(["benchmark", "table1", *flags.split(), *more.split(), *special.split()])
     main(["benchmark", "ablation", "--data", "t.csv", "--out", "b"])
-    given = ("0-4", "0-2", "gap,maxmin-sem", "fast", 2, "0,1", "valid", 3, "resnet18", 16, "none", 5)
+    given = (
+        "0-4",
+        "0-2",
+        "gap,maxmin-sem",
+        "fast",
+        2,
+        "0,1",
+        "valid",
+        3,
+        "resnet18",
+        16,
+        "none",
+        5,
+        "normal",
+        "camelyon16",
+    )
     assert asked == [
         ("table1", Choices(Path("a/glas.csv"), Path("bench"), *given)),
         ("ablation", Choices(Path("t.csv"), Path("b"))),
@@ -70,4 +86,4 @@ def test_a_wrong_call_is_one_sentence_and_exit_code_2(tiny_table, tmp_path, caps
 def test_help_explains_every_flag(capsys):
     main(["benchmark", "table1", "--help"])
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", capsys.readouterr().out))
-    assert {f"--{name}" for name in Choices.__dataclass_fields__} <= shown
+    assert {f"--{name.replace('_', '-')}" for name in Choices.__dataclass_fields__} <= shown

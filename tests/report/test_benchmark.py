@@ -179,7 +179,7 @@ def test_images_are_chosen_by_all_methods_and_from_every_class():
     tables = [
         pd.DataFrame({"label": label, "f1_plus": score, "f1_minus": [np.nan] * 8}, index=names) for score in scores
     ]
-    assert choose_images(tables, 6) == [
+    assert choose_images(tables, count=6) == [
         ("i1", "easiest"),
         ("i2", "middle"),
         ("i4", "hardest"),
@@ -187,7 +187,7 @@ def test_images_are_chosen_by_all_methods_and_from_every_class():
         ("i6", "middle"),
         ("i7", "hardest"),
     ]
-    assert choose_images(tables, 2) == [("i1", "middle"), ("i5", "middle")]
+    assert choose_images(tables, count=2) == [("i1", "middle"), ("i5", "middle")]
 
 
 def test_labels_of_crowded_points_do_not_overlap():
@@ -248,13 +248,12 @@ def test_a_row_that_learns_nothing_and_is_as_good_is_named(bench, shift, said):
 
 def test_the_figure_shows_the_images_asked_for(bench, tmp_path):
     names = read_bench(bench).cells[0].evaluation.images["name"].tolist()
-    gallery, _ = figure(read_bench(bench), [names[3], Path(names[1]).stem])
-    assert gallery is not None
+    (gallery,), _ = figure(read_bench(bench), [names[3], Path(names[1]).stem])
     assert [row.name for row in gallery.rows] == [names[3], names[1]]
     with pytest.raises(InputError, match="--images nowhere: no image of this name"):
         figure(read_bench(bench), ["nowhere"])
     table = pd.DataFrame(index=["a/x.png", "b/x.png"])
     with pytest.raises(InputError, match="--images x: several images"):
-        named_images([table], ["x"])
+        named_images([table], wanted=["x"])
     with pytest.raises(InputError, match="--images chooses the figure of a benchmark"):
         report([bench / "cells" / "gap" / "fold0-seed0"], tmp_path / "r.html", images=["a"])

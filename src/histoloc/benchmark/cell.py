@@ -42,7 +42,13 @@ def run_cell(folder: Path) -> None:
     print(f"trained: {epochs} epochs, {seconds:.1f} s", flush=True)
     started = time.perf_counter()
     found = evaluate(
-        folder, config.data, split=request["split"], fold=config.fold, maps=request["maps"], progress=False
+        folder,
+        config.data,
+        split=request["split"],
+        fold=config.fold,
+        maps=request["maps"],
+        empty_class=request.get("empty_class"),
+        progress=False,
     )
     evaluated = time.perf_counter() - started
     print(summary_line(found), flush=True)

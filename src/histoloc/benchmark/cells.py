@@ -1,6 +1,7 @@
 """A benchmark as a list of cells (row, fold, seed), each of them an ordinary run in a folder of its own."""
 
 import csv
+import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from histoloc.benchmark.presets import OWN_TRAINING, PRESETS, Choices
+from histoloc.benchmark.presets import OWN_TRAINING, PRESETS, WITH_EMPTY_CLASS, Choices
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, cell_name
 from histoloc.benchmark.rows import Row, rows_of
 from histoloc.config import RunConfig, method_class, plain, run_config
@@ -36,6 +37,7 @@ class PlannedCell:
         config: of the run.
         split: what is measured.
         maps: of so many images maps are kept.
+        empty_class: whose images are measured as images without ROI; None = every class has ROI.
     """
 
     row: Row
@@ -45,6 +47,7 @@ class PlannedCell:
     config: RunConfig
     split: str
     maps: int
+    empty_class: str | None = None
 
     @property
     def label(self) -> str:
@@ -62,12 +65,15 @@ class PlannedCell:
     @property
     def request(self) -> dict[str, Any]:
         """All that the result depends on, as plain values."""
+        # Only where it is named, so that cells of benchmarks without it stay finished.
+        empty = {} if self.empty_class is None else {"empty_class": self.empty_class}
         return {
             "row": self.row.name,
             "fold": self.fold,
             "seed": self.seed,
             "split": self.split,
             "maps": self.maps,
+            **empty,
             "run": plain(self.config),
         }
 
@@ -105,7 +111,9 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
     if choices.maps < 0:
         raise InputError(f"--maps {choices.maps} must be at least 0; correct it")
     rows = choose_rows(kind, choices.rows)
+    _check_published(kind, choices)
     table = read_table(choices.data)
+    _check_empty_class(choices, table)
     folds = choose_folds(choices.folds, table)
     seeds = [seed for seed in parse_numbers(choices.seeds, "--seeds") if seed is not None]
     if not seeds:
@@ -114,7 +122,16 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
     if split == "auto":
         split = "test" if any(s.split == "test" for s in table.samples) else "valid"
     cells = [
-        PlannedCell(row, fold, seed, folder, cell_config(row, fold, seed, choices), split, choices.maps)
+        PlannedCell(
+            row,
+            fold,
+            seed,
+            folder,
+            cell_config(row, fold, seed, choices),
+            split,
+            choices.maps,
+            choices.empty_class,
+        )
         for row in rows
         for fold in folds
         for seed in seeds
@@ -126,7 +143,9 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
 
 
 def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunConfig:
-    """The configuration of one cell's run: preset, what the method needs instead, row and overrides, nothing else.
+    """The configuration of one cell's run, from nothing but preset, what the method needs instead, row and overrides.
+
+    An empty class reaches the methods that have the option.
 
     Raises:
         InputError: an option of the row or an override has a wrong value.
@@ -139,13 +158,21 @@ def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunC
         "method": row.method,
         "data": choices.data.as_posix(),
         "fold": fold,
-        "options": dict(row.options),
+        "options": {**_empty_class_options(row.method, choices.empty_class), **row.options},
         "input": dict(preset["input"]),
         # One device for each cell: cells run side by side, not their batches.
         "training": {**preset["training"], **own, **epochs, "seed": seed, "devices": "1"},
         **({"backbone": given} if given else {}),
     }
     return run_config(values, where=f"row {row.name}")
+
+
+def _empty_class_options(method: str, empty_class: str | None) -> dict[str, Any]:
+    """What a method is told of a class without ROI; nothing where it has no such option."""
+    options = {field.name for field in dataclasses.fields(method_class(method).Options)}
+    if empty_class is None or "empty_class" not in options:
+        return {}
+    return {**WITH_EMPTY_CLASS.get(method, {}), "empty_class": empty_class}
 
 
 def parse_numbers(text: str, flag: str) -> tuple[int | None, ...]:
@@ -227,6 +254,20 @@ def _check_table(cells: Sequence[PlannedCell], folds: Sequence[int | None], data
                 f"{data}: {', '.join(supervised)} learns from masks, and training rows have none; fill the column "
                 f"mask, or {remedy}"
             )
+
+
+def _check_empty_class(choices: Choices, table: Table) -> None:
+    if choices.empty_class is not None and choices.empty_class not in table.classes:
+        raise InputError(
+            f"--empty-class {choices.empty_class!r} is not a class of {choices.data}; choose one of "
+            f"{list(table.classes)}"
+        )
+
+
+def _check_published(kind: str, choices: Choices) -> None:
+    named = choices.published
+    if named not in (None, "none") and not any(named in row.published for row in rows_of(kind)):
+        raise InputError(f"--published {named}: no numbers were published on it for the rows of {kind}; leave it out")
 
 
 def _check_backbone(choices: Choices) -> None:

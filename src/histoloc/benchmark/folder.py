@@ -19,7 +19,7 @@ from histoloc.errors import InputError
 from histoloc.files import write_json
 
 # A folder holds one benchmark: these may not differ between calls. Rows, folds and seeds may be added.
-FIXED = ("kind", "data", "preset", "split", "maps", "overrides")
+FIXED = ("kind", "data", "preset", "split", "maps", "overrides", "empty_class")
 
 
 def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
@@ -38,6 +38,8 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
         "rows": [row.name for row in rows_of(kind) if any(cell.row == row for cell in cells)],
         "split": cells[0].split,
         "maps": choices.maps,
+        "empty_class": choices.empty_class,
+        "published": choices.published,
         "command": "",
         "overrides": choices.overrides,
         "machine": machine(),
@@ -49,6 +51,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
         if differing:
             said = ", ".join(f"{name} was {earlier.get(name)} and is {now[name]}" for name in differing)
             raise InputError(f"{choices.out}: holds a benchmark of other settings ({said}); choose another --out")
+        now["published"] = choices.published or earlier.get("published")  # only what the tables show
         now |= {name: _distinct([*earlier[name], *now[name]]) for name in ("folds", "seeds")}
         names = {*earlier["rows"], *now["rows"]}
         now["rows"] = [row.name for row in rows_of(kind) if row.name in names]
@@ -63,6 +66,8 @@ def command(settings: dict[str, Any], out: Path) -> str:
     if settings["rows"] != [row.name for row in rows_of(settings["kind"])]:
         flags["rows"] = ",".join(settings["rows"])
     flags |= {name: settings[name] for name in ("preset", "split", "maps")}
+    named = {"empty-class": settings.get("empty_class"), "published": settings.get("published")}
+    flags |= {flag: value for flag, value in named.items() if value is not None}
     flags |= {**settings["overrides"], "out": out.as_posix()}
     return shlex.join(["histoloc", "benchmark", settings["kind"], *(f"--{k}={v}" for k, v in flags.items())])
 

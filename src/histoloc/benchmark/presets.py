@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-# The paper's settings for GlaS; `fast` has images of half the side, a quarter of the epochs, ten times the rate.
+# The paper's settings for GlaS; `fast` has images of half the side, a quarter of the epochs, ten times the rate;
+# `camelyon16` is what the recipes camelyon16-* have.
 PRESETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "paper": {
         "input": {"small_side": 432, "crop": 416},
@@ -15,6 +16,10 @@ PRESETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
         "input": {"small_side": 216, "crop": 208},
         "training": {"epochs": 20, "batch": 4, "lr": 1e-2, "selection": "error-latest"},
     },
+    "camelyon16": {
+        "input": {"small_side": 0, "crop": 416, "vertical_flip": 0.0, "quarter_turns": True},
+        "training": {"epochs": 20, "batch": 4, "lr": 1e-3, "selection": "error-latest"},
+    },
 }
 
 # What a method needs instead, by preset; the table's footnotes say so. Max-pooling and LSE send the whole gradient to a
@@ -22,6 +27,10 @@ PRESETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
 OWN_TRAINING: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "fast": {"maxpool": {"lr": 1e-3}, "lse": {"lr": 1e-3}},
 }
+
+# What a method needs besides `empty_class`, where a class without ROI is named: a map that is stretched in every image
+# has ROI in every image. Without stretching, the paper's slope.
+WITH_EMPTY_CLASS: Mapping[str, Mapping[str, Any]] = {"maxmin": {"normalisation": "none", "slope": 5.0}}
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,8 @@ class Choices:
             default all of the table, or none where it has none.
         seeds: of training: 0-2, or 0,5.
         rows: names of rows, such as gap,maxmin-sem; by default all of the table.
-        preset: paper = the published settings; fast = images at half size, fewer epochs.
+        preset: paper = the published settings for GlaS; fast = images at half size, fewer epochs; camelyon16 = the
+            published settings for Camelyon16-P512, patches as they are.
         workers: cells that run side by side; by default one per GPU, one on a CPU. Cells share the cores; with another
             number of threads (OMP_NUM_THREADS) the last bits of a result may differ.
         devices: auto, cpu, or GPU numbers such as 0,1, which the workers take in turns.
@@ -46,6 +56,10 @@ class Choices:
         stride: input pixels per feature position, instead of each method's own.
         weights: embedded, hub, none, or a file; instead of each method's own.
         maps: of so many images per cell, evenly spaced, maps and masks are kept for the report.
+        empty_class: images of this class have no ROI (normal tissue): methods with an option of this name are told so,
+            and every row is measured so.
+        published: the data set whose published numbers stand beside ours: glas, camelyon16, or none; by default glas
+            where the table's file name says so, else none.
     """
 
     data: Path
@@ -53,7 +67,7 @@ class Choices:
     folds: str | None = None
     seeds: str = "0"
     rows: str | None = None
-    preset: Literal["paper", "fast"] = "paper"
+    preset: Literal["paper", "fast", "camelyon16"] = "paper"
     workers: int | None = None
     devices: str = "auto"
     split: Literal["auto", "test", "valid"] = "auto"
@@ -62,6 +76,8 @@ class Choices:
     stride: int | None = None
     weights: str | None = None
     maps: int = 200
+    empty_class: str | None = None
+    published: Literal["glas", "camelyon16", "none"] | None = None
 
     @property
     def overrides(self) -> dict[str, Any]:

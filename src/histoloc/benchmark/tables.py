@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 
 from histoloc.benchmark.compare import REPLICATES, Difference, best_baseline, compare
+from histoloc.benchmark.presets import WITH_EMPTY_CLASS
 from histoloc.benchmark.results import Bench, Cell
 from histoloc.benchmark.rows import DATASETS, Row
-from histoloc.report.tables import LESS_IS_BETTER, METRICS, NOT_DEFINED, percent, sentence
+from histoloc.report.tables import (
+    LESS_IS_BETTER,
+    METRICS,
+    NOT_DEFINED,
+    SPECIFICITY,
+    percent,
+    sentence,
+    specificity_heading,
+)
 
 MEASURED = ("cl_error", "f1_plus", "f1_minus", "f1_mean", "pxap")
 PUBLISHED = ("cl_error", "f1_plus", "f1_minus")
@@ -152,13 +161,16 @@ def _cells_column(bench: Bench) -> Column:
 
 
 def _measured_columns(bench: Bench) -> list[Column]:
-    values = measured(bench)
+    empty = bench.empty_class
+    headings = {name: METRICS[name] for name in MEASURED}
+    headings |= {} if empty is None else {SPECIFICITY: specificity_heading([empty])}
+    values = measured(bench, list(headings))
 
     def column(metric: str) -> Column:
         best = best_rows(bench.rows, {name: of_row[metric] for name, of_row in values.items()}, metric)
-        return Heading(METRICS[metric], "ours"), lambda row: number(values[row.name][metric], row.name in best)
+        return Heading(headings[metric], "ours"), lambda row: number(values[row.name][metric], row.name in best)
 
-    return [column(metric) for metric in MEASURED]
+    return [column(metric) for metric in headings]
 
 
 def _argmax_columns(bench: Bench) -> list[Column]:
@@ -173,7 +185,7 @@ def _argmax_columns(bench: Bench) -> list[Column]:
 
 
 def _published_columns(bench: Bench) -> list[Column]:
-    """Nothing where the table's file name names no data set with published numbers."""
+    """Nothing where no data set with published numbers is named."""
     dataset = bench.dataset
     if dataset is None or not any(dataset in row.published for row in bench.rows):
         return []
@@ -230,6 +242,12 @@ def _general(bench: Bench, baseline: Row | None) -> list[str]:
     ]
     if common := _setting(bench):
         said.append(common)
+    if bench.empty_class is not None:
+        said.append(
+            f"Images of class {bench.empty_class} have no ROI: F1⁺ leaves them out, so that it cannot see false alarms "
+            f"on them; the {specificity_heading([bench.empty_class])} does: mean of the share of the image that is not "
+            "marked."
+        )
     if any(cell.argmax_rule for cell in bench.cells):
         said.append(
             "argmax rule: the published CAM rule, by which a pixel is ROI where the predicted class has the largest "
@@ -317,6 +335,7 @@ def _notes_of(bench: Bench, row: Row, common: Mapping[str, Any]) -> list[str]:
     for name, of in RULES.items():
         others = sorted({value for cell in cells if (value := of(cell)) and value != common[name]})
         notes += [f"{name.capitalize()}: {', '.join(others)}."] if others else []
+    notes += [note for cell in cells if (note := _told_empty_class(cell))]
     notes += [sentence(text) for cell in cells for text in cell.evaluation.result.uses_masks]
     finished = {cell.name for cell in cells}
     missing = [name for name in bench.wanted if name not in finished]
@@ -326,6 +345,16 @@ def _notes_of(bench: Bench, row: Row, common: Mapping[str, Any]) -> list[str]:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         notes.append(f"{len(cells)} of {len(bench.wanted)} cells are finished; missing: {named}{more}.")
     return list(dict.fromkeys(notes))
+
+
+def _told_empty_class(cell: Cell) -> str:
+    """What a method's options say of a class without ROI, and what else they are because of it."""
+    options = cell.settings.get("options") or {}
+    empty = options.get("empty_class")
+    if empty is None:
+        return ""
+    besides = [f"{name} {options[name]}" for name in WITH_EMPTY_CLASS.get(cell.row.method, {}) if name in options]
+    return f"Was told that images of class {empty} have no ROI" + (f": {', '.join(besides)}." if besides else ".")
 
 
 def _count(number: int, noun: str) -> str:

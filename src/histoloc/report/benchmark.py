@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,7 +108,7 @@ def render(bench: Bench, table: Table, *, title: str | None = None, images: Sequ
     """The page as HTML text."""
     baseline = best_baseline(bench)
     differences = compare(bench, baseline)
-    gallery, shown = figure(bench, images)
+    galleries, shown = figure(bench, images)
     return template("benchmark.html.j2").render(
         title=title or table.title,
         introduction=_introduction(bench),
@@ -123,7 +123,7 @@ def render(bench: Bench, table: Table, *, title: str | None = None, images: Sequ
         compared=_compared(bench, differences),
         matrices=pixel_matrices(bench),
         sensitivity=sensitivity(bench),
-        gallery=gallery,
+        galleries=galleries,
         shown=shown,
         colours=agreement_colours(),
         cost_headings=COST_HEADINGS,
@@ -144,19 +144,19 @@ def pixel_matrices(bench: Bench) -> list[PixelMatrix]:
     return made
 
 
-def figure(bench: Bench, images: Sequence[str] = ()) -> tuple[Gallery | None, str]:
-    """The figure of the paper: the same images for every method, from the cell that most rows have finished.
+def figure(bench: Bench, images: Sequence[str] = ()) -> tuple[list[Gallery], str]:
+    """The figures of the paper: the same images for every method, from the cell that most rows have finished.
 
     Args:
         bench: the benchmark.
         images: the ones to show; by default those of `choose_images`.
 
     Returns:
-        The gallery, None while nothing is finished; and which cell it is, in words.
+        The galleries, none while nothing is finished, two where a class has no ROI; and which cell it is, in words.
     """
     counted = Counter((cell.fold, cell.seed) for cell in bench.cells)
     if not counted:
-        return None, ""
+        return [], ""
     chosen = counted.most_common(1)[0][0]  # of equally many the first
     pairs = [
         (Run(cell.row.title, cell.folder), cell.evaluation)
@@ -164,27 +164,32 @@ def figure(bench: Bench, images: Sequence[str] = ()) -> tuple[Gallery | None, st
         if (cell.fold, cell.seed) == chosen and not cell.evaluation.images.empty
     ]
     if not pairs:
-        return None, ""
-    gallery = side_by_side(pairs, partial(named_images, wanted=images) if images else choose_images)
+        return [], ""
+    galleries = side_by_side(pairs, partial(named_images, wanted=images) if images else choose_images)
     absent = [row.title for row in bench.rows if row.title not in {run.name for run, _ in pairs}]
     if absent:
-        gallery.notes.append(f"{', '.join(absent)}: this cell is not finished, so that the figure leaves them out.")
+        galleries[0].notes.append(
+            f"{', '.join(absent)}: this cell is not finished, so that the figure leaves them out."
+        )
     fold, seed = chosen
-    return gallery, f"seed {seed}" if fold is None else f"fold {fold}, seed {seed}"
+    return galleries, f"seed {seed}" if fold is None else f"fold {fold}, seed {seed}"
 
 
-def choose_images(tables: list[pd.DataFrame], count: int = IMAGES) -> list[tuple[str, str]]:
+def choose_images(
+    tables: list[pd.DataFrame], empty: Set[str] = frozenset(), count: int = IMAGES
+) -> list[tuple[str, str]]:
     """Choose images that no single method is favoured by.
 
     Args:
         tables: per_image.csv of every method, with the same images, indexed by name.
+        empty: names of the images without ROI.
         count: how many at most, of every class alike, but at least one of each.
 
     Returns:
         Image name and rank, from the easiest to the hardest of each class: evenly spaced in the order of the mean
-        over methods of the mean of F1⁺ and F1⁻.
+        over methods of the mean of F1⁺ and F1⁻; images without ROI in that of the share that is not marked.
     """
-    scores = pd.concat([table[["f1_plus", "f1_minus"]].mean(axis=1) for table in tables], axis=1).mean(axis=1)
+    scores = pd.concat([_scores(table, empty) for table in tables], axis=1).mean(axis=1)
     first = tables[0]
     classes = sorted(first["label"].unique())
     each = max(1, count // len(classes))
@@ -197,7 +202,15 @@ def choose_images(tables: list[pd.DataFrame], count: int = IMAGES) -> list[tuple
     return chosen
 
 
-def named_images(tables: list[pd.DataFrame], wanted: Sequence[str]) -> list[tuple[str, str]]:
+def _scores(table: pd.DataFrame, empty: Set[str]) -> pd.Series:
+    f1 = table[["f1_plus", "f1_minus"]].mean(axis=1)
+    quiet = table.index.isin(list(empty))
+    return f1.where(~quiet, 100 * (1 - table["roi_fraction"])) if quiet.any() else f1
+
+
+def named_images(
+    tables: list[pd.DataFrame], empty: Set[str] = frozenset(), *, wanted: Sequence[str]
+) -> list[tuple[str, str]]:
     """The images asked for, by name or by file name with or without its suffix.
 
     Raises:

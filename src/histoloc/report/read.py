@@ -52,6 +52,7 @@ class Metrics(BaseModel):
     pxap: Metric | None = None
     tpr: Metric | None = None
     tnr: Metric | None = None
+    specificity_without_roi: Metric | None = None
     confusion: list[list[int]] | None = None  # (K, K) images; row: true class, column: predicted class
     classes: list[str] = Field(default_factory=list)
     threshold_curve: ThresholdCurve | None = None

@@ -23,6 +23,7 @@ METRICS = {
     "tpr": "TPR",
     "tnr": "TNR",
 }
+SPECIFICITY = "specificity_without_roi"  # shown only where a class is named that has no ROI
 LESS_IS_BETTER = frozenset({"cl_error"})
 NOT_DEFINED = "–"
 _ROW = ["run", "method", "table", "split", "n_images", "threshold_rule", "threshold"]
@@ -30,7 +31,7 @@ _ROW = ["run", "method", "table", "split", "n_images", "threshold_rule", "thresh
 
 @dataclass(frozen=True)
 class TableRow:
-    """One evaluation of one run as the table shows it; `cells` holds one mapping for each of METRICS."""
+    """One evaluation of one run as the table shows it; `cells` holds one mapping for each of `headings`."""
 
     run: str
     method: str
@@ -43,6 +44,17 @@ class TableRow:
     published: str  # where the published numbers come from, empty where there are none
 
 
+def headings(runs: Sequence[Run]) -> dict[str, str]:
+    """Headings by name of the metric: those of METRICS, and the specificity where a class is named without ROI."""
+    empty = {e.result.empty_class for run in runs for e in run.evaluations} - {None}
+    return METRICS | ({SPECIFICITY: specificity_heading(sorted(map(str, empty)))} if empty else {})
+
+
+def specificity_heading(empty_classes: Sequence[str]) -> str:
+    """`specificity on normal images`; without the names of classes `specificity without ROI`."""
+    return f"specificity on {' or '.join(empty_classes)} images" if empty_classes else "specificity without ROI"
+
+
 def results_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """Every metric of every evaluation, tidy: one row per run, split and metric.
 
@@ -53,13 +65,15 @@ def results_frame(runs: Sequence[Run]) -> pd.DataFrame:
         Columns run, method, table, split, n_images, threshold_rule, threshold, metric, value, low, high, n,
         published, best. `value`, `low`, `high` (95 % interval) and `published` are percentages, NaN
         where undefined. `best` marks the best value, at the decimals shown, among runs evaluated on
-        the same table and split; nothing is best among fewer than two.
+        the same table and split; nothing is best among fewer than two. The specificity on images without ROI is
+        among the metrics where an evaluation names a class without ROI.
     """
     records = []
+    names = headings(runs)
     for run in runs:
         for evaluation in run.evaluations:
             result = evaluation.result
-            for name in METRICS:
+            for name in names:
                 metric = getattr(result.metrics, name)
                 record = {
                     "run": run.name,
@@ -97,9 +111,10 @@ def to_markdown(frame: pd.DataFrame) -> str:
     Args:
         frame: what `results_frame` returned.
     """
+    shown = _headings_of(frame)
     lines = [
-        "| " + " | ".join(["Run", "Split", "n", *(f"{heading} (%)" for heading in METRICS.values())]) + " |",
-        "|---|---|" + "---:|" * (len(METRICS) + 1),
+        "| " + " | ".join(["Run", "Split", "n", *(f"{heading} (%)" for heading in shown)]) + " |",
+        "|---|---|" + "---:|" * (len(shown) + 1),
     ]
     for (run, _, split, n_images), group in _by_row(frame):
         cells = []
@@ -116,7 +131,7 @@ def to_html(frame: pd.DataFrame) -> str:
     Args:
         frame: what `results_frame` returned.
     """
-    head = "".join(f'<th scope="col">{name} (%)</th>' for name in METRICS.values())
+    head = "".join(f'<th scope="col">{name} (%)</th>' for name in _headings_of(frame))
     lines = [
         '<table class="results"><thead><tr><th scope="col">Run</th><th scope="col">Split</th>'
         f'<th scope="col">n</th>{head}</tr></thead><tbody>'
@@ -220,6 +235,11 @@ def _best(frame: pd.DataFrame) -> pd.Series:
     shown = shown.where(frame["metric"].isin(LESS_IS_BETTER), -shown)
     groups = shown.groupby([frame["table"], frame["split"], frame["metric"]])
     return (shown == groups.transform("min")) & (groups.transform("count") > 1)
+
+
+def _headings_of(frame: pd.DataFrame) -> list[str]:
+    named = METRICS | {SPECIFICITY: specificity_heading([])}
+    return [named[name] for name in named if name in METRICS or name in set(frame["metric"])]
 
 
 def _by_row(frame: pd.DataFrame) -> Any:

@@ -1,0 +1,176 @@
+"""Images of a class without ROI have a gallery of their own, in the reports of runs and of benchmarks."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import write_run
+from histoloc.benchmark.results import read_bench
+from histoloc.report import read_runs, results_frame, to_html, to_markdown, write_report
+from histoloc.report.benchmark import choose_images, figure, write_benchmark_report
+from histoloc.report.gallery import choose, galleries, without_roi
+
+# Shares marked by two runs in the images 0, 1, 2 (normal); 3, 4, 5 are metastatic.
+MARKED = {"first": (0.3, 0.0, 0.125), "second": (0.05, 0.5, 0.0)}
+NORMAL = [f"gland {number}.png" for number in range(3)]
+
+
+def with_normal_tissue(run: Path, marked: tuple[float, ...], *, named: bool = True, specificity: float = 80.0) -> Path:
+    """Turn a run of `write_run` into one on normal and metastatic images; normal ones have no mask file."""
+    path = run / "evaluation" / "test" / "per_image.csv"
+    images = pd.read_csv(path)
+    images["label"] = ["normal"] * 3 + ["metastatic"] * 3
+    images["predicted"] = ["normal"] * 4 + ["metastatic"] * 2
+    images = images.rename(columns={"prob_benign": "prob_normal", "prob_malignant": "prob_metastatic"})
+    normal = images["label"] == "normal"
+    images.loc[normal, ["f1_plus", "true_fraction", "mask"]] = [np.nan, 0.0, ""]
+    images.loc[normal, "roi_fraction"] = marked
+    images.to_csv(path, index=False)
+    for file in (path.with_name("metrics.json"), run / "metrics.json"):
+        content = json.loads(file.read_text())
+        content["empty_class"] = "normal" if named else None
+        content["metrics"]["classes"] = ["metastatic", "normal"]
+        content["metrics"]["specificity_without_roi"] = {"value": specificity, "low": 60.0, "high": 90.0, "n": 3}
+        file.write_text(json.dumps(content))
+    return run
+
+
+@pytest.fixture
+def tissue(runs) -> list[Path]:
+    return [
+        with_normal_tissue(run, MARKED[run.name], specificity=s) for run, s in zip(runs, (85.833, 81.667), strict=True)
+    ]
+
+
+def test_normal_and_metastatic_samples_are_two_galleries(tissue):
+    normal, metastatic = galleries(read_runs(tissue)[0])
+    assert (normal.samples, normal.without_roi) == ("normal samples", True)
+    assert (metastatic.samples, metastatic.without_roi) == ("metastatic samples", False)
+    # By what the first run marks, the least first.
+    assert [(row.name, row.rank) for row in normal.rows] == [
+        (NORMAL[1], "best"),
+        (NORMAL[2], "median"),
+        (NORMAL[0], "worst"),
+    ]
+    assert [row.name for row in metastatic.rows] == ["gland 3.png", "gland 4.png", "gland 5.png"]
+    assert [[panel.score for panel in row.panels] for row in normal.rows] == [
+        ["0.0 %", "50.0 %"],
+        ["12.5 %", "0.0 %"],
+        ["30.0 %", "5.0 %"],
+    ]
+    assert normal.rows[0].panels[0].caption == "no false alarm\nsays normal, p = 0.80"
+    assert normal.rows[2].panels[0].caption == "false alarm on 30.0 %\nsays normal, p = 0.80"
+    assert metastatic.rows[0].panels[0].caption == "F1⁺ 60.0, F1⁻ 60.0\nsays normal, p = 0.80 (wrong)"
+    assert metastatic.rows[0].panels[0].score == "60.0 / 60.0"
+    # Without a mask file every mask is compared with nothing; there is no outline to show.
+    assert all(row.truth is None and not row.missing for row in normal.rows)
+    assert all(panel.agreement and panel.heatmap for row in normal.rows for panel in row.panels)
+    assert all(row.truth for row in metastatic.rows)
+
+
+def test_a_class_without_roi_need_not_be_named_where_every_image_has_a_truth(runs):
+    found, _ = read_runs([with_normal_tissue(runs[0], MARKED["first"], named=False)])
+    (evaluation,) = found[0].evaluations
+    assert without_roi([evaluation]) == set(NORMAL)
+    evaluation.images.loc[0, "true_fraction"] = np.nan
+    assert without_roi([evaluation]) == set()
+    evaluation.result.empty_class = "normal"
+    assert without_roi([evaluation]) == set(NORMAL)
+    evaluation.images.loc[1, "true_fraction"] = 0.01  # the mask knows better than the label
+    assert without_roi([evaluation]) == {NORMAL[0], NORMAL[2]}
+
+
+def test_without_such_a_class_there_is_one_gallery(runs):
+    (gallery,) = galleries(read_runs(runs)[0])
+    assert (gallery.samples, gallery.without_roi, len(gallery.rows)) == ("", False, 6)
+
+
+def test_only_images_without_roi_are_one_gallery(tissue):
+    path = tissue[0] / "evaluation" / "test" / "per_image.csv"
+    pd.read_csv(path).head(3).to_csv(path, index=False)
+    (gallery,) = galleries(read_runs(tissue[:1])[0])
+    assert (gallery.samples, len(gallery.rows)) == ("normal samples", 3)
+
+
+def test_of_many_images_the_least_the_median_and_the_largest_false_alarms_are_shown():
+    share = np.random.default_rng(0).permutation(21) / 100
+    names = [f"i{number}" for number in range(21)]
+    images = pd.DataFrame({"name": names, "label": "normal", "roi_fraction": share, "f1_plus": np.nan, "f1_minus": 0.0})
+    by_share = [names[place] for place in np.argsort(share)]
+    chosen = choose(images, 2, set(names))
+    assert [rank for _, rank in chosen] == ["best"] * 2 + ["median"] * 2 + ["worst"] * 2
+    assert [name for name, _ in chosen] == [by_share[place] for place in (0, 1, 9, 10, 19, 20)]
+
+
+def test_a_benchmark_ranks_by_the_mean_false_alarm_of_all_methods():
+    names = ["a", "b", "c"]
+    tables = [
+        pd.DataFrame({"label": "normal", "roi_fraction": share, "f1_plus": np.nan, "f1_minus": 50.0}, index=names)
+        for share in ([0.1, 0.0, 0.3], [0.0, 0.5, 0.1])  # means 0.05, 0.25, 0.2
+    ]
+    assert choose_images(tables, set(names)) == [("a", "easiest"), ("c", "middle"), ("b", "hardest")]
+
+
+def test_the_page_of_runs_shows_both_figures_and_the_specificity(tissue, tmp_path):
+    page = write_report(tissue, tmp_path / "report.html").read_text("utf-8")
+    assert re.findall(r"<h2>Where: (.*)</h2>", page) == [
+        "normal samples, test of glands.csv",
+        "metastatic samples, test of glands.csv",
+    ]
+    assert "Images of class normal have no ROI: whatever is marked is a false alarm" in page
+    assert page.count('alt="False alarms: gland') == page.count('alt="Agreement with the truth: gland') == 3 * 2
+    assert page.count("data:image/jpeg") == 3 * (1 + 2 * 2) + 3 * (2 + 2 * 2)
+    assert '<th scope="col" class="num">specificity on normal images</th>' in page
+    assert "<b>85.83</b>" in page
+    assert "81.67" in page
+
+
+def test_the_frame_and_its_tables_have_the_specificity_only_where_a_class_is_named(tissue, tmp_path):
+    frame = results_frame(read_runs(tissue)[0])
+    own = frame[frame["metric"] == "specificity_without_roi"]
+    assert own["value"].tolist() == [85.833, 81.667]
+    assert own["best"].tolist() == [True, False]
+    assert "| specificity without ROI (%) |" in to_markdown(frame)
+    assert '<th scope="col">specificity without ROI (%)</th>' in to_html(frame)
+    other = results_frame(read_runs([write_run(tmp_path / "other" / "run", error=0.0, f1_plus=70.0, seed=3)])[0])
+    assert "specificity_without_roi" not in set(other["metric"])
+    assert "specificity" not in to_markdown(other)
+
+
+@pytest.fixture
+def bench(tmp_path) -> Path:
+    """GAP and max-min on normal and metastatic images, one seed."""
+    folder = tmp_path / "bench"
+    for number, row in enumerate(("gap", "maxmin-sem")):
+        run = write_run(folder / "cells" / row / "nofold-seed0", error=0.0, f1_plus=60.0, seed=number)
+        with_normal_tissue(run, list(MARKED.values())[number], specificity=70.0 + number)
+        (run / "cell.json").write_text(json.dumps({"row": row, "fold": None, "seed": 0, "train_seconds": 1.0}))
+    settings = {"kind": "table1", "data": "p512/table.csv", "folds": [None], "seeds": [0], "split": "test"}
+    settings |= {"rows": ["gap", "maxmin-sem"], "preset": "camelyon16", "empty_class": "normal"}
+    (folder / "benchmark.json").write_text(json.dumps(settings | {"published": "camelyon16", "format": 1}))
+    return folder
+
+
+def test_the_page_of_a_benchmark_shows_both_figures(bench):
+    found = read_bench(bench)
+    (normal, metastatic), shown = figure(found)
+    assert (normal.samples, metastatic.samples, shown) == ("normal samples", "metastatic samples", "seed 0")
+    assert [row.name for row in normal.rows] == [NORMAL[2], NORMAL[0], NORMAL[1]]  # means 0.0625, 0.175, 0.25
+    page = write_benchmark_report(bench).read_text("utf-8")
+    assert re.findall(r"<h2>Where: (.*)</h2>", page) == ["normal samples, seed 0", "metastatic samples, seed 0"]
+    assert page.count('alt="Predicted mask: ') == 3 * 2
+    assert page.count('alt="Predicted mask and truth: ') == 3 * 2
+    assert "specificity on normal images" in page
+    assert "published (Camelyon16-P512, test)" in page
+
+
+def test_images_asked_for_keep_to_their_gallery(bench):
+    (normal, metastatic), _ = figure(read_bench(bench), ["gland 4", "gland 2", "gland 0"])
+    assert [row.name for row in normal.rows] == ["gland 2.png", "gland 0.png"]
+    assert [row.name for row in metastatic.rows] == ["gland 4.png"]
+    (alone,), _ = figure(read_bench(bench), ["gland 4"])
+    assert (alone.samples, alone.without_roi) == ("", False)
