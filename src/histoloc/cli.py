@@ -183,11 +183,14 @@ def data_camelyon16(
     coarse: int = 6,
     patches_from: Path | None = None,
     write: Literal["none", "png", "jpeg"] = "none",
+    slide_mpp: float | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
-    memory_gb: float = 2.0,
+    memory_gb: float = 1.0,
 ) -> None:
     """Camelyon16's slides and annotations -> a table of patches; a second call does only what is missing.
+
+    Slides that fail are listed in failed.csv with their reasons; the table is made without them, the exit code is 1.
 
     Args:
         root: the folder of the challenge, with training/ and testing/.
@@ -204,6 +207,7 @@ def data_camelyon16(
         coarse: normal patches are searched on the slide reduced by 2 to this power.
         patches_from: a published list of patch names (CSV), or a folder of lists, to take instead of sampling.
         write: also write the patches as files, to which the table then points.
+        slide_mpp: micrometres per pixel of level 0 of slides that do not say it; the others keep their own.
         workers: processes; by default one per core.
         scheduler: address of a Dask scheduler to use instead (tcp://host:8786); it must see the same folders.
         memory_gb: a worker process above it is ended, and its slide tried again.
@@ -220,6 +224,7 @@ def data_camelyon16(
         seed=seed,
         patches_from=patches_from,
         write=write,
+        slide_mpp=slide_mpp,
         workers=workers,
         scheduler=scheduler,
         memory_gb=memory_gb,
@@ -229,6 +234,8 @@ def data_camelyon16(
     print(made.summary())
     print(read_table(made.table).counts().to_string())
     print(made.table)
+    if made.provenance["failed"]:
+        raise SystemExit(1)
 
 
 @data_app.command(name="synthetic")

@@ -199,11 +199,6 @@ def test_seed_decides_and_nothing_else(root, made, tmp_path):
     )
 
 
-def test_two_workers_make_the_same(root, made, tmp_path):
-    camelyon16_table(root, tmp_path, sampling=SAMPLING, workers=2, progress=False)
-    assert listed(tmp_path).equals(listed(made))
-
-
 def test_a_second_call_scans_nothing_again(root, made, monkeypatch):
     before = (made / "table.csv").read_bytes()
     monkeypatch.setattr("histoloc.slides.protocol.open_slide", None)

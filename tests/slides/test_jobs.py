@@ -1,5 +1,6 @@
 """The engine on tasks that fail, die and come back; one cluster for all of it, since it is slow to start."""
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 from distributed import LocalCluster
 
 from histoloc.errors import InputError
+from histoloc.files import atomic_path
 from histoloc.slides.jobs import run_jobs
 
 
@@ -24,6 +26,9 @@ def work(item, settings):
             raise InputError(f"{calls.name}: is\nbroken")
         case "fail once" if calls.stat().st_size == 1:
             raise OSError("once")
+        case "full":
+            with atomic_path(calls.with_suffix(".png")):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         case "raise":
             raise KeyError("what")
         case "die":
@@ -127,6 +132,19 @@ def test_killed_workers_lose_only_what_they_did(tmp_path):
     assert os.getpid() not in {done["process"] for done in result.done.values()}
     jobs["2/die"]["do"] = jobs["4/fail"]["do"] = "ok"
     assert values(run(tmp_path, jobs)) == {key: 3 * job["value"] for key, job in jobs.items()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_ends_the_call(tmp_path, workers):
+    jobs = items(tmp_path, "ok", "full", *["ok"] * 20)
+    with pytest.raises(InputError, match=r"1\.png: cannot be written \(No space left .* a second call goes on"):
+        run(tmp_path, jobs, workers=workers, retries=0)
+    assert calls(tmp_path)["1"] == 1
+    assert len(calls(tmp_path)) < len(jobs)
+    assert not (tmp_path / "out" / "failed.csv").exists()
+    jobs["1/full"]["do"] = "ok"
+    assert values(run(tmp_path, jobs)) == {key: 3 * job["value"] for key, job in jobs.items()}
+    assert calls(tmp_path)["0"] == 1
 
 
 def test_a_scheduler_by_its_address(tmp_path):

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from histoloc.data.camelyon16_folder import check_fold, find_slides, slide_folds, split_of
+from histoloc.data.camelyon16_folder import check_fold, find_slides, give_scale, slide_folds, split_of
 from histoloc.data.camelyon16_published import ends, read_published
-from histoloc.data.camelyon16_write import SETS, Build, Row, failures, provenance, write_files, write_tables
+from histoloc.data.camelyon16_write import SETS, Build, Row, failures, provenance, write_files, write_patches
+from histoloc.data.table import write_table
 from histoloc.errors import InputError
 from histoloc.files import write_json
+from histoloc.slides.jobs import write_failed
 from histoloc.slides.names import PatchName, normal_name, tumour_name
 from histoloc.slides.patches import calibrate, calibration_size, equal_numbers, random_for
 from histoloc.slides.protocol import Sampling, draw_slide, look_at_slide, scan_slide
 
 Write = Literal["none", "png", "jpeg"]
-MEMORY_GB = 2.0  # of a worker: a strip across a whole slide of 100,000 px takes about 0.8
+MEMORY_GB = 1.0  # of a worker: a strip across a whole slide of 100,000 px takes about 0.6
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def camelyon16_table(
     seed: int = 0,
     patches_from: Path | None = None,
     write: Write = "none",
+    slide_mpp: float | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
     memory_gb: float = MEMORY_GB,
@@ -73,12 +76,14 @@ def camelyon16_table(
     Args:
         root: the folder of the slides, see `find_slides`.
         out: folder for table.csv (a region table), patches.csv (what is known of each patch), provenance.json,
-            masks/ (under `tmi`, or where patches are written) and patches/ (where patches are written).
+            failed.csv (where slides failed: which, and why), masks/ (under `tmi`, or where patches are written) and
+            patches/ (where patches are written).
         sampling: what is sampled; None for the published protocol.
         fold: which of the five slide-level folds is the validation set, see `slide_folds`.
         seed: of calibration and of the draw of normal patches, from 0.
         patches_from: a list of published names, or a folder of them, to take instead of sampling.
         write: also write the patches as files, to which the table then points.
+        slide_mpp: micrometres per pixel of level 0 of slides that do not say it; without it they fail.
         workers: processes; None for one per core.
         scheduler: address of a Dask scheduler.
         memory_gb: a worker process above it is ended, and its slide tried again.
@@ -96,12 +101,13 @@ def camelyon16_table(
     found = find_slides(root, published=sampling.protocol == "tmi")
     folds = slide_folds((*found.slides, *found.without_outlines))
     check_fold(found.slides, folds, fold)
+    slides = found.slides if slide_mpp is None else give_scale(found.slides, slide_mpp)
     build = Build(
         Path(out).absolute(),
         sampling,
         seed,
-        {slide.name: slide for slide in found.slides},
-        {slide.name: split_of(slide, folds, fold) for slide in found.slides},
+        {slide.name: slide for slide in slides},
+        {slide.name: split_of(slide, folds, fold) for slide in slides},
         dict(found.failed),
         {"workers": workers, "scheduler": scheduler, "progress": progress, "memory_gb": memory_gb},
         warnings=list(found.warnings),
@@ -110,14 +116,16 @@ def camelyon16_table(
         _sample(build)
     else:
         _take(build, patches_from)
+    write_failed(build.out / "failed.csv", dict(sorted(build.failed.items())))
     if not any(row.split == "train" and row.label == "tumor" for row in build.rows):
         failed = "".join(f"; {name}: {reason}" for name, reason in build.failed.items())
         raise InputError(f"{root}: no tumour patch of the training set was found{failed}")
     build.rows.sort(key=lambda row: (SETS.index(row.split), row.label, row.slide.name, row.y, row.x, str(row.name)))
     files = write_files(build, write)
-    write_tables(build, files)
+    table = write_patches(build, files)
     told = provenance(build, root, fold, patches_from, write, found.left_out, folds)
     write_json(build.out / "provenance.json", told)
+    write_table(build.out / "table.csv", table)
     return CamelyonResult(build.out / "table.csv", told, (*failures(build.failed), *build.warnings))
 
 

@@ -4,12 +4,13 @@ import csv
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from histoloc.errors import InputError
 from histoloc.slides.patches import random_for
+from histoloc.slides.reader import open_slide
 
 Part = Literal["train", "test"]
 Label = Literal["normal", "tumor"]
@@ -51,6 +52,7 @@ class CamelyonSlide:
         part: of the challenge.
         label: whether it holds a metastasis.
         annotations: absolute path of its XML; None on normal slides.
+        mpp: micrometres per pixel of level 0, of a slide that does not say it.
     """
 
     name: str
@@ -58,6 +60,7 @@ class CamelyonSlide:
     part: Part
     label: Label
     annotations: Path | None = None
+    mpp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,25 @@ def find_slides(root: Path, *, published: bool = True) -> CamelyonFolder:
                 slides.append(CamelyonSlide(name, path, part, label, annotations))
     warnings = () if files["test"] else (f"{root}: no test slides; looked in {', '.join(_SLIDES['test'])}",)
     return CamelyonFolder(tuple(sorted(slides, key=lambda s: s.name)), left_out, failed, tuple(without), warnings)
+
+
+def give_scale(slides: Iterable[CamelyonSlide], mpp: float) -> tuple[CamelyonSlide, ...]:
+    """The slides, with `mpp` (micrometres per pixel of level 0) for those that do not say it; all are opened.
+
+    Raises:
+        InputError: the mpp is not positive.
+    """
+    if not 0 < mpp < math.inf:
+        raise InputError(f"slide-mpp {mpp:g}: give a positive number of micrometres per pixel")
+    return tuple(slide if _opens(slide.path) else replace(slide, mpp=mpp) for slide in slides)
+
+
+def _opens(path: Path) -> bool:
+    try:
+        open_slide(path).close()
+    except InputError:  # for want of a scale; or it is damaged, which the task that opens it with one will tell
+        return False
+    return True
 
 
 def slide_folds(slides: Iterable[CamelyonSlide]) -> dict[str, int]:

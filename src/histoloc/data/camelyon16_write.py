@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from histoloc.data.camelyon16_folder import CamelyonSlide
-from histoloc.data.table import write_table
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
 from histoloc.slides.jobs import JobsResult, Task, run_jobs
@@ -63,12 +62,18 @@ class Build:
 
     def item(self, slide: CamelyonSlide, *, annotations: bool = True, **more: Any) -> dict[str, Any]:
         """What a task has to know; a file that was exchanged makes it another item, which is done again."""
-        stat = slide.path.stat()
-        item = {"slide": str(slide.path), "bytes": stat.st_size, "modified": stat.st_mtime_ns, **more}
-        if annotations:
-            path = slide.annotations
-            item["annotations"] = None if path is None else str(path)
-            item["annotations_sha256"] = None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+        item = {"slide": str(slide.path), **more}
+        try:
+            stat = slide.path.stat()
+            item |= {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
+            if slide.mpp is not None:
+                item["slide_mpp"] = slide.mpp
+            if annotations:
+                path = slide.annotations
+                item["annotations"] = None if path is None else str(path)
+                item["annotations_sha256"] = None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            item["unreadable"] = str(error)  # the task opens the files and tells it as the slide's own failure
         return item
 
 
@@ -105,8 +110,12 @@ def write_files(build: Build, write: str) -> list[Files]:
     return files
 
 
-def write_tables(build: Build, files: Sequence[Files]) -> None:
-    """table.csv for training, patches.csv for whoever wants to know where a patch comes from."""
+def write_patches(build: Build, files: Sequence[Files]) -> pd.DataFrame:
+    """Write patches.csv for whoever wants to know where a patch comes from, and give the rows of table.csv.
+
+    The table of an earlier call goes; the new one is to be written last, so that it is there only with what belongs
+    to it.
+    """
     shared = _shared_slides(build)
     table, patches = [], []
     for row, file in zip(build.rows, files, strict=True):
@@ -121,6 +130,7 @@ def write_tables(build: Build, files: Sequence[Files]) -> None:
                 "group": "" if row.slide.name in shared else row.slide.name,
                 "mpp": row.mpp,
                 **region,
+                "slide_mpp": None if file.patch else row.slide.mpp,
             }
         )
         place = {"x": row.x, "y": row.y, "width": row.width, "height": row.height, "mpp": row.mpp}
@@ -142,7 +152,9 @@ def write_tables(build: Build, files: Sequence[Files]) -> None:
     listed = pd.DataFrame(patches).astype({"region": "Int64", "row": "Int64"})
     with atomic_path(build.out / "patches.csv") as temporary:
         listed.to_csv(temporary, index=False, lineterminator="\n")
-    write_table(build.out / "table.csv", pd.DataFrame(table))
+        (build.out / "table.csv").unlink(missing_ok=True)
+    rows = pd.DataFrame(table)
+    return rows.drop(columns="slide_mpp") if rows["slide_mpp"].isna().all() else rows
 
 
 def _shared_slides(build: Build) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -44,6 +45,10 @@ class JobsResult:
     failed: dict[str, str]
 
 
+class _DiskFull(InputError):
+    """There is no room for what a task made. It is no fault of the item's, and the next one would find none either."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """One item on its way; it is sent to the workers as it is."""
@@ -83,7 +88,7 @@ def run_jobs(
     The result of an item becomes `out/parts/KEY.json`, written atomically when all else of the task is done, together
     with the item and a fingerprint of the settings. An item that has changed since is done again, other settings are
     refused. A task that fails is tried again; then the item is listed with its reason in `out/failed.csv` (which is
-    absent where all went well) and the others go on.
+    absent where all went well) and the others go on. Only a full disk ends the call: what is done is kept.
 
     A worker process that dies loses only what it was doing, which the others do again. Who was on a dying worker
     again and again is tried once more with nothing beside it, so that none pays for its neighbour, and then counts
@@ -106,8 +111,8 @@ def run_jobs(
         Results and failures; they do not depend on the number of workers.
 
     Raises:
-        InputError: `out` cannot be written or was begun with other settings, no scheduler answers, or a number is
-            out of its range.
+        InputError: `out` cannot be written or was begun with other settings, no scheduler answers, the disk is
+            full, or a number is out of its range.
     """
     out = Path(out).absolute()
     _check_numbers(workers, retries, memory_gb)
@@ -132,7 +137,7 @@ def run_jobs(
         if parts[job.key] is None and job.key not in failed:
             failed[job.key] = f"its result is not to be seen at {job.path}; let all workers have the same folders"
     failed = {job.key: failed[job.key] for job in jobs if job.key in failed}
-    _write_failed(out / "failed.csv", failed)
+    write_failed(out / "failed.csv", failed)
     done = {key: part["result"] for key, part in parts.items() if part is not None}
     return JobsResult(done, failed)
 
@@ -177,7 +182,8 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _write_failed(path: Path, failed: Mapping[str, str]) -> None:
+def write_failed(path: Path, failed: Mapping[str, str]) -> None:
+    """Write the reason of each slide that failed, as a CSV with the columns slide and reason; without any, no file."""
     if failed:
         with atomic_path(path) as temporary:
             rows = pd.DataFrame({"slide": list(failed), "reason": list(failed.values())})
@@ -188,9 +194,15 @@ def _write_failed(path: Path, failed: Mapping[str, str]) -> None:
 
 def _perform(job: _Job) -> None:
     """Do one item, in whatever process."""
-    result = job.task(job.item, job.settings)
-    # Last, because it is what says that the item is done.
-    write_json(job.path, {"fingerprint": job.fingerprint, "item": job.item, "result": result})
+    try:
+        result = job.task(job.item, job.settings)
+        # Last, because it is what says that the item is done.
+        write_json(job.path, {"fingerprint": job.fingerprint, "item": job.item, "result": result})
+    except (InputError, OSError) as error:
+        first = error.__cause__ if isinstance(error, InputError) else error  # atomic_path tells what it caught
+        if isinstance(first, OSError) and first.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _DiskFull(f"{error}; what was done before is kept, and a second call goes on from there") from error
+        raise
 
 
 def _reason(error: BaseException) -> str:
@@ -232,6 +244,8 @@ def _try(job: _Job, retries: int) -> Exception | None:
     for _ in range(retries + 1):
         try:
             _perform(job)
+        except _DiskFull:
+            raise
         except Exception as caught:  # whatever it is, it is told as this item's reason and the others go on
             error = caught
         else:
@@ -301,5 +315,7 @@ def _spread(client: Client, jobs: Sequence[_Job], retries: int) -> Iterator[tupl
             error = InputError("the scheduler was lost before it was done; call again")
         else:
             error = future.exception()
+            if isinstance(error, _DiskFull):
+                raise error
         submit()
         yield job, error

@@ -181,7 +181,17 @@ def draw_tumour(
 
 def _open(item: Mapping[str, Any]) -> Slide:
     """Open the slide of an item; its `slide_mpp`, where it has one, is the scale of level 0."""
-    return open_slide(Path(item["slide"]), mpp=item.get("slide_mpp"))
+    path, mpp = Path(item["slide"]), item.get("slide_mpp")
+    try:
+        return open_slide(path, mpp=mpp)
+    except InputError as error:
+        if mpp is None:
+            open_slide(path, mpp=1.0).close()  # with any scale: what is damaged fails here again
+            raise InputError(
+                f"{path}: says no scale, or none that can be right (coarser than any scan, or not the same in x and "
+                f"y); give --slide-mpp, the micrometres per pixel of its level 0"
+            ) from error
+        raise
 
 
 def scan_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
