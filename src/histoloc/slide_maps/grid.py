@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,14 +73,12 @@ def tile_grid(
 ) -> TileGrid:
     """Lay tiles over a slide and keep those with tissue.
 
-    All tiles together would cover the whole slide; only the last ones of a row and of a column may reach beyond it.
-    A tile is kept if its share of tissue is at least `min_tissue`. Of the others, the fullest first, a tile is kept
-    if it holds a pixel of the mask (its centre) that no kept tile holds: so every pixel of tissue lies in a tile,
-    small fragments at the corners of tiles too.
+    All tiles together cover the slide; only the last ones of a row and of a column may reach beyond it. A tile is
+    kept if its share of tissue is at least `min_tissue`; of the others, the fullest first, one is kept if it holds a
+    pixel of the mask (its centre) that no kept tile holds. So every pixel of tissue lies in a tile.
 
-    The slide's size is that of `slide.size_at`, to the nearest working pixel. Where a level within 1 % of `mpp` is
-    read as it is, that level's pixels are the working pixels and its scale is the working scale: otherwise tiles at
-    the far end of a slide would be off by 1 % of its width.
+    The slide's size is that of `slide.size_at`. Where a level within 1 % of `mpp` is read as it is, the level's
+    scale is the working scale: with `mpp` itself, tiles at the far end would be off by 1 % of the slide's width.
 
     Args:
         slide: an open slide.
@@ -87,7 +86,7 @@ def tile_grid(
         tile: side of a tile in working pixels, from 32 up.
         overlap: share of a tile's side that the next tile sees too, in [0, 0.9]; rounded so that the step is a
             multiple of `cell`, at least one.
-        cell: side of a pixel of the map in working pixels; it divides `tile`.
+        cell: side of the map's pixels in working pixels; it divides `tile`.
         mask: (H, W) bool, tissue over the whole slide; None keeps all tiles, with a share of 1.
         mask_mpp: its scale in micrometres per pixel.
         min_tissue: in [0, 1]; a tile without tissue is never kept.
@@ -100,21 +99,18 @@ def tile_grid(
         ValueError: the mask does not fit the slide.
     """
     _check_numbers(tile, overlap, cell, min_tissue)
-    level = slide.levels[slide.level_for(mpp)]
-    downsample = level.downsample if abs(level.mpp / mpp - 1) <= NEAR else mpp / slide.mpp
     width, height = slide.size_at(mpp)
+    mpp, downsample = _scale_read(slide, mpp)
     step = max(cell, round(tile * (1 - overlap) / cell) * cell)
     xs, ys = (axis_starts(length, tile, step, cell) for length in (width, height))
     positions = np.stack([np.tile(xs, len(ys)), np.repeat(ys, len(xs))], axis=1)
-    shares = np.ones(len(positions))
-    if mask is not None:
-        corners, side = positions * downsample, tile * downsample
-        shares = share(mask, mask_mpp, corners[:, 0], corners[:, 1], side, side, slide)
-        columns = _held(xs, tile, downsample * mask.shape[1] / slide.width, mask.shape[1])
-        rows = _held(ys, tile, downsample * mask.shape[0] / slide.height, mask.shape[0])
-        kept = _kept(mask, shares, [(row, column) for row in rows for column in columns], min_tissue)
-        positions, shares = positions[kept], shares[kept]
-    return TileGrid(tile, step, cell, slide.mpp * downsample, downsample, width, height, positions, shares)
+    grid = TileGrid(tile, step, cell, mpp, downsample, width, height, positions, np.ones(len(positions)))
+    if mask is None:
+        return grid
+    (x, y), side = positions.T * downsample, tile * downsample
+    shares = share(mask, mask_mpp, x, y, side, side, slide)
+    kept = _kept(mask, shares, _boxes(grid, xs, ys, slide, mask), min_tissue)
+    return replace(grid, positions=positions[kept], tissue=shares[kept])
 
 
 def axis_starts(length: int, tile: int, step: int, cell: int) -> NDArray[np.int64]:
@@ -146,11 +142,26 @@ def _check_numbers(tile: int, overlap: float, cell: int, min_tissue: float) -> N
         raise InputError(f"min-tissue {min_tissue:g}: give a share from 0 to 1")
 
 
-def _held(starts: NDArray[np.int64], tile: int, scale: float, count: int) -> list[slice]:
-    """Pixels of the mask, along an axis, whose centres lie in each tile; `scale` is the mask's per working pixel."""
-    low, high = (np.ceil(edges * scale - 0.5).astype(np.int64) for edges in (starts, starts + tile))
-    high[-1] = count  # it ends the slide, whose size was rounded
-    return [slice(int(a), int(b)) for a, b in zip(low, high, strict=True)]
+def _scale_read(slide: Slide, mpp: float) -> tuple[float, float]:
+    """Micrometres and pixels of level 0 per pixel that `read` gives for a scale."""
+    level = slide.levels[slide.level_for(mpp)]
+    near = abs(level.mpp / mpp - 1) <= NEAR
+    return (level.mpp, level.downsample) if near else (mpp, mpp / slide.mpp)
+
+
+def _boxes(
+    grid: TileGrid, xs: NDArray[np.int64], ys: NDArray[np.int64], slide: Slide, mask: NDArray[np.bool_]
+) -> list[tuple[slice, slice]]:
+    """Pixels of the mask, as rows and columns, whose centres lie in each tile."""
+
+    def held(starts: NDArray[np.int64], length: int, count: int) -> list[slice]:
+        scale = grid.downsample * count / length
+        low, high = (np.ceil(edges * scale - 0.5).astype(np.int64) for edges in (starts, starts + grid.tile))
+        high[-1] = count  # it ends the slide, whose size was rounded
+        return [slice(int(a), int(b)) for a, b in zip(low, high, strict=True)]
+
+    rows, columns = mask.shape
+    return list(product(held(ys, slide.height, rows), held(xs, slide.width, columns)))
 
 
 def _kept(

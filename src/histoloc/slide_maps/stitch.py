@@ -78,35 +78,48 @@ def stitch_bands(grid: TileGrid, tiles: Tiles, window: NDArray[np.float32]) -> I
     n = grid.side
     if window.shape != (n, n):
         raise ValueError(f"a window of {window.shape} does not fit tiles of {n} x {n} cells")
-    window = window.astype(np.float64)
-    sums = np.zeros((n, grid.columns))
-    weights = np.zeros((n, grid.columns))
-    top = 0  # row of the map at which the sums begin
-
-    def finish(below: int) -> Iterator[Band]:
-        nonlocal top
-        while top < below:
-            r = min(below - top, n)
-            covered = weights[:r] > 0
-            values = np.divide(sums[:r], weights[:r], out=np.zeros((r, grid.columns)), where=covered)
-            yield Band(top, values.astype(np.float32), covered)
-            for array in (sums, weights):
-                array[: n - r] = array[r:]
-                array[n - r :] = 0
-            top += r
-
+    sums = _Sums(window, grid.columns)
     for y, indices in _tile_rows(grid):
-        yield from finish(y)
+        yield from sums.finish(y)
         for start in range(0, len(indices), _AT_ONCE):
             some = indices[start : start + _AT_ONCE]
             values = tiles(some)
             if values.shape != (len(some), n, n):
                 raise ValueError(f"tiles of {values.shape} are not {len(some)} of {n} x {n} cells")
             for x, value in zip(grid.positions[some, 0] // grid.cell, values, strict=True):
-                inside = min(n, grid.columns - x)
-                sums[:, x : x + inside] += value[:, :inside] * window[:, :inside]
-                weights[:, x : x + inside] += window[:, :inside]
-    yield from finish(grid.rows)
+                sums.add(int(x), value)
+    yield from sums.finish(grid.rows)
+
+
+class _Sums:
+    """Weighted sums over the rows of the map that tiles are being added to, from row `top` on."""
+
+    def __init__(self, window: NDArray[np.floating], columns: int) -> None:
+        self.window = window.astype(np.float64)
+        self.sums = np.zeros((len(window), columns))
+        self.weights = np.zeros((len(window), columns))
+        self.top = 0
+
+    def add(self, x: int, tile: NDArray[np.floating]) -> None:
+        """Add a tile whose first row is `top`; what reaches beyond the last column is dropped."""
+        n, columns = self.sums.shape
+        inside = min(n, columns - x)
+        weight = self.window[:, :inside]
+        self.sums[:, x : x + inside] += tile[:, :inside] * weight
+        self.weights[:, x : x + inside] += weight
+
+    def finish(self, below: int) -> Iterator[Band]:
+        """Give the rows above `below`, to which no more tiles come, and move down to it."""
+        n, columns = self.sums.shape
+        while self.top < below:
+            r = min(below - self.top, n)
+            covered = self.weights[:r] > 0
+            values = np.divide(self.sums[:r], self.weights[:r], out=np.zeros((r, columns)), where=covered)
+            yield Band(self.top, values.astype(np.float32), covered)
+            for array in (self.sums, self.weights):
+                array[: n - r] = array[r:]
+                array[n - r :] = 0
+            self.top += r
 
 
 def _tile_rows(grid: TileGrid) -> Iterator[tuple[int, NDArray[np.int64]]]:
