@@ -85,8 +85,8 @@ def find_outlines(
         size: (width, height) of the slide in pixels of level 0, beyond which the last cells may reach: outlines end
             there.
         min_area_mm2: smaller regions are left out.
-        simplify_cells: about how far, in cells, an outline may move when it is simplified; 0 leaves it exact. So stays an
-            outline whose area would change by more than a tenth (specks of a few cells).
+        simplify_cells: about how far, in cells, an outline may move when it is simplified; 0 leaves it exact. So
+            stays an outline whose area would change by more than a tenth (specks of a few cells).
         block: about block x block cells are looked at at a time.
 
     Returns:

@@ -1,0 +1,328 @@
+"""From the evidence of a slide's tiles to its map, and from the map to all that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.filters import threshold_otsu
+
+from histoloc.files import atomic_path
+from histoloc.predict import Predictor
+from histoloc.slide_maps.answer import (
+    OF_ALL_TILES,
+    OF_NO_CLASSIFIER,
+    OF_TOP_TILES,
+    slide_probabilities,
+    uncertainty,
+)
+from histoloc.slide_maps.evidence_file import EvidenceFile
+from histoloc.slide_maps.grid import TileGrid
+from histoloc.slide_maps.infer import roi_of_tiles
+from histoloc.slide_maps.outlines import ROI_COLOR, Outline, find_outlines, in_roi, write_regions
+from histoloc.slide_maps.overview import overview
+from histoloc.slide_maps.pyramid import read_level, write_ome_tiff
+from histoloc.slide_maps.settings import Settings
+from histoloc.slide_maps.stitch import Band, DiskMap, Tiles, gaussian_window, stitch_bands, write_map
+from histoloc.slides.reader import Slide
+
+FORMAT = 1  # of slide.json
+_PICTURE = 1600  # longer side of the overview's thumbnails, pixels
+_BAND = 512  # rows of the map looked at at a time
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How evidence became a map in [0, 1].
+
+    Attributes:
+        source: `model` (the range learned in training), `slide` (1st and 99th percentile over the slide) or `none`
+            (the evidence says by itself what is ROI).
+        low: evidence that counts as none, for each map.
+        high: evidence that counts as full, for each map.
+    """
+
+    source: str
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a slide when its tiles are predicted.
+
+    Attributes:
+        slide: open.
+        grid: its tiles.
+        tissue: (H, W) bool over the slide, or None where all of it was looked at.
+        predictor: the model.
+        store: evidence of all tiles.
+        asked: the settings.
+        folder: to write into.
+    """
+
+    slide: Slide
+    grid: TileGrid
+    tissue: Mask | None
+    predictor: Predictor
+    store: EvidenceFile
+    asked: Settings
+    folder: Path
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the model."""
+        return self.predictor.config.classes
+
+    @property
+    def empty(self) -> int | None:
+        """Index of the class without ROI."""
+        return None if self.asked.empty_class is None else self.classes.index(self.asked.empty_class)
+
+
+def write_outputs(found: Found, name: str, slide_mpp: float | None) -> dict[str, Any]:
+    """Write the maps, outlines, table of tiles and picture of a slide.
+
+    Args:
+        found: what is known of it.
+        name: of the slide.
+        slide_mpp: µm/px of level 0 where the user gave it.
+
+    Returns:
+        What slide.json holds, but for the cost.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    grid, folder = found.grid, found.folder
+    p = found.store.probabilities()
+    classifies = found.predictor.method.classifies
+    of_slide = slide_probabilities(p, grid.tissue, found.empty) if classifies else None
+    shown = None if of_slide is None else int(of_slide.argmax())
+    scaling = choose_scaling(found)
+    cells = grid.mpp * grid.cell
+    window = gaussian_window(grid.side)
+    roi = write_map(
+        folder / "work" / "map.raw", _on_tissue(found, _roi(found, scaling, shown), window), (grid.rows, grid.columns)
+    )
+    write_ome_tiff(folder / "map.ome.tif", roi.read, roi.shape, cells, name="ROI")
+    if classifies:
+        entropy = uncertainty(p)
+        doubt = write_map(
+            folder / "work" / "uncertainty.raw", _on_tissue(found, _constant(entropy, grid.side), window), roi.shape
+        )
+        write_ome_tiff(folder / "uncertainty.ome.tif", doubt.read, roi.shape, cells, name="uncertainty")
+    threshold = choose_threshold(found, roi)
+    outlines = find_outlines(
+        roi.read,
+        roi.shape,
+        threshold,
+        grid.cell * grid.downsample,
+        cells,
+        size=(found.slide.width, found.slide.height),
+        min_area_mm2=found.asked.min_area_mm2,
+    )
+    roi_class = _roi_class(found, shown)
+    write_regions(folder / "regions.geojson", outlines, roi_class or "ROI", ROI_COLOR)
+    _write_tiles(folder / "tiles.csv", found, p if classifies else None)
+    told = _told(found, name, slide_mpp, of_slide, roi_class, scaling)
+    told["roi"] = _areas(found, roi, threshold, outlines)
+    told["map"] = {
+        "file": "map.ome.tif", "mpp": cells, "width": grid.columns, "height": grid.rows, "threshold": threshold,
+    }  # fmt: skip
+    told["uncertainty"] = {"file": "uncertainty.ome.tif"} if classifies else None
+    told["regions"], told["overview"] = "regions.geojson", "overview.png"
+    if of_slide is None:
+        told["score"] = told["roi"]["share"]
+    small, reduced = read_level(folder / "map.ome.tif", _PICTURE)
+    scale = reduced * grid.cell * grid.downsample
+    picture = overview(found.slide, small, scale, outlines, title=_title(told), threshold=threshold, max_side=_PICTURE)
+    with atomic_path(folder / "overview.png") as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
+    return told
+
+
+def choose_scaling(found: Found) -> Scaling:
+    """The range that makes the evidence a map, by the settings and by what the model has."""
+    if found.predictor.method.evidence_is_roi:
+        return Scaling("none")
+    learned = found.predictor.config.evidence_range
+    if learned is not None and found.asked.scale != "slide":
+        return Scaling("model", tuple(learned.low), tuple(learned.high))
+    low, high = found.store.ranges()
+    # Evidence that is the same everywhere is none.
+    high = np.where(high > low, high, low + 1)
+    return Scaling("slide", tuple(map(float, low)), tuple(map(float, high)))
+
+
+def choose_threshold(found: Found, roi: DiskMap) -> float:
+    """Where the map is cut: as asked, as the model folder says, or by Otsu's rule over the tissue of the slide."""
+    if found.asked.threshold is not None:
+        return found.asked.threshold
+    kept = found.predictor.config.threshold.value
+    if kept is not None:
+        return kept
+    counts = np.zeros(256, np.int64)
+    for first, rows in _rows(roi):
+        counts += np.bincount(rows[tissue_cells(found, first, len(rows))], minlength=256)
+    levels = np.flatnonzero(counts)
+    if len(levels) < 2:
+        return 0.5
+    return float(threshold_otsu(hist=(counts, np.arange(256)))) / 255
+
+
+def tissue_cells(found: Found, first: int, number: int) -> Mask:
+    """Which cells of some rows of the map have tissue at their centre: (number, columns) bool."""
+    grid, mask = found.grid, found.tissue
+    if mask is None:
+        return np.ones((number, grid.columns), bool)
+    rows = (np.arange(first, first + number) + 0.5) * grid.cell * mask.shape[0] / grid.height
+    columns = (np.arange(grid.columns) + 0.5) * grid.cell * mask.shape[1] / grid.width
+    i = np.clip(rows.astype(np.int64), 0, mask.shape[0] - 1)
+    j = np.clip(columns.astype(np.int64), 0, mask.shape[1] - 1)
+    return mask[np.ix_(i, j)]
+
+
+def _on_tissue(found: Found, tiles: Tiles, window: NDArray[np.float32]) -> Iterator[Band]:
+    """Bands of the map, 0 where there is no tissue."""
+    for band in stitch_bands(found.grid, tiles, window):
+        tissue = tissue_cells(found, band.first_row, len(band.values))
+        yield band._replace(values=np.where(tissue, band.values, np.float32(0)))
+
+
+def _roi(found: Found, scaling: Scaling, shown: int | None) -> Tiles:
+    def tiles(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        values = found.store.read(indices)
+        return roi_of_tiles(found.predictor, values, scaling.low, scaling.high, shown=shown, empty=found.empty)
+
+    return tiles
+
+
+def _constant(values: NDArray[np.float32], side: int) -> Tiles:
+    return lambda indices: np.broadcast_to(values[indices][:, None, None], (len(indices), side, side))
+
+
+def _rows(roi: DiskMap) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    for first in range(0, roi.rows, _BAND):
+        yield first, roi.read(first, min(first + _BAND, roi.rows))
+
+
+def _areas(found: Found, roi: DiskMap, threshold: float, outlines: list[Outline]) -> dict[str, Any]:
+    """Areas in mm² of tissue and of what is cut from the map; a cell counts whole."""
+    cell = (found.grid.mpp * found.grid.cell / 1000) ** 2
+    inside = tissue = 0
+    for first, rows in _rows(roi):
+        inside += int(in_roi(rows, threshold).sum())
+        tissue += int(tissue_cells(found, first, len(rows)).sum())
+    return {
+        "mm2": round(inside * cell, 6),
+        "tissue_mm2": round(tissue * cell, 6),
+        "share": inside / tissue if tissue else 0.0,
+        "regions": len(outlines),
+        "largest_mm2": round(max((outline.area_mm2 for outline in outlines), default=0.0), 6),
+    }
+
+
+def _roi_class(found: Found, shown: int | None) -> str | None:
+    """The class that the outlines are of; None where the map is not that of a class."""
+    others = [name for index, name in enumerate(found.classes) if index != found.empty]
+    if found.empty is not None:
+        return others[0] if len(others) == 1 else None
+    return None if shown is None or found.store.maps == 1 else found.classes[shown]
+
+
+def _told(
+    found: Found,
+    name: str,
+    slide_mpp: float | None,
+    of_slide: NDArray[np.float64] | None,
+    roi_class: str | None,
+    scaling: Scaling,
+) -> dict[str, Any]:
+    slide, config = found.slide, found.predictor.config
+    if of_slide is None:
+        label, probabilities, score, rule = None, None, 0.0, OF_NO_CLASSIFIER
+    else:
+        label = found.classes[int(of_slide.argmax())]
+        probabilities = {c: float(p) for c, p in zip(found.classes, of_slide, strict=True)}
+        score = float(of_slide.max()) if found.empty is None else float(1 - of_slide[found.empty])
+        rule = OF_ALL_TILES if found.empty is None else OF_TOP_TILES
+    return {
+        "format": FORMAT,
+        "name": name,
+        "slide": str(slide.path),
+        "slide_mpp": slide_mpp,
+        "width": slide.width,
+        "height": slide.height,
+        "mpp": slide.mpp,
+        "class": label,
+        "probabilities": probabilities,
+        "roi_class": roi_class,
+        "score": score,
+        "aggregation": rule,
+        "scaling": asdict(scaling),
+        "notes": _notes(found, scaling),
+        "settings": vars(found.asked),
+        "model": {
+            "method": config.method,
+            "title": found.predictor.method.title,
+            "classes": list(config.classes),
+            "weights_sha256": config.weights_sha256,
+            "provenance": config.provenance,
+        },
+        "histoloc": version("histoloc"),
+    }
+
+
+def _notes(found: Found, scaling: Scaling) -> list[str]:
+    """What a reader of the map must know."""
+    notes = []
+    if not found.predictor.method.comparable:
+        notes.append(f"{found.predictor.method.title} ranks positions within each tile: its map may show the tiles")
+    if scaling.source == "slide" and found.asked.scale == "auto":
+        notes.append(
+            "the model has no evidence range of its own (it was trained by an older histoloc, or none was found), so "
+            "maps are stretched between the 1st and 99th percentile of each slide: every slide then shows ROI, normal "
+            "ones too; train again for maps that can be compared between slides"
+        )
+    if found.empty is None and found.store.maps > 1:
+        notes.append(
+            "no class is named as having no ROI, so each map is that of the class which the slide was given; name it "
+            "by --empty-class where there is one"
+        )
+    return notes
+
+
+def _title(told: dict[str, Any]) -> list[str]:
+    areas = told["roi"]
+    label = told["class"]
+    said = [told["name"] if label is None else f"{told['name']}: {label}, p = {told['probabilities'][label]:.2f}"]
+    said.append(
+        f"{told['model']['title']}: {areas['regions']} regions, {areas['mm2']:.2f} mm² of {areas['tissue_mm2']:.2f} mm² "
+        f"tissue ({100 * areas['share']:.1f} %)"
+    )
+    return said
+
+
+def _write_tiles(path: Path, found: Found, p: NDArray[np.float32] | None) -> None:
+    """A row per tile: where it lies in pixels of level 0, its tissue, its class probabilities."""
+    corners = found.grid.positions * found.grid.downsample
+    columns: dict[str, Any] = {
+        "x": corners[:, 0].round(1),
+        "y": corners[:, 1].round(1),
+        "size": round(found.grid.tile * found.grid.downsample, 1),
+        "tissue": found.grid.tissue.round(4),
+    }
+    if p is not None:
+        columns |= {f"prob_{name}": p[:, index].round(6) for index, name in enumerate(found.classes)}
+    with atomic_path(path) as temporary:
+        pd.DataFrame(columns).to_csv(temporary, index=False, lineterminator="\n")
