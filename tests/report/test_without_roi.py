@@ -89,6 +89,14 @@ def test_without_such_a_class_there_is_one_gallery(runs):
     assert (gallery.samples, gallery.without_roi, len(gallery.rows)) == ("", False, 6)
 
 
+def test_a_few_marked_pixels_are_not_none(runs):
+    found, _ = read_runs([with_normal_tissue(runs[0], (0.0004, 0.0, np.nan))])
+    by_name = {row.name: row.panels[0] for row in galleries(found)[0].rows}
+    assert by_name[NORMAL[0]].caption.startswith("false alarm on < 0.1 %")
+    assert by_name[NORMAL[1]].score == "0.0 %"
+    assert NORMAL[2] not in by_name  # nobody knows what was marked
+
+
 def test_only_images_without_roi_are_one_gallery(tissue):
     path = tissue[0] / "evaluation" / "test" / "per_image.csv"
     pd.read_csv(path).head(3).to_csv(path, index=False)
@@ -124,7 +132,7 @@ def test_the_page_of_runs_shows_both_figures_and_the_specificity(tissue, tmp_pat
     assert "Images of class normal have no ROI: whatever is marked is a false alarm" in page
     assert page.count('alt="False alarms: gland') == page.count('alt="Agreement with the truth: gland') == 3 * 2
     assert page.count("data:image/jpeg") == 3 * (1 + 2 * 2) + 3 * (2 + 2 * 2)
-    assert '<th scope="col" class="num">specificity on normal images</th>' in page
+    assert '<th scope="col" class="num long">specificity on normal images</th>' in page
     assert "<b>85.83</b>" in page
     assert "81.67" in page
 

@@ -182,10 +182,10 @@ def side_by_side(pairs: Sequence[tuple[Run, Evaluation]], select: Select) -> lis
     chosen = select([table[table.index.isin(list(everywhere))] for table in tables], empty)
     count = len(chosen) * (2 + 2 * len(shown))
     width = WIDTH if count <= MANY else 320 if count <= VERY_MANY else 220
-    rows = {
-        name: _row(name, rank, evaluations, [table.loc[name] for table in tables], width, name in empty)
-        for name, rank in chosen
-    }
+    rows: dict[str, Row] = {}
+    for name, rank in chosen:
+        cells: list[pd.Series] = [table.loc[name] for table in tables]  # pyright: ignore[reportAssignmentType]
+        rows[name] = _row(name, rank, evaluations, cells, width, name in empty)
     if not empty & set(rows):
         return [replace(gallery, rows=list(rows.values()))]
     parts = [
@@ -268,7 +268,8 @@ def _false_alarm(cell: pd.Series) -> tuple[str, str]:
     share = 100 * float(cell["roi_fraction"])
     if not np.isfinite(share):
         return "", ""
-    return (f"false alarm on {share:.1f} %" if share else "no false alarm"), f"{share:.1f} %"
+    text = "< 0.1 %" if 0 < share < 0.1 else f"{share:.1f} %"  # a few pixels are not none
+    return (f"false alarm on {text}" if share else "no false alarm"), text
 
 
 def _class_said(cell: pd.Series) -> str:
