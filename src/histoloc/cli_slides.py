@@ -1,10 +1,12 @@
 """`histoloc slides`: look at whole slides."""
 
+import sys
 from pathlib import Path
+from typing import Literal
 
 from cyclopts import App
 
-app = App(name="slides", help="Whole slides: what a file holds, and where its tissue is.")
+app = App(name="slides", help="Whole slides: what a file holds, where its tissue is, and what a model says of it.")
 
 
 @app.command
@@ -52,3 +54,92 @@ def tissue(slide: Path, *, out: Path, at: float = 8.0, mpp: float | None = None)
         Image.fromarray(picture).save(temporary, format="PNG")
     print(f"tissue on {100 * float(mask.mean()):.1f} % of the slide, {mm2:.2f} mm²")
     print(out)
+
+
+@app.command
+def predict(
+    model: Path,
+    slides: list[Path],
+    /,
+    *,
+    out: Path,
+    mpp: float | None = None,
+    slide_mpp: float | None = None,
+    tile: int = 512,
+    overlap: float = 0.25,
+    batch: int = 8,
+    threshold: float | None = None,
+    empty_class: str | None = None,
+    scale: Literal["auto", "model", "slide"] = "auto",
+    tissue: bool = True,
+    min_area: float = 0.001,
+    precision: Literal["auto", "float32", "bf16"] = "auto",
+    device: str = "auto",
+    readers: int = 2,
+    workers: int = 1,
+    scheduler: str | None = None,
+    memory_gb: float = 4.0,
+    resume: bool = True,
+) -> None:
+    """Find the ROI on whole slides: map, outlines for QuPath, answer and picture of each, and one table over all.
+
+    OUT gets slides.csv (a row per slide, the highest score first) and for each slide a folder with map.ome.tif,
+    uncertainty.ome.tif, regions.geojson, slide.json, tiles.csv and overview.png; `histoloc view OUT` shows them. A
+    second call does only what is missing, and goes on in the middle of a slide. Exit code 1: some slides failed, see
+    failed.csv.
+
+    Args:
+        model: a run or a model folder.
+        slides: slides, or folders of them.
+        out: folder for the results.
+        mpp: micrometres per pixel at which tiles are read; by default the model's own.
+        slide_mpp: micrometres per pixel of level 0, where the slides do not say it.
+        tile: side of a tile in pixels.
+        overlap: share of a tile that its neighbour sees too, from 0 to 0.9.
+        batch: tiles at a time.
+        threshold: cut the map here, from 0 to 1, instead of where the model says.
+        empty_class: the class without ROI (normal tissue); by default what the model was trained with.
+        scale: what makes evidence a map: model = the range learned in training, slide = the slide's own 1st and 99th
+            percentile, auto = the model's where it has one.
+        tissue: look at tissue alone; --no-tissue looks everywhere.
+        min_area: smaller regions get no outline, mm²; the map and its areas keep them.
+        precision: of the network; auto = bf16 on a GPU that has it, float32 elsewhere.
+        device: auto, cpu, cuda, cuda:1, mps.
+        readers: threads that read tiles.
+        workers: processes, one slide each.
+        scheduler: address of a Dask scheduler to use instead (tcp://host:8786); it must see the same folders.
+        memory_gb: with several workers, one above it is ended and its slide tried again.
+        resume: go on with what OUT has; --no-resume does its slides anew.
+    """
+    from histoloc.slide_maps.cohort import predict_slides
+
+    made = predict_slides(
+        model,
+        slides,
+        out,
+        mpp=mpp,
+        slide_mpp=slide_mpp,
+        tile=tile,
+        overlap=overlap,
+        batch=batch,
+        threshold=threshold,
+        empty_class=empty_class,
+        scale=scale,
+        tissue=tissue,
+        min_area_mm2=min_area,
+        precision=precision,
+        device=device,
+        readers=readers,
+        workers=workers,
+        scheduler=scheduler,
+        memory_gb=memory_gb,
+        resume=resume,
+    )
+    for note in made.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(made.table[["name", "class", "score", "roi_mm2", "roi_share", "regions"]].to_string(index=False))
+    print(out / "slides.csv")
+    for name, reason in made.failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    if made.failed:
+        raise SystemExit(1)

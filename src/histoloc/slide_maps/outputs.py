@@ -89,13 +89,12 @@ class Found:
         return None if self.asked.empty_class is None else self.classes.index(self.asked.empty_class)
 
 
-def write_outputs(found: Found, name: str, slide_mpp: float | None) -> dict[str, Any]:
+def write_outputs(found: Found, name: str) -> dict[str, Any]:
     """Write the maps, outlines, table of tiles and picture of a slide.
 
     Args:
         found: what is known of it.
         name: of the slide.
-        slide_mpp: µm/px of level 0 where the user gave it.
 
     Returns:
         What slide.json holds, but for the cost.
@@ -134,7 +133,7 @@ def write_outputs(found: Found, name: str, slide_mpp: float | None) -> dict[str,
     roi_class = _roi_class(found, shown)
     write_regions(folder / "regions.geojson", outlines, roi_class or "ROI", ROI_COLOR)
     _write_tiles(folder / "tiles.csv", found, p if classifies else None)
-    told = _told(found, name, slide_mpp, of_slide, roi_class, scaling)
+    told = _told(found, name, of_slide, roi_class, scaling)
     told["roi"] = _areas(found, roi, threshold, outlines)
     told["map"] = {
         "file": "map.ome.tif", "mpp": cells, "width": grid.columns, "height": grid.rows, "threshold": threshold,
@@ -243,7 +242,6 @@ def _roi_class(found: Found, shown: int | None) -> str | None:
 def _told(
     found: Found,
     name: str,
-    slide_mpp: float | None,
     of_slide: NDArray[np.float64] | None,
     roi_class: str | None,
     scaling: Scaling,
@@ -260,7 +258,7 @@ def _told(
         "format": FORMAT,
         "name": name,
         "slide": str(slide.path),
-        "slide_mpp": slide_mpp,
+        "slide_mpp": slide.mpp if slide.mpp_given else None,
         "width": slide.width,
         "height": slide.height,
         "mpp": slide.mpp,

@@ -54,7 +54,7 @@ class Slide:
         properties: what the file says of itself.
     """
 
-    def __init__(self, path: Path, mpp: float | None = None) -> None:
+    def __init__(self, path: Path, mpp: float | None = None, option: str = "--mpp") -> None:
         """Open `path`; see `open_slide`."""
         self.path = path
         self._sources: dict[int, Source] = {}
@@ -62,7 +62,7 @@ class Slide:
         source = self._source()
         try:
             self.mpp_given = mpp is not None
-            self.mpp = _checked_mpp(path, source.mpp, mpp)
+            self.mpp = _checked_mpp(path, source.mpp, mpp, option)
             self.format = source.format
             self.properties = source.properties
             self.width, self.height = source.sizes[0]
@@ -236,7 +236,7 @@ class Slide:
         return self.read(0, 0, width, height, mpp)
 
 
-def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
+def open_slide(path: Path, *, mpp: float | None = None, option: str = "--mpp") -> Slide:
     """Open a slide: a format of OpenSlide, any 8-bit RGB TIFF, PNG, JPEG or BMP.
 
     Args:
@@ -244,12 +244,13 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
         mpp: micrometres per pixel of level 0; it overrules the file. None takes it from the file: from the
             scanner's properties, OME, ImageJ's unit, or resolution tags, unless these are coarser than
             20 µm/px, as the 72 dpi that programs write by default are.
+        option: the command's option that gives it, for messages.
 
     Raises:
         InputError: the file is absent, truncated or no slide, its scale is unknown, or its pixels are not
             square (x and y differ by more than 1 %) and no mpp is given.
     """
-    return Slide(Path(path).absolute(), mpp)
+    return Slide(Path(path).absolute(), mpp, option)
 
 
 def describe(slide: Slide) -> dict[str, Any]:
@@ -273,21 +274,21 @@ def describe(slide: Slide) -> dict[str, Any]:
     }
 
 
-def _checked_mpp(path: Path, found: tuple[float, float] | None, given: float | None) -> float:
+def _checked_mpp(path: Path, found: tuple[float, float] | None, given: float | None, option: str) -> float:
     if given is not None:
         if not 0 < given < math.inf:
-            raise InputError(f"--mpp {given:g}: give a positive number of micrometres per pixel")
+            raise InputError(f"{option} {given:g}: give a positive number of micrometres per pixel")
         return float(given)
     if found is None or not all(0 < value < math.inf for value in found):
-        raise InputError(f"{path}: does not say how large its pixels are; give --mpp, the micrometres per pixel")
+        raise InputError(f"{path}: does not say how large its pixels are; give {option}, the micrometres per pixel")
     x, y = found
     if max(x, y) > COARSEST_MPP:
         raise InputError(
-            f"{path}: says {max(x, y):.4g} µm/px, as programs write for screens and paper; give the right --mpp"
+            f"{path}: says {max(x, y):.4g} µm/px, as programs write for screens and paper; give the right {option}"
         )
     if max(x, y) > min(x, y) * (1 + NEAR):
         raise InputError(
-            f"{path}: its pixels are not square ({x:.4g} and {y:.4g} µm); resample the slide, or give --mpp if "
+            f"{path}: its pixels are not square ({x:.4g} and {y:.4g} µm); resample the slide, or give {option} if "
             f"the file is wrong"
         )
     return (x + y) / 2

@@ -1,0 +1,78 @@
+"""What is asked of a model on slides: settings that change the result, and means that do not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from histoloc.errors import InputError
+from histoloc.slide_maps.grid import SMALLEST_TILE
+
+Scale = Literal["auto", "model", "slide"]
+Precision = Literal["auto", "float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the result, the same for all slides of a folder.
+
+    Attributes:
+        model: the model folder, absolute.
+        weights_sha256: of its weights, so that another model of that name is noticed.
+        mpp: working scale in micrometres per pixel, at which tiles are read.
+        tile: side of a tile in pixels of the working scale.
+        overlap: share of a tile that its neighbour sees too, in [0, 0.9].
+        cell: side of a pixel of the map in pixels of the working scale; 0 for the network's own stride, from 4.
+        threshold: where the map is cut, in [0, 1]; None for what the model folder says.
+        empty_class: name of the class without ROI (normal tissue), or None.
+        scale: what makes evidence a map in [0, 1]: the range that the model learned in training, the slide's own, or
+            auto, which is the model's where it has one.
+        tissue: look at tissue alone; otherwise at the whole slide.
+        min_area_mm2: smaller regions get no outline.
+        precision: of the network; auto is bf16 on a GPU that has it, float32 elsewhere.
+    """
+
+    model: str
+    weights_sha256: str
+    mpp: float
+    tile: int = 512
+    overlap: float = 0.25
+    cell: int = 0
+    threshold: float | None = None
+    empty_class: str | None = None
+    scale: Scale = "auto"
+    tissue: bool = True
+    min_area_mm2: float = 0.001
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mpp < math.inf:
+            raise InputError(f"--mpp {self.mpp:g}: give a positive number of micrometres per pixel")
+        if self.tile < SMALLEST_TILE:
+            raise InputError(f"--tile {self.tile}: is too small; give a whole number of pixels from {SMALLEST_TILE} up")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise InputError(f"--threshold {self.threshold:g}: give a number from 0 to 1")
+        if not 0 <= self.min_area_mm2 < math.inf:
+            raise InputError(f"--min-area {self.min_area_mm2:g}: give an area in mm² from 0 up")
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the work is done with; the result does not depend on it, but for rounding.
+
+    Attributes:
+        device: auto, cpu, cuda, cuda:1, mps.
+        batch: tiles at a time, from 1.
+        readers: threads that read tiles.
+        progress: show a bar over the tiles of each slide.
+    """
+
+    device: str = "auto"
+    batch: int = 8
+    readers: int = 2
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.readers < 1:
+            raise InputError(f"--batch {self.batch}, --readers {self.readers}: give whole numbers from 1")
