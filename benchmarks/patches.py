@@ -109,7 +109,8 @@ def plain_draw(path: Path, size: int, wanted: int, tissue: Tissue) -> int:
         for index in np.random.default_rng(0).permutation(len(cells)):
             if found == wanted:
                 break
-            found += tissue(plain_pixels(slide, *cells[index], size)) >= MIN_TISSUE
+            x, y = cells[index]
+            found += tissue(plain_pixels(slide, x, y, size)) >= MIN_TISSUE
     return found
 
 

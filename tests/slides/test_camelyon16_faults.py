@@ -244,7 +244,8 @@ def begin(root: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
 
 def test_four_workers_make_the_same_as_one(root, made, tmp_path):
     threads: dict[str, Any] = {"processes": False, "protocol": "tcp", "dashboard_address": None}
-    with LocalCluster(n_workers=4, threads_per_worker=1, **threads) as cluster:
+    cluster = LocalCluster(n_workers=4, threads_per_worker=1, **threads)
+    with cluster:
         assert call(root, tmp_path, "--scheduler", cluster.scheduler_address) == 0
     assert patches(tmp_path).equals(patches(made))
     told = [json.loads((out / "provenance.json").read_text()) for out in (tmp_path, made)]
