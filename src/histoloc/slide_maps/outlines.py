@@ -107,7 +107,7 @@ def find_outlines(
     left, top = shapely.bounds(exact).reshape(-1, 4)[:, :2].T
     drawn = _simplified(exact, simplify_cells * scale)
     order = np.lexsort((left, top, -cells))
-    return [Outline(drawn[i], float(cells[i] * cell_mm2), float(means[i] / 255)) for i in order]
+    return [Outline(drawn.item(i), float(cells[i] * cell_mm2), float(means[i] / 255)) for i in order]
 
 
 def _bands(
@@ -156,7 +156,8 @@ class _Regions:
         local, found = ndimage.label(mask)
         counts = np.bincount(local.ravel(), minlength=found + 1)[1:]
         self._counts.append(counts)
-        self._sums.append(np.bincount(local.ravel(), values.ravel(), minlength=found + 1)[1:])
+        sums = np.bincount(local.ravel(), values.ravel().astype(np.float64), minlength=found + 1)
+        self._sums.append(sums[1:].astype(np.float64))
         labels = np.where(mask, local.astype(np.int64) + (self._labels - 1), 0)
         above = self._above if self._first else np.zeros(mask.shape[1], np.int64)
         both = (above > 0) & (labels[0] > 0)
@@ -193,9 +194,10 @@ class _Regions:
         """Polygons in cells, and of each the number of cells and the mean value."""
         pairs = np.concatenate(self._joined, axis=1)
         graph = coo_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(self._labels, self._labels))
-        regions, region_of = connected_components(graph, directed=False)
+        regions, found = connected_components(graph, directed=False)
+        region_of = found.astype(np.int64)
         counts = np.bincount(region_of, np.concatenate(self._counts), minlength=regions).astype(np.int64)
-        sums = np.bincount(region_of, np.concatenate(self._sums), minlength=regions)
+        sums = np.bincount(region_of, np.concatenate(self._sums), minlength=regions).astype(np.float64)
         y, x, label = np.concatenate(self._corners, axis=1)
         turns = np.zeros_like(y)
         corners = np.stack([y, x, region_of[label], turns, turns])
@@ -206,7 +208,7 @@ class _Regions:
         polygons, region = _polygons(corners)
         return polygons, counts[region], sums[region] / counts[region]
 
-    def _resolved(self, region_of: NDArray[np.int32]) -> NDArray[np.int64]:
+    def _resolved(self, region_of: NDArray[np.int64]) -> NDArray[np.int64]:
         """Two corners for each vertex where cells touch by their corners: (5, n) as `_polygons` takes them.
 
         Cells of two regions part there. Cells of one region, which are joined elsewhere, join: what they enclose
@@ -257,7 +259,7 @@ def _partners(order: NDArray[np.int64]) -> NDArray[np.int64]:
 def _rings(along_x: NDArray[np.int64], along_y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Follow edges in turn along x and y until all corners are used: corners in order, and where rings start."""
     # Buffers, since arrays are slow to index one by one, and lists of numbers are large.
-    to_x, to_y, used = memoryview(along_x), memoryview(along_y), bytearray(len(along_x))
+    to_x, to_y, used = along_x.data, along_y.data, bytearray(len(along_x))
     order, starts = array("q"), array("q", [0])
     for start in range(len(used)):
         if used[start]:

@@ -88,8 +88,8 @@ def _page(bare: Picture, marked: Picture, title: Sequence[str], mm_per_pixel: fl
 def _resized(roi: NDArray[np.uint8], scale: float, slide: Slide, shape: tuple[int, int]) -> NDArray[np.float32]:
     """The part of the map that lies on the slide, at the thumbnail's size, in [0, 1]."""
     box = (0, 0, min(slide.width / scale, roi.shape[1]), min(slide.height / scale, roi.shape[0]))
-    image = Image.fromarray(roi).resize(shape[::-1], Image.Resampling.BILINEAR, box=box)
-    return np.asarray(image, np.float32) / 255
+    image = Image.fromarray(roi).resize((shape[1], shape[0]), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image, np.float32) / np.float32(255)
 
 
 def _drawn(picture: Picture, outlines: Sequence[Outline], ratio: tuple[float, float]) -> Picture:

@@ -63,26 +63,19 @@ def write_ome_tiff(
     with atomic_path(path) as part, ExitStack() as scratch:
         raw = scratch.enter_context(tempfile.TemporaryFile(dir=part.parent))
         identity = _spool(rows, shape, tile, raw, f"{shape} {mpp!r} {name}")
-        # The reduced levels are SubIFDs, as OME wants it. Bio-Formats and tifffile see the pyramid there, and
-        # OpenSlide, which does not look there, sees level 0 alone; it opens the file because the first directory is
-        # tiled and 8-bit. Were the levels in the main chain, OpenSlide would see them, but readers of OME would take
-        # them for further images or leave them out.
+        # The reduced levels are SubIFDs, where OME, and so Bio-Formats and tifffile, look for them. OpenSlide sees
+        # level 0 alone, since its directory is tiled and 8-bit. Levels in the main chain it would see as well, but
+        # readers of OME would take them for further images or leave them out.
         with tifffile.TiffWriter(part, ome=True, bigtiff=math.prod(shape) > _CLASSIC_LIMIT) as file:
             for level in range(count):
                 reduced = scratch.enter_context(tempfile.TemporaryFile(dir=part.parent))
                 file.write(
                     _tiles(raw, shape, tile, reduced),
-                    shape=shape,
-                    dtype=np.uint8,
-                    tile=(tile, tile),
-                    photometric="minisblack",
-                    compression="zlib",
                     resolution=(1e4 / (mpp * 2**level), 1e4 / (mpp * 2**level)),
-                    resolutionunit="CENTIMETER",
                     metadata=_metadata(mpp, name, identity) if level == 0 else None,
                     subifds=count - 1 if level == 0 else None,
                     subfiletype=int(level > 0),
-                    maxworkers=1,
+                    **_layout(shape, tile),
                 )
                 raw.close()
                 raw, shape = reduced, _halved(shape)
@@ -108,6 +101,18 @@ def _spool(rows: Rows, shape: tuple[int, int], band: int, raw: IO[bytes], descri
         digest.update(data)
         raw.write(data)
     return uuid.UUID(bytes=digest.digest()[:16], version=4)
+
+
+def _layout(shape: tuple[int, int], tile: int) -> dict[str, Any]:
+    return {
+        "shape": shape,
+        "dtype": np.uint8,
+        "tile": (tile, tile),
+        "photometric": "minisblack",
+        "compression": "zlib",
+        "resolutionunit": "CENTIMETER",
+        "maxworkers": 1,  # more of them would hold tiles back in memory
+    }
 
 
 def _metadata(mpp: float, name: str, identity: uuid.UUID) -> dict[str, Any]:
