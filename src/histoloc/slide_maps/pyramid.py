@@ -59,8 +59,12 @@ def write_ome_tiff(
         raise InputError(f"{path}: a map of {mpp} µm/px cannot be written; give the slide's --mpp")
     if min(shape) < 1 or tile < 16 or tile % 16 or (levels is not None and levels < 1):
         raise ValueError(f"cannot write {shape} pixels in {levels} levels of tiles of {tile}")
-    count = _levels(shape, tile) if levels is None else levels
-    with atomic_path(path) as part, ExitStack() as scratch:
+    with atomic_path(path) as part:
+        _write(part, rows, shape, mpp, name, tile, _levels(shape, tile) if levels is None else levels)
+
+
+def _write(part: Path, rows: Rows, shape: tuple[int, int], mpp: float, name: str, tile: int, count: int) -> None:
+    with ExitStack() as scratch:
         raw = scratch.enter_context(tempfile.TemporaryFile(dir=part.parent))
         identity = _spool(rows, shape, tile, raw, f"{shape} {mpp!r} {name}")
         # The reduced levels are SubIFDs, where OME, and so Bio-Formats and tifffile, look for them. OpenSlide sees
