@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from histoloc.checkpoint import EvidenceRange, load_model, read_model_config, save_model
+from histoloc.config import run_config
 from histoloc.data.table import Sample, read_table
 from histoloc.errors import InputError
 from histoloc.evidence import evenly, keep_range, learn_range
-from histoloc.predict import Predictor
+from histoloc.predict import Predictor, load
 from histoloc.train import train
 
 WEIGHTS, CONFIG = "model/model.safetensors", "model/config.json"
@@ -207,3 +209,41 @@ def test_an_older_model_can_be_given_its_range(tiny, gap_run, tiny_table, tmp_pa
     save_model(tmp_path / "old", method.state_dict(), dataclasses.replace(config, evidence_range=None))
     found = keep_range(tmp_path / "old", read_table(tiny_table))
     assert found == read_model_config(tmp_path / "old").evidence_range == config.evidence_range
+
+
+# --- what it is good for ---
+
+
+def test_normal_images_have_no_roi_and_others_keep_theirs(tmp_path):
+    """Blots of haematoxylin on pink, seen by colour alone: no training, so that only the range is tried."""
+    rng, truth = np.random.default_rng(0), {}
+    lines = ["image,label,mask,split,group"]
+    for i in range(24):
+        blots = ndimage.gaussian_filter(rng.standard_normal((96, 96)), 12)
+        truth[i] = blots > np.quantile(blots, rng.uniform(0.4, 0.75)) if i % 3 else np.zeros((96, 96), bool)
+        pixels = np.array([214.0, 160, 190]) + rng.normal(0, 2, 3) + rng.normal(0, 10, (96, 96, 3))
+        pixels[truth[i]] += np.array([-60.0, -40, -10])
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{CLASSES[i % 3 > 0]},,{'train' if i < 12 else 'valid'},")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    config = run_config(
+        {
+            "method": "stain",
+            "data": str(tmp_path / "table.csv"),
+            "input": {"small_side": 96, "crop": 96},
+            "training": {"accelerator": "cpu"},
+        },
+        where="test",
+    )
+    run = train(config, tmp_path / "run", progress=False)
+    predictor = load(run, "cpu")
+    learned = predictor.config.evidence_range
+    assert learned is not None
+    for i in range(12, 24):
+        tile = np.array(Image.open(tmp_path / f"{i}.png"))
+        roi = predictor.roi_of(predictor.evidence([tile])[1], learned.low, learned.high)[0, 0] >= 0.5
+        if i % 3:
+            assert 2 * (roi & truth[i]).sum() / (roi.sum() + truth[i].sum()) > 0.8
+        else:
+            assert roi.mean() == 0
+            assert predictor.predict(tile).roi_fraction > 0.1, "stretched by its own range it would have"
