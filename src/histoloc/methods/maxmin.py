@@ -127,18 +127,23 @@ class MaxMin(Method):
 
     def locate(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The localizer: image -> its class scores (B, K), evidence (B, 1, h, w), mask M⁺ (B, 1, H, W)."""
-        o = self.options
         features = self.localizer(image)
         logits, maps = self.localizer_head(features)
+        evidence = self._combined(features, logits, maps)
+        return logits, evidence, self._mask_of(evidence, image)
+
+    def _combined(self, features: Tensor, logits: Tensor, maps: Tensor) -> Tensor:
+        """Evidence (B, 1, h, w) of the class maps (B, K, h, w), weighted by the classes' probabilities."""
         if self.roi_head is not None:
-            evidence = self.roi_head(features).float()
-        else:
-            evidence = (logits.softmax(dim=1)[:, :, None, None] * maps).sum(dim=1, keepdim=True)
+            return self.roi_head(features).float()
+        return (logits.softmax(dim=1)[:, :, None, None] * maps).sum(dim=1, keepdim=True)
+
+    def _mask_of(self, evidence: Tensor, image: Tensor) -> Tensor:
+        """M⁺ at the image's size."""
         u = resize(evidence, (image.shape[-2], image.shape[-1]))
         if self.evidence_is_roi:
-            return logits, evidence, (o.slope * u).sigmoid()
-        u = normalise_per_image(u) if o.normalisation == "image" else normalise_batch(u)
-        return logits, evidence, self._mask(u)
+            return (self.options.slope * u).sigmoid()
+        return self._mask(normalise_batch(u) if self.options.normalisation == "batch" else normalise_per_image(u))
 
     def _mask(self, u: Tensor) -> Tensor:
         """M⁺ of evidence in [0, 1]."""
@@ -211,19 +216,22 @@ class MaxMin(Method):
         return self.options.normalisation == "none"
 
     def evidence(self, image: Tensor) -> Evidence:
-        """Class as `localize` gives it for each image alone; the evidence before it is normalised."""
-        logits, values, mask = self.locate(image)
-        if self.options.normalisation == "batch":
-            # Alone: an image's class must not depend on what it is computed with.
-            mask = self._mask(normalise_per_image(resize(values, (image.shape[-2], image.shape[-1]))))
+        """Class as `localize` gives it for each image alone; the class maps before they are weighted and normalised.
+
+        Weighted by the classes' probabilities, maps of normal and of other tissue would be one evidence for both.
+        """
+        features = self.localizer(image)
+        logits, maps = self.localizer_head(features)
+        combined = self._combined(features, logits, maps)
         if self.roi_head is None and self.classifies_masked:
-            logits = self.classify(self.cut(image, mask))
-        if self.evidence_is_roi:
-            values = (self.options.slope * values).sigmoid()
+            # One by one: with normalisation batch an image's class must not depend on its neighbours.
+            masks = [self._mask_of(one[None], image) for one in combined]
+            logits = self.classify(self.cut(image, torch.cat(masks)))
+        values = (self.options.slope * combined).sigmoid() if self.evidence_is_roi else maps
         return Evidence(logits.softmax(dim=1), values.float())
 
     def roi_of(self, values: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-        """sigmoid(w (u - sigma)), u the evidence between `low` and `high`; without normalisation the values."""
+        """sigmoid(w (u - sigma)), u the class map between `low` and `high`; without normalisation the values."""
         return values if self.evidence_is_roi else self._mask(stretched(values, low, high))
 
     def classify(self, image: Tensor, *, frozen: bool = False) -> Tensor:
