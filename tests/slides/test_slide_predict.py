@@ -258,7 +258,7 @@ def test_bad_places_are_told(run, slides, tmp_path):
         with pytest.raises(InputError, match=message):
             predict_slides(run("gap"), given, tmp_path / "out", **OPTIONS)
     predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", **OPTIONS)
-    with pytest.raises(InputError, match="overlap was 0.25 and is 0.5"):
+    with pytest.raises(InputError, match=r"overlap was 0\.25 and is 0\.5"):
         predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", **(OPTIONS | {"overlap": 0.5}))
     predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", resume=False, **(OPTIONS | {"overlap": 0.5}))
     assert told(tmp_path / "out/p")["settings"]["overlap"] == 0.5
