@@ -75,7 +75,8 @@ class Catalog:
         """Models, and the slides sorted by score (the highest of any model first), each with its entries."""
         with self._lock:
             entries = [
-                replace(entry, problem=self._problems.get(key, entry.problem)) for key, entry in self._entries.items()
+                replace(entry, problem=entry.problem or self._problems.get(key, ""))
+                for key, entry in self._entries.items()
             ]
         items: dict[tuple[str, str], list[Entry]] = {}
         for entry in entries:

@@ -70,7 +70,9 @@ def _checked_entry(folder: Path, model: int, key: str) -> Entry:
         given_mpp=number(found.get("slide_mpp")),
         score=number(found.get("score")),
         label=str(label) if label is not None else None,
-        probabilities={str(k): p for k, v in _mapping(found.get("probabilities")).items() if (p := number(v)) is not None},
+        probabilities={
+            str(k): p for k, v in _mapping(found.get("probabilities")).items() if (p := number(v)) is not None
+        },
         facts=_facts(found),
         map=_layer(folder, found.get("map"), found.get("map"), mpp),
         uncertainty=_layer(folder, found.get("uncertainty"), found.get("map"), mpp),
@@ -93,7 +95,11 @@ def _layer(folder: Path, layer: Any, geometry: Any, mpp: float) -> MapLayer | No
 def _facts(found: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     roi = _mapping(found.get("roi"))
     facts: list[tuple[str, str]] = []
-    for name, key, unit in (("ROI", "mm2", "mm²"), ("Tissue", "tissue_mm2", "mm²"), ("Largest region", "largest_mm2", "mm²")):
+    for name, key, unit in (
+        ("ROI", "mm2", "mm²"),
+        ("Tissue", "tissue_mm2", "mm²"),
+        ("Largest region", "largest_mm2", "mm²"),
+    ):
         if (value := number(roi.get(key))) is not None:
             facts.append((name, f"{value:.3g} {unit}"))
     if (share := number(roi.get("share"))) is not None:
@@ -109,7 +115,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())}); predict this slide again") from error
+        raise InputError(
+            f"{file}: cannot be read ({' '.join(str(error).split())}); predict this slide again"
+        ) from error
     if not isinstance(value, dict):
         raise InputError(f"{file}: holds no mapping of names to values; predict this slide again")
     return value

@@ -60,9 +60,7 @@ def reduced(read: Callable[[int, int, int, int], Pixels], box: tuple[int, int, i
     x, y, width, height = box
     if factor == 1:
         return read(x, y, width, height)
-    rows = [
-        _row(read(x * factor, (y + i) * factor, width * factor, factor), width, factor) for i in range(height)
-    ]
+    rows = [_row(read(x * factor, (y + i) * factor, width * factor, factor), width, factor) for i in range(height)]
     return np.stack(rows)
 
 

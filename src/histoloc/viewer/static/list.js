@@ -62,7 +62,10 @@ export class SlideList {
 
   mark(name) {
     this.current = name;
-    this.draw();
+    for (const button of this.root.querySelectorAll("button")) { // rows stay, so that pictures do not flicker
+      if (button.title === name) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
+    }
     this.root.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
   }
 

@@ -29,15 +29,18 @@ function choose(chosen) {
 function openPanes() {
   for (const pane of panes) pane.close();
   const shown = item.entries.filter((entry) => !hidden.has(entry.model));
-  panes = shown.map((entry) => new Pane(entry, models[entry.model], state, follow));
+  byId("panes").replaceChildren();
+  byId("panes").style.setProperty("--columns", String(Math.min(shown.length, shown.length === 4 ? 2 : 3) || 1));
+  const made = shown.map((entry) => element("div", { class: "place" }));
+  byId("panes").append(...made); // all places first, so that each has its size when a slide is fitted into it
+  panes = shown.map((entry, i) => new Pane(entry, models[entry.model], state, follow, made[i]));
+  for (const pane of panes) pane.start();
   leader = panes[0] ?? null;
   for (const pane of panes) {
     pane.root.addEventListener("pointerenter", () => { leader = pane; });
     pane.root.addEventListener("pointerdown", () => { leader = pane; }, true);
     pane.root.addEventListener("wheel", () => { leader = pane; }, { capture: true, passive: true });
   }
-  byId("panes").replaceChildren(...panes.map((pane) => pane.root));
-  byId("panes").style.setProperty("--columns", String(Math.min(panes.length, panes.length === 4 ? 2 : 3) || 1));
   show();
 }
 

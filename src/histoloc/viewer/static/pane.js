@@ -12,15 +12,15 @@ export const PREDICTED = "#ffffff";
 export const TRUE = "#35e0ff";
 
 export class Pane {
-  /** `entry` is one of the list's; `followed` is called with this pane when its view moves. */
-  constructor(entry, model, state, followed) {
+  /** `entry` is one of the list's; `followed` is called with this pane when its view moves; `place` holds it. */
+  constructor(entry, model, state, followed, place) {
     Object.assign(this, { entry, state, followed });
     this.version = 0;
     this.outlines = [];
     this.truth = [];
     this.hovered = null;
     this.build(model);
-    this.open();
+    place.append(this.root);
     const drawSoon = () => this.drawSoon();
     this.heat = entry.map && new MapLayer(`/tiles/${entry.key}/map`, entry.map, drawSoon);
     this.doubt = entry.uncertainty && new MapLayer(`/tiles/${entry.key}/uncertainty`, entry.uncertainty, drawSoon);
@@ -42,7 +42,8 @@ export class Pane {
     this.say(this.entry.problem);
   }
 
-  open() {
+  /** Fit the slide into the pane, once all panes have their places and sizes. */
+  start() {
     const { key, width, height } = this.entry;
     const picture = { width, height, tileSize: TILE, minLevel: 0, maxLevel: finestLevel(width, height),
       getTileUrl: (level, x, y) => `/tiles/${key}/picture/${level}/${x}_${y}` };
@@ -55,7 +56,7 @@ export class Pane {
     this.viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; }); // main.js has the keys
     for (const name of ["open", "resize", "update-viewport"]) this.viewer.addHandler(name, () => this.draw());
     this.viewer.addHandler("viewport-change", () => this.followed(this));
-    this.viewer.addHandler("tile-load-failed", (event) => { if (!this.failed) this.explain(event.tile.getUrl()); });
+    this.viewer.addHandler("tile-load-failed", (event) => { if (!this.failed && !this.entry.problem) this.explain(event.tile.getUrl()); });
     this.surface.addEventListener("pointermove", (event) => this.hover(event));
     this.surface.addEventListener("pointerleave", () => this.leave());
   }
