@@ -111,7 +111,9 @@ def test_the_list_is_sorted_by_score_and_names_no_path(out: Path) -> None:
     assert str(out) not in json.dumps(answer)
 
 
-@pytest.mark.parametrize(("level", "column", "row"), [(4, 3, 2), (4, 11, 8), (3, 1, 1), (2, 0, 0), (1, 1, 1), (0, 0, 0)])
+@pytest.mark.parametrize(
+    ("level", "column", "row"), [(4, 3, 2), (4, 11, 8), (3, 1, 1), (2, 0, 0), (1, 1, 1), (0, 0, 0)]
+)
 def test_slide_tiles_are_the_readers_pixels(out: Path, slides: list[Path], level: int, column: int, row: int) -> None:
     browser = client(out)
     found = pixels(browser.get(f"/tiles/{key(browser, 'a')}/picture/{level}/{column}_{row}"))
