@@ -47,6 +47,7 @@ class Entry:
         mpp: micrometres per pixel of level 0, or None.
         given_mpp: what the user said of a slide that does not know its own scale.
         score: by which the list is sorted, in [0, 1], or None.
+        score_of: what the score is: the class whose probability it is, or else a few words.
         label: the predicted class, or None.
         probabilities: by class.
         facts: pairs of a name and a value to show, in order.
@@ -68,6 +69,7 @@ class Entry:
     mpp: float | None = None
     given_mpp: float | None = None
     score: float | None = None
+    score_of: str = ""
     label: str | None = None
     probabilities: dict[str, float] = field(default_factory=dict)
     facts: tuple[tuple[str, str], ...] = ()
@@ -87,6 +89,7 @@ class Entry:
             "height": self.height,
             "mpp": self.mpp,
             "score": self.score,
+            "score_of": self.score_of,
             "label": self.label,
             "probabilities": self.probabilities,
             "facts": [list(fact) for fact in self.facts],

@@ -70,6 +70,7 @@ def _entry(evaluation: Evaluation, row: dict[str, Any], model: int) -> Entry:
         width=width,
         height=height,
         score=max(probabilities.values(), default=None),
+        score_of=label or "",
         label=label,
         probabilities=probabilities,
         facts=_facts(row),

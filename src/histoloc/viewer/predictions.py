@@ -69,6 +69,7 @@ def _checked_entry(folder: Path, model: int, key: str) -> Entry:
         mpp=mpp,
         given_mpp=number(found.get("slide_mpp")),
         score=number(found.get("score")),
+        score_of=str(found.get("roi_class") or label or "ROI of tissue"),
         label=str(label) if label is not None else None,
         probabilities={
             str(k): p for k, v in _mapping(found.get("probabilities")).items() if (p := number(v)) is not None

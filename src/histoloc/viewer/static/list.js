@@ -35,7 +35,7 @@ export class SlideList {
   row(item) {
     const [first] = item.entries;
     const picture = element("img", { alt: "", loading: "lazy", width: "72", height: "72" });
-    if (first.width) picture.src = `/tiles/${first.key}/picture/0/0_0`;
+    if (first.width && !first.problem) picture.src = `/tiles/${first.key}/picture/0/0_0`;
     picture.addEventListener("error", () => picture.classList.add("missing"));
     const answers = item.entries.map((entry) => this.answer(entry));
     const button = element("button", { type: "button", title: item.name }, picture,
@@ -47,14 +47,14 @@ export class SlideList {
   }
 
   answer(entry) {
-    const probability = entry.label === null ? entry.score : entry.probabilities[entry.label] ?? entry.score;
     const line = element("span", { class: "line" });
     if (this.models.length > 1) line.append(element("span", { class: "model" }, this.models[entry.model].name));
-    line.append(element("span", { class: "label" }, entry.label ?? "score"));
-    if (probability !== null && probability !== undefined) {
+    line.append(element("span", { class: "label" }, entry.label ?? ""));
+    if (entry.score !== null) {
       const meter = element("span", { class: "meter" }, element("i"));
-      meter.firstChild.style.width = `${100 * probability}%`;
-      line.append(element("span", { class: "number" }, probability.toFixed(2)), meter);
+      meter.firstChild.style.width = `${100 * entry.score}%`;
+      const of = entry.score_of === entry.label ? "" : `${entry.score_of} `;
+      line.append(element("span", { class: "number" }, `${of}${entry.score.toFixed(2)}`), meter);
     }
     if (entry.problem) line.append(element("span", { class: "problem", title: entry.problem }, entry.problem));
     return line;

@@ -46,6 +46,7 @@ export class Pane {
   start() {
     const { key, width, height } = this.entry;
     const picture = { width, height, tileSize: TILE, minLevel: 0, maxLevel: finestLevel(width, height),
+      tileExists: () => !this.entry.problem && !this.failed, // what cannot be read is asked for once
       getTileUrl: (level, x, y) => `/tiles/${key}/picture/${level}/${x}_${y}` };
     this.viewer = OpenSeadragon({
       element: this.stage, drawer: "canvas", showNavigationControl: false, tileSources: width ? [picture] : [],
@@ -202,7 +203,7 @@ function header(model, entry) {
   if (entry.label !== null) {
     const probability = entry.probabilities[entry.label];
     answer.append(element("b", {}, entry.label), probability === undefined ? "" : ` ${probability.toFixed(2)}`);
-  } else if (entry.score !== null) answer.append(`score ${entry.score.toFixed(2)}`);
+  } else if (entry.score !== null) answer.append(`${entry.score_of} ${entry.score.toFixed(2)}`);
   const facts = entry.facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
   return element("header", {}, element("h2", {}, model.name, " ", title), answer, element("dl", { class: "facts" }, ...facts));
 }
