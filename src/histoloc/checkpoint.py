@@ -82,6 +82,8 @@ class ModelConfig:
         backbone: the feature extractor (its weights are in the model folder).
         input: resizing and normalisation.
         mpp: micrometres per pixel of the training images, where known.
+        shorter_side: of the training images in pixels, their median: where images are resized on their way to the
+            network, only tiles of this side are seen at the scale of training.
         threshold: where the map is cut.
         selection: how the epoch was chosen.
         evidence_range: reads the method's evidence where images must be comparable, as the tiles of a slide; None
@@ -97,6 +99,7 @@ class ModelConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     input: InputConfig = field(default_factory=InputConfig)
     mpp: float | None = None
+    shorter_side: int | None = None
     threshold: Threshold = field(default_factory=Threshold)
     selection: Selection = field(default_factory=Selection)
     evidence_range: EvidenceRange | None = None

@@ -65,7 +65,7 @@ def predict(
     out: Path,
     mpp: float | None = None,
     slide_mpp: float | None = None,
-    tile: int = 512,
+    tile: int | None = None,
     overlap: float = 0.25,
     batch: int = 8,
     threshold: float | None = None,
@@ -94,7 +94,7 @@ def predict(
         out: folder for the results.
         mpp: micrometres per pixel at which tiles are read; by default the model's own.
         slide_mpp: micrometres per pixel of level 0, where the slides do not say it.
-        tile: side of a tile in pixels.
+        tile: side of a tile in pixels; by default 512, or where the model resizes its images, as large as those.
         overlap: share of a tile that its neighbour sees too, from 0 to 0.9.
         batch: tiles at a time.
         threshold: cut the map here, from 0 to 1, instead of where the model says.

@@ -3,10 +3,13 @@
 import dataclasses
 from datetime import UTC, datetime
 from importlib.metadata import version
+from statistics import median
 
 from histoloc.checkpoint import ModelConfig, Selection, Threshold
 from histoloc.config import RunConfig, TrainingConfig
+from histoloc.data.pixels import shorter_side
 from histoloc.data.table import Table
+from histoloc.evidence import evenly
 from histoloc.select import number_of_masks
 
 
@@ -28,10 +31,19 @@ def describe(config: RunConfig, table: Table) -> ModelConfig:
         config.backbone,
         config.input,
         mpp[len(mpp) // 2] if mpp else None,
+        _shorter_side(table),
         # "valid" is chosen after the last epoch.
         Threshold("otsu", None) if config.training.threshold == "otsu" else Threshold(),
         provenance=provenance,
     )
+
+
+def _shorter_side(table: Table) -> int | None:
+    """Median over at most 50 training images, evenly spaced."""
+    samples = [sample for sample in table.samples if sample.split == "train"]
+    if not samples:
+        return None
+    return round(median(shorter_side(sample) for sample in evenly(samples, 50)))
 
 
 def describe_selected(

@@ -286,3 +286,18 @@ def test_the_slides_probabilities_by_hand():
     assert uncertainty(np.array([[0.5, 0.5], [1, 0], [0.25, 0.75]], np.float32)) == pytest.approx(
         [1, 0, 0.811278], abs=1e-6
     )
+
+
+def test_tiles_are_seen_at_the_scale_of_training(tiny, table, slides, tmp_path):
+    from histoloc.checkpoint import read_model_config
+    from histoloc.train import train
+
+    # Images of 128 px are resized to 64: the network was trained at 1 µm/px.
+    run = train(tiny("stain", table), tmp_path / "run", progress=False)
+    assert read_model_config(run).shorter_side == TILE
+    options = {key: value for key, value in OPTIONS.items() if key != "tile"}
+    made = predict_slides(run, [slides / "n.tif"], tmp_path / "out", **options)
+    assert told(tmp_path / "out/n")["settings"]["tile"] == TILE
+    assert not any("trained at" in note for note in made.notes)
+    made = predict_slides(run, [slides / "n.tif"], tmp_path / "half", tile=TILE * 2, **options)
+    assert any("trained at 1 µm/px and sees these slides at 2" in note for note in made.notes)

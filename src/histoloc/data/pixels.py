@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from histoloc.data.image import read_image, read_mask
+from histoloc.data.image import image_size, read_image, read_mask
 from histoloc.data.table import Sample
 from histoloc.errors import InputError
 from histoloc.slides.annotations import Annotations, rasterise, read_annotations
@@ -33,6 +33,17 @@ def read_pixels(sample: Sample) -> NDArray[np.uint8]:
         return read_image(sample.image)
     slide, x, y, width, height, mpp = _region(sample)
     return slide.read(x, y, width, height, mpp)
+
+
+def shorter_side(sample: Sample) -> int:
+    """Pixels of a sample's shorter side, as `read_pixels` gives it; no pixels are decoded.
+
+    Raises:
+        InputError: the image is missing or its header cannot be read.
+    """
+    if sample.width is not None and sample.height is not None:
+        return min(sample.width, sample.height)
+    return min(image_size(sample.image))
 
 
 def read_truth(sample: Sample) -> NDArray[np.bool_] | None:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from histoloc.checkpoint import find_model, read_model_config
+from histoloc.checkpoint import ModelConfig, find_model, read_model_config
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
+from histoloc.slide_maps.grid import SMALLEST_TILE
 from histoloc.slide_maps.settings import Means, Precision, Scale, Settings
 from histoloc.slides.jobs import run_jobs
 
@@ -42,7 +43,7 @@ def predict_slides(
     *,
     mpp: float | None = None,
     slide_mpp: float | None = None,
-    tile: int = 512,
+    tile: int | None = None,
     overlap: float = 0.25,
     threshold: float | None = None,
     empty_class: str | None = None,
@@ -69,7 +70,8 @@ def predict_slides(
         out: folder for `slides.csv` and a folder for each slide.
         mpp: µm/px at which tiles are read; None for what the model was trained at.
         slide_mpp: µm/px of level 0 of slides that do not say it; the others keep their own.
-        tile: side of a tile in pixels.
+        tile: side of a tile in pixels; None for 512, or, where the model resizes its images, for the side of its
+            training images, since other tiles would be seen at another scale.
         overlap: share of a tile that its neighbour sees too, in [0, 0.9].
         threshold: cut the maps here instead of where the model says.
         empty_class: the class without ROI (normal tissue); None for what the model was trained with.
@@ -103,7 +105,7 @@ def predict_slides(
         model=str(folder.absolute()),
         weights_sha256=config.weights_sha256,
         mpp=float(mpp or config.mpp or 0),
-        tile=tile,
+        tile=tile or tile_of(config),
         overlap=overlap,
         threshold=threshold,
         empty_class=empty_class,
@@ -138,7 +140,7 @@ def predict_slides(
     with atomic_path(out / "slides.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
     notes = sorted({note for told in result.done.values() for note in told["notes"]})
-    return Cohort(table, result.failed, (*_scale_note(config.mpp, settings.mpp), *notes))
+    return Cohort(table, result.failed, (*_scale_notes(config, settings), *notes))
 
 
 def cohort_table(done: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -201,10 +203,29 @@ def _forget(out: Path, items: dict[str, dict[str, Any]]) -> None:
             kept.unlink()
 
 
-def _scale_note(trained: float | None, used: float) -> list[str]:
-    if trained is None or abs(used - trained) <= 0.1 * trained:
+def tile_of(config: ModelConfig) -> int:
+    """Side of the tiles that a model is used with, in pixels of its own mpp; a multiple of 16."""
+    if not config.input.small_side or config.shorter_side is None:
+        return 512
+    return max(SMALLEST_TILE, round(config.shorter_side / 16) * 16)
+
+
+def _scale_notes(config: ModelConfig, settings: Settings) -> list[str]:
+    """Where the network sees tissue at another scale than in training."""
+    small_side, side = config.input.small_side, config.shorter_side
+    if small_side and side is None:
+        return [
+            f"the model resizes its images to {small_side} px and does not say how large they were: with --tile "
+            f"{settings.tile} it sees {settings.mpp * settings.tile / small_side:.3g} µm/px; choose --tile as large "
+            f"as the shorter side of its training images"
+        ]
+    if config.mpp is None:
+        return []
+    trained = config.mpp * (side / small_side if small_side and side else 1)
+    seen = settings.mpp * (settings.tile / small_side if small_side else 1)
+    if abs(seen - trained) <= 0.1 * trained:
         return []
     return [
-        f"the model was trained at {trained:g} µm/px and reads these slides at {used:g}; leave --mpp out for results "
-        f"that can be trusted"
+        f"the network was trained at {trained:.3g} µm/px and sees these slides at {seen:.3g}; leave --mpp and --tile "
+        f"out for results that can be trusted"
     ]

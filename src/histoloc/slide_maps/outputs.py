@@ -305,8 +305,8 @@ def _title(told: dict[str, Any]) -> list[str]:
     label = told["class"]
     said = [told["name"] if label is None else f"{told['name']}: {label}, p = {told['probabilities'][label]:.2f}"]
     said.append(
-        f"{told['model']['title']}: {areas['regions']} regions, {areas['mm2']:.2f} mm² "
-        f"of {areas['tissue_mm2']:.2f} mm² tissue ({100 * areas['share']:.1f} %)"
+        f"{told['model']['title']}: {areas['regions']} regions, {areas['mm2']:.3g} mm² "
+        f"of {areas['tissue_mm2']:.3g} mm² tissue ({100 * areas['share']:.1f} %)"
     )
     return said
 
