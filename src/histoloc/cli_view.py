@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-Folders = Annotated[list[Path], Parameter(allow_leading_hyphen=False)]
+Folders = Annotated[list[Path], Parameter(allow_leading_hyphen=False, negative=())]
 
 
 def view(
