@@ -35,8 +35,9 @@ from skimage.filters import threshold_otsu
 from histoloc.data.pixels import read_pixels
 from histoloc.data.table import Sample
 from histoloc.slides.patches import MIN_TISSUE, P0
-from histoloc.slides.protocol import draw_slide, scan_slide, strip_tissue, write_slide
+from histoloc.slides.protocol import draw_slide, scan_slide, write_slide
 from histoloc.slides.reader import open_slide
+from histoloc.slides.tissue import protocol_tissue
 
 Outline = list[tuple[int, int]]
 Tissue = Callable[[NDArray[np.uint8]], float]
@@ -78,7 +79,7 @@ def plain_tissue(rgb: NDArray[np.uint8]) -> float:
 
 
 def our_tissue(rgb: NDArray[np.uint8]) -> float:
-    return float(strip_tissue(rgb).mean())
+    return float(protocol_tissue(rgb).mean())
 
 
 def plain_pixels(slide: openslide.OpenSlide, x: int, y: int, size: int) -> NDArray[np.uint8]:

@@ -34,6 +34,26 @@ def test_the_protocols_rule_is_that_of_skimage(seed, rows, columns, low, span, r
     assert (protocol_tissue(rgb, rgb_min) == direct_rule(rgb, rgb_min)).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), rows=st.integers(1, 70), columns=st.integers(1, 300),
+    kind=st.sampled_from(["noise", "few", "grey", "flat"]), rgb_min=st.sampled_from([10, 100]),
+)  # fmt: skip
+def test_a_picture_judged_in_pieces_is_judged_as_a_whole(seed, rows, columns, kind, rgb_min):
+    rng = np.random.default_rng(seed)
+    rgb = rng.integers(0, 256, (rows, columns, 3), dtype=np.uint8)
+    if kind == "few":
+        rgb = rng.integers(0, 256, (3, 3), dtype=np.uint8)[rng.integers(0, 3, (rows, columns))]
+    elif kind == "grey":
+        rgb[...] = rgb[..., :1]
+    elif kind == "flat":
+        rgb[...] = rgb[0, 0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("histoloc.slides.tissue._PIECE", 1000)
+        mask = protocol_tissue(rgb, rgb_min)
+    assert (mask == direct_rule(rgb, rgb_min)).all()
+
+
 def test_the_protocols_rule_on_tissue():
     regions = [blob("tissue", 200, 150, 100), blob("metastasis", 200, 150, 40), box("border", 0, 0, 400, 20)]
     rgb = render(regions, 0, 0, 400, 300)
@@ -62,7 +82,8 @@ def test_a_constant_channel_rejects_everything(channel):
     else:
         rgb[..., channel] = 128
     assert not protocol_tissue(rgb).any()
-    assert not protocol_tissue(rgb[:0]).any()
+    for empty in (rgb[:0], rgb[:, :0]):
+        assert protocol_tissue(empty).shape == empty.shape[:2]
 
 
 def truth(regions, size=SIZE, factor=32) -> np.ndarray:

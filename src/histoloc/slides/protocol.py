@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from skimage.filters import threshold_otsu
 
 from histoloc.data.image import write_mask
 from histoloc.errors import InputError
@@ -28,11 +27,10 @@ from histoloc.slides.patches import (
     scan_boxes,
 )
 from histoloc.slides.reader import NEAR, Slide, open_slide
-from histoloc.slides.tissue import _saturation_table
+from histoloc.slides.tissue import protocol_tissue
 
 Protocol = Literal["tmi", "own"]
 JPEG_QUALITY = 90
-_PIECE = 2**19  # pixels of a strip that are judged at a time: what is made of them stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -116,52 +114,7 @@ class View:
         level = self.slide.levels[self.slide.level_for(mpp)]
         # A level near enough is read as it is, and its own scale is then the exact one.
         exact = level.downsample / self.downsample if abs(level.mpp / mpp - 1) <= NEAR else float(2**coarse)
-        return strip_tissue(self.slide.thumbnail(mpp=mpp)), exact
-
-
-def strip_tissue(rgb: NDArray[np.uint8], rgb_min: int = 10) -> NDArray[np.bool_]:
-    """`protocol_tissue` of a picture as wide as a slide: the same to the last pixel, in less memory and time.
-
-    The thresholds are of the whole picture, from histograms gathered piece by piece; then each piece is judged.
-
-    Args:
-        rgb: (H, W, 3) uint8.
-        rgb_min: in [0, 255]; darker pixels are borders of the scan.
-
-    Returns:
-        (H, W) bool.
-    """
-    width = max(1, _PIECE // max(1, rgb.shape[0]))
-    pieces = [np.s_[:, left : left + width] for left in range(0, rgb.shape[1], width)]
-    counts, pairs = np.zeros((3, 256), np.int64), np.zeros(2**16, np.int64)
-    for piece in pieces:
-        channels, _, code = _channels(rgb[piece])
-        for channel, count in zip(channels, counts, strict=True):
-            count += np.bincount(channel.ravel(), minlength=256)
-        pairs += np.bincount(code.ravel(), minlength=2**16)
-    mask = np.zeros(rgb.shape[:2], bool)
-    saturations = _saturation_table().ravel()
-    there = np.flatnonzero(pairs)
-    if (np.count_nonzero(counts, axis=1) < 2).any() or len(np.unique(saturations[there])) < 2:
-        return mask  # a constant channel or saturation rejects everything
-    values = np.arange(256)
-    otsu = [threshold_otsu(hist=(count, values)) for count in counts]
-    histogram, edges = np.histogram(saturations[there], bins=256, weights=pairs[there])
-    saturated = saturations > threshold_otsu(hist=(histogram, (edges[:-1] + edges[1:]) / 2))
-    for piece in pieces:
-        channels, least, code = _channels(rgb[piece])
-        red, green, blue = (channel <= limit for channel, limit in zip(channels, otsu, strict=True))
-        mask[piece] = (red | green | blue) & (least > rgb_min) & saturated[code]
-    return mask
-
-
-def _channels(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]:
-    """The channels (3, H, W), the least of them, and 256 times the greatest plus the least."""
-    channels = np.ascontiguousarray(np.moveaxis(rgb, -1, 0))
-    red, green, blue = channels
-    least = np.minimum(np.minimum(red, green), blue)
-    greatest = np.maximum(np.maximum(red, green), blue)
-    return channels, least, greatest.astype(np.uint16) * 256 + least
+        return protocol_tissue(self.slide.thumbnail(mpp=mpp)), exact
 
 
 def read_outlines(path: Path, size: tuple[int, int], protocol: Protocol) -> Annotations:
@@ -181,17 +134,7 @@ def draw_tumour(
 
 def _open(item: Mapping[str, Any]) -> Slide:
     """Open the slide of an item; its `slide_mpp`, where it has one, is the scale of level 0."""
-    path, mpp = Path(item["slide"]), item.get("slide_mpp")
-    try:
-        return open_slide(path, mpp=mpp)
-    except InputError as error:
-        if mpp is None:
-            open_slide(path, mpp=1.0).close()  # with any scale: what is damaged fails here again
-            raise InputError(
-                f"{path}: says no scale, or none that can be right (coarser than any scan, or not the same in x and "
-                f"y); give --slide-mpp, the micrometres per pixel of its level 0"
-            ) from error
-        raise
+    return open_slide(Path(item["slide"]), mpp=item.get("slide_mpp"), option="--slide-mpp")
 
 
 def scan_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +163,7 @@ def scan_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
         def masks(strip: Box) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
             tumour = view.draw(annotations, strip, sampling.protocol)
             # Without tumour no tissue makes a patch, and reading is what takes the time.
-            return (strip_tissue(view.read(strip)), tumour) if tumour.any() else (tumour, tumour)
+            return (protocol_tissue(view.read(strip)), tumour) if tumour.any() else (tumour, tumour)
 
         found = list(
             scan_boxes(
@@ -276,7 +219,7 @@ def draw_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
         )
 
         def accept(cell: Candidate) -> float | None:
-            found = float(strip_tissue(view.read(Box(cell.x, cell.y, cell.x + side, cell.y + side))).mean())
+            found = float(protocol_tissue(view.read(Box(cell.x, cell.y, cell.x + side, cell.y + side))).mean())
             return found if found >= sampling.tissue else None
 
         drawn = draw_normals(candidates, item["wanted"], accept, random_for(item["seed"], "normal", item["name"]))

@@ -16,6 +16,7 @@ from histoloc.slides.reader import Slide
 
 Mask = NDArray[np.bool_]
 
+_PIECE = 2**19  # pixels that the protocol's rule takes at a time: what is made of them stays in the processor's cache
 _BRIGHT = 200  # glass and gaps are brighter in every channel
 _TINT = 16  # the channels of glass differ by less
 _DARKEST = 45  # tissue is brighter in one channel at least; borders, ink and scratches are not
@@ -32,6 +33,9 @@ def protocol_tissue(rgb: NDArray[np.uint8], rgb_min: int = 10) -> Mask:
     Otsu's, and each of R, G and B is above `rgb_min`. The thresholds are those of the given array, so a
     strip, a patch and a slide give different answers. A constant channel or saturation rejects everything.
 
+    The array may be as wide as a slide: the thresholds come from histograms gathered piece by piece, then each piece
+    is judged. Besides the mask it takes about 10 MB.
+
     Args:
         rgb: (H, W, 3) uint8.
         rgb_min: in [0, 255]; darker pixels are borders of the scan.
@@ -40,41 +44,58 @@ def protocol_tissue(rgb: NDArray[np.uint8], rgb_min: int = 10) -> Mask:
         (H, W) bool.
     """
     _check_rgb(rgb)
-    nothing = np.zeros(rgb.shape[:2], bool)
-    if rgb.size == 0:
-        return nothing
-    background = np.ones(rgb.shape[:2], bool)
-    mask = ~nothing
-    for channel in np.moveaxis(rgb, -1, 0):
-        low, high = channel.min(), channel.max()
-        if low == high:
-            return nothing
-        background &= channel > filters.threshold_otsu(channel)
-        mask &= channel > rgb_min
-    saturated = _saturated(rgb)
-    return nothing if saturated is None else mask & ~background & saturated
+    mask = np.zeros(rgb.shape[:2], bool)
+    width = max(1, _PIECE // max(1, rgb.shape[0]))
+    pieces = [np.s_[:, left : left + width] for left in range(0, rgb.shape[1], width)]
+    counts, pairs = np.zeros((3, 256), np.int64), np.zeros(2**16, np.int64)
+    for piece in pieces:
+        channels, _, codes = _channels(rgb[piece])
+        for channel, count in zip(channels, counts, strict=True):
+            count += np.bincount(channel.ravel(), minlength=256)
+        pairs += np.bincount(codes.ravel(), minlength=2**16)
+    saturated = _saturated(pairs)
+    if saturated is None or (np.count_nonzero(counts, axis=1) < 2).any():
+        return mask
+    thresholds = [filters.threshold_otsu(hist=(count, np.arange(256))) for count in counts]
+    for piece in pieces:
+        channels, least, codes = _channels(rgb[piece])
+        red, green, blue = (channel <= threshold for channel, threshold in zip(channels, thresholds, strict=True))
+        mask[piece] = (red | green | blue) & (least > rgb_min) & saturated[codes]
+    return mask
+
+
+def _channels(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]:
+    """The channels (3, H, W), the least of them, and 256 times the greatest plus the least."""
+    channels = np.ascontiguousarray(np.moveaxis(rgb, -1, 0))
+    red, green, blue = channels
+    least = np.minimum(np.minimum(red, green), blue)
+    greatest = np.maximum(np.maximum(red, green), blue)
+    return channels, least, greatest.astype(np.uint16) * 256 + least
+
+
+def _saturated(pairs: NDArray[np.int64]) -> Mask | None:
+    """Whether saturation is above Otsu's threshold, by 256 times the greatest channel plus the least.
+
+    Args:
+        pairs: (65536,) number of pixels of each; no array of floats is made of the picture.
+
+    Returns:
+        (65536,) bool, or None where saturation is constant.
+    """
+    table = _saturation_table()
+    there = np.flatnonzero(pairs)
+    if len(np.unique(table[there])) < 2:
+        return None
+    # The histogram that threshold_otsu makes of the picture itself: 256 bins over its range.
+    histogram, edges = np.histogram(table[there], bins=256, weights=pairs[there])
+    return table > filters.threshold_otsu(hist=(histogram, (edges[:-1] + edges[1:]) / 2))
 
 
 @cache
 def _saturation_table() -> NDArray[np.float64]:
-    """HSV saturation by (greatest, least) channel: it depends on nothing else."""
+    """HSV saturation by 256 times the greatest channel plus the least: it depends on nothing else; (65536,)."""
     greatest, least = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij")
-    return color.rgb2hsv(np.stack([np.maximum(greatest, least), least, least], axis=-1))[..., 1]
-
-
-def _saturated(rgb: NDArray[np.uint8]) -> Mask | None:
-    """Saturation above Otsu's threshold, or None where it is constant; no array of floats is made."""
-    table = _saturation_table()
-    codes = rgb.max(axis=2).astype(np.uint16) * 256 + rgb.min(axis=2)
-    counts = np.bincount(codes.ravel(), minlength=65536)
-    there = np.flatnonzero(counts)
-    values = table.ravel()[there]
-    if values.min() == values.max():
-        return None
-    # The histogram that threshold_otsu makes of the picture itself: 256 bins over its range.
-    histogram, edges = np.histogram(values, bins=256, weights=counts[there])
-    threshold = filters.threshold_otsu(hist=(histogram, (edges[:-1] + edges[1:]) / 2))
-    return (table > threshold).ravel()[codes]
+    return color.rgb2hsv(np.stack([np.maximum(greatest, least), least, least], axis=-1))[..., 1].ravel()
 
 
 @dataclass(frozen=True)
