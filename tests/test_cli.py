@@ -64,9 +64,21 @@ def test_train_help_lists_the_options_of_this_method_only(command, method):
     assert {"--backbone", "--stride", "--weights", "--small-side", "--crop", "--epochs", "--lr"} <= shown
 
 
-@pytest.mark.parametrize("command_name", ["evaluate", "predict", "report", "quickstart", "data", "train"])
+COMMANDS = ["evaluate", "predict", "report", "quickstart", "data", "train", "slides", "view"]
+
+
+@pytest.mark.parametrize("command_name", COMMANDS)
 def test_every_command_explains_itself(command, command_name):
     assert "Usage" in command(command_name, "--help")
+    assert re.search(rf"│ {command_name} ", command("--help"))
+
+
+def test_data_lists_its_sources(command):
+    shown = command("data", "--help")
+    assert "Turn a data set into a table (CSV)" in shown
+    for source in ("glas", "folder", "slides", "camelyon16", "synthetic"):
+        assert re.search(rf"│ {source} ", shown), source
+    assert "the exit code is 1" in " ".join(command("data", "slides", "--help").split())
 
 
 # --- train, evaluate, predict, report ---

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
+from histoloc.cli_view import view
 from histoloc.errors import InputError
 
 app = App(
@@ -13,11 +14,19 @@ app = App(
     help="Weakly-supervised localization in histology: train on image labels, get class, region and certainty.",
     version_flags=["--version"],
 )
-data_app = App(name="data", help="Turn a data set into a table (CSV); nothing downstream knows where it came from.")
-app.command(data_app)
+app.command(
+    "histoloc.cli_data:app",
+    name="data",
+    help="Turn a data set into a table (CSV); nothing downstream knows where it came from.",
+)
 app.command("histoloc.cli_train:app", name="train", help="Train a method; `histoloc train METHOD --help` lists all.")
-app.command("histoloc.cli_slides:app", name="slides", help="Whole slides: what a file holds, and where its tissue is.")
+app.command(
+    "histoloc.cli_slides:app",
+    name="slides",
+    help="Whole slides: what a file holds, where its tissue is, and what a model says of it.",
+)
 app.command("histoloc.cli_benchmark:app", name="benchmark", help="Every row of Table 1, or the ablation; resumable.")
+app.command(view)
 
 Runs = Annotated[list[Path], Parameter(allow_leading_hyphen=False)]
 
@@ -47,220 +56,6 @@ def quickstart(out: Path = Path("quickstart"), *, seed: int = 0, count: int = 24
     from histoloc.quickstart import quickstart as run
 
     run(out, seed=seed, count=count, epochs=epochs)
-
-
-@data_app.command(name="glas")
-def data_glas(
-    root: Path,
-    *,
-    out: Path,
-    split: Literal["official", "patient"] = "official",
-    seed: int = 0,
-    folds: int = 5,
-) -> None:
-    """The GlaS challenge's folder -> a table with the published folds, or with patient-disjoint splits.
-
-    Args:
-        root: the folder that holds train_1.bmp ... and Grade.csv, or its parent.
-        out: the table to write (CSV).
-        split: official = train/test of the challenge and the five published folds (patients are shared between them);
-            patient = no patient on two sides.
-        seed: of the patient split.
-        folds: number of folds of the patient split.
-    """
-    from histoloc.data.glas import glas_table
-
-    rows, warnings = glas_table(root, split=split, seed=seed, folds=folds)
-    _write(out, rows, warnings)
-
-
-@data_app.command(name="folder")
-def data_folder(
-    root: Path,
-    *,
-    out: Path,
-    masks: Path | None = None,
-    test: float = 0.2,
-    valid: float = 0.2,
-    seed: int = 0,
-    mpp: float | None = None,
-) -> None:
-    """One folder of images per class -> a table.
-
-    Args:
-        root: holds one folder per class, or train/valid/test folders that hold them.
-        out: the table to write (CSV).
-        masks: parallel folder of masks (same relative names), used only to evaluate.
-        test: share of images for the test split, stratified by class.
-        valid: share of images for the validation split.
-        seed: of the random splits.
-        mpp: micrometres per pixel of the images, for areas in mm².
-    """
-    from histoloc.data.folder import folder_table
-
-    _write(out, folder_table(root, masks=masks, test=test, valid=valid, seed=seed, mpp=mpp), [])
-
-
-@data_app.command(name="slides")
-def data_slides(
-    table: Path,
-    *,
-    out: Path,
-    mpp: float,
-    size: int = 512,
-    stride: int | None = None,
-    tissue: float = 0.5,
-    roi: float = 0.5,
-    empty_class: str | None = None,
-    test: float = 0.2,
-    valid: float = 0.2,
-    seed: int = 0,
-    per_slide: int | None = None,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    memory_gb: float = 1.0,
-) -> None:
-    """Your own slides -> a table of tiles, read from the slides on the fly; a second call does only what is missing.
-
-    Args:
-        table: CSV with the columns slide and label and, optionally, annotation (ASAP XML, GeoJSON), group (patient)
-            and mpp (for slides that do not say it); paths are relative to it.
-        out: the table to write (CSV); what is done is kept beside it, in a folder that ends in .jobs.
-        mpp: micrometres per pixel of the tiles.
-        size: side of a tile in pixels.
-        stride: from tile to tile in pixels; by default the size.
-        tissue: least share of tissue in a tile.
-        roi: least share of annotated area for the label of an annotated slide; tiles without any get the class without
-            ROI, what is in between is left out.
-        empty_class: name of the class without ROI; by default that of the slides without annotation.
-        test: share of groups for the test split, stratified by class.
-        valid: share of groups for the validation split.
-        seed: of splits and draws.
-        per_slide: at most so many tiles of a slide.
-        workers: processes; by default one per core.
-        scheduler: address of a Dask scheduler to use instead (tcp://host:8786); it must see the same folders.
-        memory_gb: a worker process above it is ended, and its slide tried again.
-    """
-    from histoloc.data.slides import slide_tiles
-
-    made = slide_tiles(
-        table,
-        out,
-        mpp=mpp,
-        size=size,
-        stride=stride,
-        tissue=tissue,
-        roi=roi,
-        empty_class=empty_class,
-        valid=valid,
-        test=test,
-        seed=seed,
-        per_slide=per_slide,
-        workers=workers,
-        scheduler=scheduler,
-        memory_gb=memory_gb,
-    )
-    for warning in made.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(made.summary())
-    print(out)
-
-
-@data_app.command(name="camelyon16")
-def data_camelyon16(
-    root: Path,
-    *,
-    out: Path,
-    protocol: Literal["tmi", "own"] = "tmi",
-    fold: int = 0,
-    seed: int = 0,
-    size: int = 512,
-    stride: int | None = None,
-    mpp: float | None = None,
-    p0: float = 0.2,
-    p1: float = 0.5,
-    tissue: float = 0.1,
-    coarse: int = 6,
-    patches_from: Path | None = None,
-    write: Literal["none", "png", "jpeg"] = "none",
-    slide_mpp: float | None = None,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    memory_gb: float = 1.0,
-) -> None:
-    """Camelyon16's slides and annotations -> a table of patches; a second call does only what is missing.
-
-    Slides that fail are listed in failed.csv with their reasons; the table is made without them, the exit code is 1.
-
-    Args:
-        root: the folder of the challenge, with training/ and testing/.
-        out: folder for table.csv, patches.csv, provenance.json and masks; what is done is kept in its folder work.
-        protocol: tmi = as published: holes are tumour, three slides are left out; own = holes are cut out, all slides.
-        fold: which of the five slide-level folds is the validation split.
-        seed: of the draws.
-        size: side of a patch in pixels.
-        stride: from patch to patch in pixels; by default the size.
-        mpp: micrometres per pixel of the patches; by default level 0 of each slide.
-        p0: least share of tumour in a tumour patch.
-        p1: of patches with a greater share only some are drawn, in the published proportion.
-        tissue: least share of tissue in a patch.
-        coarse: normal patches are searched on the slide reduced by 2 to this power.
-        patches_from: a published list of patch names (CSV), or a folder of lists, to take instead of sampling.
-        write: also write the patches as files, to which the table then points.
-        slide_mpp: micrometres per pixel of level 0 of slides that do not say it; the others keep their own.
-        workers: processes; by default one per core.
-        scheduler: address of a Dask scheduler to use instead (tcp://host:8786); it must see the same folders.
-        memory_gb: a worker process above it is ended, and its slide tried again.
-    """
-    from histoloc.data.camelyon16 import camelyon16_table
-    from histoloc.data.table import read_table
-    from histoloc.slides.protocol import Sampling
-
-    made = camelyon16_table(
-        root,
-        out,
-        sampling=Sampling(protocol, size, stride, mpp, p0, p1, tissue, coarse),
-        fold=fold,
-        seed=seed,
-        patches_from=patches_from,
-        write=write,
-        slide_mpp=slide_mpp,
-        workers=workers,
-        scheduler=scheduler,
-        memory_gb=memory_gb,
-    )
-    for warning in made.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(made.summary())
-    print(read_table(made.table).counts().to_string())
-    print(made.table)
-    if made.provenance["failed"]:
-        raise SystemExit(1)
-
-
-@data_app.command(name="synthetic")
-def data_synthetic(
-    *,
-    out: Path,
-    count: int = 400,
-    seed: int = 0,
-    height: int = 256,
-    width: int = 320,
-    scene: Literal["glands", "disc"] = "glands",
-) -> None:
-    """Procedural H&E glands with instance masks, or a simpler scene -> images and a table.
-
-    Args:
-        out: folder for images, masks and table.csv.
-        count: number of images, half of each class.
-        seed: the same seed gives the same bytes.
-        height: pixels.
-        width: pixels.
-        scene: glands, or disc: one striped disc on noise decides the class, so that the best map is known.
-    """
-    from histoloc.data.synthetic import generate
-
-    print(generate(out, count=count, seed=seed, height=height, width=width, scene=scene))
 
 
 @app.command
@@ -375,16 +170,6 @@ def doctor() -> None:
 
     for name, finding in examine().items():
         print(f"{name:18} {finding}")
-
-
-def _write(out: Path, rows: "object", warnings: list[str]) -> None:
-    from histoloc.data.table import read_table, write_table
-
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    write_table(out, rows)  # pyright: ignore[reportArgumentType]
-    print(read_table(out).counts().to_string())
-    print(out)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_a_class_without_roi_can_be_named(folder, tmp_path):
     write_list(folder / "annotated.csv", "slide,label,annotation", *[f"{n}.tif,tumor,{n}.geojson" for n in "abc"])
     _, rows = tiles(folder, tmp_path / "tiles.csv", "annotated.csv", roi=0.7, empty_class="stroma")
     assert list(rows.loc[rows["group"] == "a.tif", "label"]) == ["tumor"] * 2 + ["stroma"] * 8
-    with pytest.raises(InputError, match="--empty-class tumor: .* has annotated slides of it"):
+    with pytest.raises(InputError, match=r"--empty-class tumor: .* has annotated slides of it"):
         tiles(folder, tmp_path / "no.csv", "annotated.csv", empty_class="tumor")
 
 
@@ -212,13 +212,22 @@ def test_the_command(folder, tmp_path, capsys):
     write_list(folder / "some.csv", "slide,label", *[f"{n}.tif,{'ab'[n > 'c']}" for n in "abcdef"], "glass.tif,b")
     out = tmp_path / "tiles.csv"
     words = ["--mpp", str(MPP), "--size", str(SIZE), "--tissue", "0.8", "--workers", "1", "--per-slide", "4"]
-    main(["data", "slides", str(folder / "some.csv"), "--out", str(out), *words])
-    said = capsys.readouterr().out
-    assert re.search(r"train +\d+ +\d+\n", said)
-    assert "failed: glass.tif: " in said
-    assert str(out) in said
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "slides", str(folder / "some.csv"), "--out", str(out), *words])
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert re.search(r"train +\d+ +\d+\n", said.out)
+    assert said.out.splitlines()[-1] == str(out)
+    [told] = [line for line in said.err.splitlines() if line.startswith("failed: ")]
+    failed = pd.read_csv(tmp_path / "tiles.jobs" / "failed.csv")
+    assert failed["slide"].tolist() == ["glass.tif"]
+    assert told == f"failed: glass.tif: {failed['reason'][0]}"
+    assert len(read_table(out).samples) == 6 * 4
+    main(["data", "slides", str(folder / "plain.csv"), "--out", str(out), *words])  # no failure, no exit code
+    assert "failed: " not in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
         main(["data", "slides", str(folder / "missing.csv"), "--out", str(out), "--mpp", "0.5"])
+    assert stopped.value.code == 2
     assert "missing.csv: there is no such table" in capsys.readouterr().err
 
 

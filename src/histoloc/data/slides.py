@@ -43,7 +43,7 @@ class SlideTiles:
     warnings: tuple[str, ...]
 
     def summary(self) -> str:
-        """Tiles by split and label, what was left out, and the slides that failed.
+        """Tiles by split and label, and what was left out.
 
         Raises:
             InputError: the table cannot be trained on, for want of a class in the split train.
@@ -51,7 +51,6 @@ class SlideTiles:
         lines = [read_table(self.out, check_files=False).counts().to_string()]
         if self.left_out:
             lines.append(f"{self.left_out} tiles with less ROI than asked for are left out")
-        lines += [f"failed: {name}: {reason}" for name, reason in self.failed.items()]
         return "\n".join(lines)
 
 
