@@ -298,6 +298,7 @@ def _loader(
         config.input,
         training.seed,
         with_masks=with_masks,
+        empty_class=getattr(config.options, "empty_class", None),
         cache_bytes=int(training.cache_gb * 2**30),
         progress=progress,
     )

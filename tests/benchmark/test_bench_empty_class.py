@@ -72,12 +72,12 @@ def test_methods_that_have_the_option_are_told_and_the_others_are_as_ever(row: R
     told, untold = (
         cell_config(row, None, 0, dataclasses.replace(CHOICES, empty_class=name)) for name in ("normal", None)
     )
-    if row.method not in ("maxmin", "pn"):
+    if row.method not in ("maxmin", "pn", "unet"):
         assert told == untold
         return
     assert told.options.empty_class == "normal"
     changed = {name for name, value in plain(told.options).items() if value != plain(untold.options)[name]}
-    assert changed == ({"empty_class"} if row.method == "pn" else {"empty_class", "normalisation", "slope"})
+    assert changed == ({"empty_class", "normalisation", "slope"} if row.method == "maxmin" else {"empty_class"})
     # The options allow each other.
     backbone = BackboneConfig("test_efficientnet_ln", 0, weights="none")
     build_method(ModelConfig(row.method, ("normal", "tumor"), told.options, backbone), load_backbone=True)
@@ -88,6 +88,15 @@ def test_what_is_no_class_or_has_no_published_numbers_is_refused(choices):
         plan("table1", dataclasses.replace(choices, empty_class="benign"))
     with pytest.raises(InputError, match="--published camelyon16: no numbers were published on it for the rows of abl"):
         plan("ablation", dataclasses.replace(choices, rows=None, published="camelyon16"))
+
+
+def test_methods_that_learn_from_masks_need_none_of_the_class_without_roi(choices):
+    (cell,) = plan("table1", dataclasses.replace(choices, rows="unet"))[0]
+    assert cell.config.options.empty_class == "normal"
+    with pytest.raises(InputError, match="name the class whose images have no ROI by --empty-class, or choose other"):
+        plan("table1", dataclasses.replace(choices, rows="unet", empty_class=None))
+    with pytest.raises(InputError, match="unet learns from masks, and training rows have none"):
+        plan("table1", dataclasses.replace(choices, rows="unet", empty_class="tumor"))
 
 
 # --- what is measured and recorded ---

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,23 @@ def test_item(table):
     assert label == table.classes.index(sample.label)
     assert name == sample.name
     assert mask is None  # a mask never reaches a method that learns from labels
+
+
+def test_masks_of_a_class_without_roi_are_empty_where_there_is_no_file(table):
+    name, other = table.classes
+    samples = [replace(s, mask=None) if s.label == name else s for s in table.split("train")]
+    data = TrainSet(table, samples, SMALL, 7, with_masks=True, empty_class=name)
+    for index, sample in enumerate(samples):
+        mask = data[Key(0, index)][2]
+        assert mask is not None
+        assert (mask.shape, mask.dtype) == ((1, 48, 48), torch.float32)
+        assert bool(mask.any()) == (sample.label == other)
+    halved = TrainSet(table, samples, InputConfig(small_side=32, crop=32), 7, with_masks=True, empty_class=name)
+    masks = [mask for index in range(len(samples)) if (mask := halved[Key(0, index)][2]) is not None]
+    assert [mask.shape for mask in masks] == [(1, 32, 32)] * len(samples)
+    with pytest.raises(InputError, match=r"has no mask, and this method learns from masks; .* by --empty-class"):
+        TrainSet(table, samples, SMALL, 7, with_masks=True, empty_class=other)
+    assert TrainSet(table, samples, SMALL, 7, empty_class=name)[Key(0, 0)][2] is None
 
 
 def test_epochs_and_samples_differ(table):

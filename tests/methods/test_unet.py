@@ -47,6 +47,11 @@ def test_wrong_weights_name_the_flags(one, other):
         build("unet", cross_entropy_weight=one, dice_weight=other)
 
 
+def test_the_class_without_roi_is_a_class():
+    with pytest.raises(InputError, match="--empty-class 'healthy' is not a class of the table; choose one of"):
+        build("unet", empty_class="healthy")
+
+
 @pytest.mark.parametrize("score", [-4.0, 0.0, 4.0])
 def test_map_is_the_probability_and_not_stretched(score):
     method = build("unet")

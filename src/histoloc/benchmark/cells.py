@@ -240,6 +240,7 @@ def epochs_logged(folder: Path) -> tuple[int, float]:
 
 def _check_table(cells: Sequence[PlannedCell], folds: Sequence[int | None], data: Path) -> None:
     """Make sure that every fold has the splits and masks that its cells need."""
+    empty_class = cells[0].empty_class
     methods = {cell.row.name: method_class(cell.config.method) for cell in cells}
     learned = any(method.supervision != "none" for method in methods.values())
     supervised = [name for name, method in methods.items() if method.supervision == "pixel"]
@@ -248,11 +249,12 @@ def _check_table(cells: Sequence[PlannedCell], folds: Sequence[int | None], data
         table = read_table(data, fold=fold, check_files=False)
         for split in {"valid", cells[0].split, *(["train"] if learned else [])}:
             table.split(split)
-        if supervised and not table.has_masks(table.split("train")):
+        with_roi = [sample for sample in table.split("train") if sample.label != empty_class]
+        if supervised and not table.has_masks(with_roi):
             remedy = f"leave them out by --rows {','.join(others)}" if others else "choose other --rows"
             raise InputError(
                 f"{data}: {', '.join(supervised)} learns from masks, and training rows have none; fill the column "
-                f"mask, or {remedy}"
+                f"mask, name the class whose images have no ROI by --empty-class, or {remedy}"
             )
 
 

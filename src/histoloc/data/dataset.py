@@ -41,6 +41,7 @@ class TrainSet(Dataset[tuple[Tensor, int, Tensor | None, str]]):
         config: resizing and augmentation.
         seed: of the run.
         with_masks: also give masks, for methods with pixel supervision.
+        empty_class: images of this class have no ROI, also without a mask file.
         cache_bytes: memory that decoded images may take; above it images are decoded at each use.
         progress: show a bar while images are read.
     """
@@ -53,16 +54,17 @@ class TrainSet(Dataset[tuple[Tensor, int, Tensor | None, str]]):
         seed: int,
         *,
         with_masks: bool = False,
+        empty_class: str | None = None,
         cache_bytes: int = 4 << 30,
         progress: bool = False,
     ) -> None:
         self.table, self.samples, self.config, self.seed = table, tuple(samples), config, seed
-        self.with_masks, self.augment = with_masks, Augment(config)
-        if with_masks and any(s.mask is None for s in samples):
-            nameless = next(s.name for s in samples if s.mask is None)
+        self.with_masks, self.empty_class, self.augment = with_masks, empty_class, Augment(config)
+        unknown = [s.name for s in samples if s.mask is None and s.label != empty_class]
+        if with_masks and unknown:
             raise InputError(
-                f"{table.path}: {nameless} has no mask, and this method learns from masks; fill the mask column or "
-                "choose a method that learns from labels"
+                f"{table.path}: {unknown[0]} has no mask, and this method learns from masks; fill the mask column, "
+                "name the class whose images have no ROI by --empty-class, or choose a method that learns from labels"
             )
         self.cache: list[tuple[Tensor, Tensor | None]] | None = None
         first = self._decode(0)[0]
@@ -88,9 +90,11 @@ class TrainSet(Dataset[tuple[Tensor, int, Tensor | None, str]]):
                 f"{sample.name}: {pixels.shape[-1]}x{pixels.shape[-2]} pixels are fewer than the crop of "
                 f"{self.config.crop}; give --small-side or a smaller --crop"
             )
-        truth = read_truth(sample) if self.with_masks else None
-        if truth is None:
+        if not self.with_masks:
             return pixels, None
+        truth = read_truth(sample)
+        if truth is None:
+            return pixels, torch.zeros((1, *pixels.shape[-2:]), dtype=torch.uint8)
         mask = torch.from_numpy(truth.astype(np.uint8))[None]
         return pixels, resize_small_side(mask, self.config.small_side, nearest=True)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from histoloc.errors import InputError
 from histoloc.maps import normalise_per_image, resize
 from histoloc.nn.backbone import Backbone, BackboneConfig, build_backbone
 from histoloc.types import Batch, BatchLocalization, Evidence, Output
@@ -148,6 +149,16 @@ class Method(nn.Module, ABC):
             and 1, and 0 everywhere where high is not above low. Where `evidence_is_roi` the values as they are.
         """
         return values if self.evidence_is_roi else stretched(values, low, high)
+
+
+def check_empty_class(name: str | None, classes: Sequence[str]) -> None:
+    """Refuse a class without ROI that is no class.
+
+    Raises:
+        InputError: `name` is given and not among the classes.
+    """
+    if name is not None and name not in classes:
+        raise InputError(f"--empty-class {name!r} is not a class of the table; choose one of {list(classes)}")
 
 
 def stretched(values: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from histoloc.errors import InputError
 from histoloc.losses import absolute_size, empty_map, foreground_size, negative_entropy, uniform_cross_entropy
 from histoloc.maps import normalise_batch, normalise_per_image, resize
-from histoloc.methods.base import Method, Setting, stretched
+from histoloc.methods.base import Method, Setting, check_empty_class, stretched
 from histoloc.nn.pooling import WildcatHead
 from histoloc.types import Batch, BatchLocalization, Evidence, Output
 
@@ -268,8 +268,7 @@ def _head(channels: int, classes: int, o: MaxMinOptions) -> WildcatHead:
 
 
 def _check(o: MaxMinOptions, classes: tuple[str, ...]) -> None:
-    if o.empty_class is not None and o.empty_class not in classes:
-        raise InputError(f"--empty-class {o.empty_class!r} is not a class of the table; choose one of {list(classes)}")
+    check_empty_class(o.empty_class, classes)
     if o.empty_class is not None and o.background_trains == "localizer":
         raise InputError(
             "--empty-class needs --background-trains both: the classifier learns the class without ROI from backgrounds"

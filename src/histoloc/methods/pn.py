@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from histoloc.errors import InputError
 from histoloc.losses import log_barrier, quadratic_penalty
 from histoloc.maps import resize
-from histoloc.methods.base import Method, Setting
+from histoloc.methods.base import Method, Setting, check_empty_class
 from histoloc.types import Batch, BatchLocalization, Output
 
 
@@ -111,8 +111,7 @@ class Pn(Method):
 
 
 def _check(o: PnOptions, classes: tuple[str, ...]) -> None:
-    if o.empty_class is not None and o.empty_class not in classes:
-        raise InputError(f"--empty-class {o.empty_class!r} is not a class of the table; choose one of {list(classes)}")
+    check_empty_class(o.empty_class, classes)
     # Written so that NaN fails too.
     if not 0 <= o.lower < o.upper <= 1:
         raise InputError(f"--lower {o.lower} and --upper {o.upper} must be shares with 0 <= lower < upper <= 1")

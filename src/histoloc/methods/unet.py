@@ -9,7 +9,7 @@ from torch import Tensor
 from histoloc.errors import InputError
 from histoloc.losses import soft_dice
 from histoloc.maps import resize
-from histoloc.methods.base import Method, Setting, Supervision
+from histoloc.methods.base import Method, Setting, Supervision, check_empty_class
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.nn.decoder import UNetDecoder
 from histoloc.types import Batch, BatchLocalization, Evidence, Output
@@ -22,10 +22,12 @@ class UNetOptions:
     Attributes:
         cross_entropy_weight: weight of the pixels' binary cross-entropy.
         dice_weight: weight of the soft Dice loss.
+        empty_class: name of the class whose images have no ROI (normal tissue), also without a mask.
     """
 
     cross_entropy_weight: float = 1.0
     dice_weight: float = 1.0
+    empty_class: str | None = None
 
 
 class UNet(Method):
@@ -48,6 +50,7 @@ class UNet(Method):
 
     def __init__(self, setting: Setting, options: UNetOptions) -> None:
         super().__init__(setting, options)
+        check_empty_class(options.empty_class, setting.classes)
         weights = (options.cross_entropy_weight, options.dice_weight)
         if not (min(weights) >= 0 and sum(weights) > 0):  # false for NaN too
             raise InputError("--cross-entropy-weight and --dice-weight must be >= 0, one of them > 0; correct them")
