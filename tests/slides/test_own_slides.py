@@ -170,7 +170,7 @@ def test_failed_slides_are_listed_and_completed(folder, tmp_path):
     write_list(tmp_path / "plain.csv", "slide,label", *rows)
     made, first = tiles(tmp_path, tmp_path / "t.csv", valid=0)
     assert list(made.failed) == ["b.tif", "c.tif", "f.tif"]
-    assert "does not say how large its pixels are" in made.failed["b.tif"]
+    assert "does not say how large its pixels are; give mpp in the table" in made.failed["b.tif"]
     assert str(slides["c"]) in made.failed["c.tif"]
     assert "no tile has 80 % of tissue, the best has 0.0 %" in made.failed["f.tif"]
     assert list(pd.read_csv(tmp_path / "t.jobs" / "failed.csv")["slide"]) == list(made.failed)

@@ -95,7 +95,7 @@ def test_a_slide_without_scale_gets_it_from_the_table(table, tmp_path):
     row = ["plain.tif", "tumor", "", "train", "", 1.0, 0, 0, 64, 64]
     names = ["image", "label", "mask", "split", "group", "mpp", "x", "y", "width", "height"]
     pd.DataFrame([row], columns=names).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(InputError, match="--mpp"):
+    with pytest.raises(InputError, match="give slide_mpp in the table"):
         read_pixels(read_table(tmp_path / "t.csv").samples[0])
     pd.DataFrame([[*row, 0.5]], columns=[*names, "slide_mpp"]).to_csv(tmp_path / "t.csv", index=False)
     found = read_pixels(read_table(tmp_path / "t.csv").samples[0])

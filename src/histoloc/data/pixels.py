@@ -81,7 +81,7 @@ def _region(sample: Sample) -> tuple[Slide, int, int, int, int, float]:
 
 @lru_cache(maxsize=_OPEN_SLIDES)
 def _slide(path: Path, mpp: float | None, process: int) -> Slide:
-    return open_slide(path, mpp=mpp)
+    return open_slide(path, mpp=mpp, option="slide_mpp in the table")
 
 
 @lru_cache(maxsize=_OPEN_SLIDES)

@@ -185,7 +185,7 @@ def tiles_of_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
         InputError: the slide or its annotation cannot be read, or no tile has enough tissue.
     """
     mpp, size = settings["mpp"], settings["size"]
-    with open_slide(Path(item["slide"]), mpp=item["mpp"]) as slide:
+    with open_slide(Path(item["slide"]), mpp=item["mpp"], option="mpp in the table") as slide:
         slide.level_for(mpp)  # refuses a scale that the slide does not have, before anything is read
         scale = mpp / slide.mpp
         xs, ys = (_grid(length, size * scale, settings["stride"] * scale) for length in slide.size)

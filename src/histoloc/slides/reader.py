@@ -244,7 +244,7 @@ def open_slide(path: Path, *, mpp: float | None = None, option: str = "--mpp") -
         mpp: micrometres per pixel of level 0; it overrules the file. None takes it from the file: from the
             scanner's properties, OME, ImageJ's unit, or resolution tags, unless these are coarser than
             20 µm/px, as the 72 dpi that programs write by default are.
-        option: the command's option that gives it, for messages.
+        option: what gives it, for messages: the command's option, or a column of a table.
 
     Raises:
         InputError: the file is absent, truncated or no slide, its scale is unknown, or its pixels are not
