@@ -36,12 +36,10 @@ def tissue(slide: Path, *, out: Path, at: float = 8.0, mpp: float | None = None)
     Args:
         slide: a format of OpenSlide, or a TIFF, PNG or JPEG.
         mpp: micrometres per pixel of level 0, where the file does not say it.
-        out: the picture (PNG).
+        out: the picture (.png, .jpg).
         at: micrometres per pixel at which tissue is looked for, and of the picture.
     """
-    from PIL import Image
-
-    from histoloc.files import atomic_path
+    from histoloc.data.image import write_picture
     from histoloc.slides.reader import open_slide
     from histoloc.slides.tissue import tissue as find
     from histoloc.slides.tissue import tissue_picture
@@ -50,8 +48,7 @@ def tissue(slide: Path, *, out: Path, at: float = 8.0, mpp: float | None = None)
         mask = find(opened, mpp=at)
         picture = tissue_picture(opened, mask)
         mm2 = opened.width * opened.height * (opened.mpp / 1000) ** 2 * float(mask.mean())
-    with atomic_path(out) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+    write_picture(out, picture)
     print(f"tissue on {100 * float(mask.mean()):.1f} % of the slide, {mm2:.2f} mm²")
     print(out)
 

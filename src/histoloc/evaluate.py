@@ -10,12 +10,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from histoloc.checkpoint import ModelConfig, read_model_config
 from histoloc.config import plain
-from histoloc.data.image import image_size, read_map, write_map, write_mask
+from histoloc.data.image import image_size, read_map, write_map, write_mask, write_picture
 from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import Sample, Table, read_table
 from histoloc.errors import InputError
@@ -168,8 +167,7 @@ def measure(
 
 def write_region(stem: Path, pixels: NDArray[np.uint8], truth: NDArray[np.bool_] | None) -> None:
     """Keep what the report shows of a slide's region: `STEM_image.png` and `STEM_truth.png`."""
-    with atomic_path(stem.with_name(f"{stem.name}_image.png")) as temporary:
-        Image.fromarray(pixels).save(temporary)
+    write_picture(stem.with_name(f"{stem.name}_image.png"), pixels)
     if truth is not None:
         write_mask(stem.with_name(f"{stem.name}_truth.png"), truth)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from histoloc.checkpoint import ModelConfig, load_model
-from histoloc.data.image import read_image, write_map, write_mask
+from histoloc.data.image import read_image, write_map, write_mask, write_picture
 from histoloc.data.transforms import load_tensor, normalise
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
@@ -242,7 +242,7 @@ def predict_files(
         found = predictor.predict(pixels, mpp=mpp, threshold=threshold)
         write_mask(out / f"{name}_mask.png", found.mask)
         write_map(out / f"{name}_map.png", found.roi)
-        _write_picture(out / f"{name}_overlay.png", overlay(pixels, found.roi, found.mask))
+        write_picture(out / f"{name}_overlay.png", overlay(pixels, found.roi, found.mask))
         rows.append({"image": str(file), **describe(found)})
     table = pd.DataFrame(rows)
     with atomic_path(out / "predictions.csv") as temporary:
@@ -285,13 +285,6 @@ def _expand(given: Sequence[Path]) -> Iterator[Path]:
         if not found:
             raise InputError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); check the folder")
         yield from found
-
-
-def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    from PIL import Image
-
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary)
 
 
 def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

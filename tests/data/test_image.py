@@ -19,6 +19,7 @@ from histoloc.data.image import (
     read_mask,
     write_map,
     write_mask,
+    write_picture,
 )
 from histoloc.errors import InputError
 
@@ -278,3 +279,22 @@ def test_writing_refuses_what_is_no_map_or_mask(tmp_path):
             write_map(tmp_path / "map.png", bad)
     with pytest.raises(ValueError, match="array of bool"):
         write_mask(tmp_path / "mask.png", np.zeros((2, 2)))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("pixels", [RGB, GREY, GREY.astype(np.uint16) * 257])
+def test_pictures_are_png_unless_named_jpeg(tmp_path, pixels):
+    for level in (1, 6):
+        write_picture(tmp_path / "deeper" / "a.png", pixels, compress_level=level)
+        with Image.open(tmp_path / "deeper" / "a.png") as image:
+            assert image.format == "PNG"
+            np.testing.assert_array_equal(np.asarray(image), pixels)
+    if pixels.dtype == np.uint8:
+        smooth = np.full_like(pixels, 128)
+        smooth[8:24] = 200
+        write_picture(tmp_path / "deeper" / "a.jpg", smooth)
+        with Image.open(tmp_path / "deeper" / "a.jpg") as image:
+            assert image.format == "JPEG"
+            assert np.abs(np.asarray(image).astype(int) - smooth).max() <= 6
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_picture(tmp_path / "file" / "a.png", pixels)

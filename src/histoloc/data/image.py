@@ -16,6 +16,7 @@ from histoloc.files import atomic_path
 IMAGE_EXTENSIONS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 MAP_EXTENSIONS = (".npy", ".png", ".tif", ".tiff")
 SMALLEST_SIDE = 32
+JPEG_QUALITY = 90
 
 # EPS and PDF are absent on purpose: Pillow would start other programs to open them.
 _FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF")
@@ -264,7 +265,7 @@ def write_map(path: Path, roi: NDArray[np.floating]) -> None:
     roi = np.asarray(roi)
     if roi.ndim != 2 or not (np.isfinite(roi).all() and roi.min() >= 0 and roi.max() <= 1):
         raise ValueError("a ROI map is a two-dimensional array of values in [0, 1]")
-    _write_grey(path, np.rint(roi * 255).astype(np.uint8))
+    write_picture(path, np.rint(roi * 255).astype(np.uint8))
 
 
 def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
@@ -272,9 +273,25 @@ def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise ValueError("a mask is a two-dimensional array of bool")
-    _write_grey(path, mask.astype(np.uint8) * np.uint8(255))
+    write_picture(path, mask.astype(np.uint8) * np.uint8(255))
 
 
-def _write_grey(path: Path, values: NDArray[np.uint8]) -> None:
-    with atomic_path(Path(path)) as temporary:
-        Image.fromarray(values).save(temporary, format="PNG")
+def write_picture(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16], *, compress_level: int = 6) -> None:
+    """Write (H, W) or (H, W, 3) pixels atomically, as JPEG where the name ends in .jpg or .jpeg, else as PNG.
+
+    A JPEG has quality 90 and all of its colour, because stains are told apart by it; uint16 needs a PNG.
+
+    Args:
+        path: the file.
+        pixels: grey or RGB.
+        compress_level: of the PNG, from 0 (none) to 9 (slow).
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            Image.fromarray(pixels).save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+        else:
+            Image.fromarray(pixels).save(temporary, format="PNG", compress_level=compress_level)

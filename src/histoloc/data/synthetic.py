@@ -22,15 +22,15 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
 from histoloc.data.discs import disc
 from histoloc.data.glands import Field, Label, lay_out
+from histoloc.data.image import write_picture
 from histoloc.data.tissue import paint
 from histoloc.errors import InputError
-from histoloc.files import atomic_path, write_text
+from histoloc.files import write_text
 
 Scene = Literal["glands", "disc"]
 CLASSES: tuple[Label, Label] = ("benign", "malignant")
@@ -38,6 +38,7 @@ HEIGHT, WIDTH = 256, 320
 MPP = 1.0  # micrometres per pixel: crypts of 60 to 100 pixels across, nuclei of 5 to 8, as in real colon
 SPLITS = ("train", "train", "train", "valid", "test")  # by turns within a class: 60/20/20
 SMALLEST_COUNT = 10  # every split then holds both classes
+_COMPRESS = 1  # little, since the grain does not compress
 _MARGIN = 14  # rendered around the image and cut off, so that nuclei and glands run through its edges
 
 # Optical density per unit of stain, RGB. Ruifrok & Johnston, Anal. Quant. Cytol. Histol. 2001.
@@ -163,8 +164,8 @@ def generate(
         label = CLASSES[index % 2]
         sample = render(label, seed=seed, index=index, height=height, width=width, scene=scene)
         name = f"{label}_{index:05d}.png"
-        _write_png(out / "images" / name, sample.image)
-        _write_png(out / "masks" / name, _compact(sample.instances))
+        write_picture(out / "images" / name, sample.image, compress_level=_COMPRESS)
+        write_picture(out / "masks" / name, _compact(sample.instances), compress_level=_COMPRESS)
         rows.append([f"images/{name}", label, f"masks/{name}", SPLITS[index // 2 % len(SPLITS)], "", MPP])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -177,9 +178,3 @@ def generate(
 def _compact(instances: NDArray[np.uint16]) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Take 8 bits where they suffice; viewers show them more readily."""
     return instances if instances.max() > 255 else instances.astype(np.uint8)
-
-
-def _write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
-    """Write (H, W) or (H, W, 3) pixels atomically; little compression, since the grain does not compress."""
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, compress_level=1)

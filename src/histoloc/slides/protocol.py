@@ -8,11 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from histoloc.data.image import write_mask
+from histoloc.data.image import write_mask, write_picture
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
 from histoloc.slides.annotations import Annotations, rasterise, read_annotations
 from histoloc.slides.patches import (
     MIN_TISSUE,
@@ -30,7 +28,6 @@ from histoloc.slides.reader import NEAR, Slide, open_slide
 from histoloc.slides.tissue import protocol_tissue
 
 Protocol = Literal["tmi", "own"]
-JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
@@ -282,18 +279,10 @@ def write_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
             annotations = read_outlines(Path(item["annotations"]), slide.size, sampling.protocol)
         for patch, mask, x, y, width, height in item["patches"]:
             if patch is not None:
-                _write_pixels(Path(patch), slide.read(x, y, width, height, view.mpp))
+                write_picture(Path(patch), slide.read(x, y, width, height, view.mpp))
                 written += 1
             if mask is not None and annotations is not None:
                 drawn = draw_tumour(annotations, x, y, width, height, view.downsample, sampling.protocol)
                 write_mask(Path(mask), drawn)
                 written += 1
     return {"written": written}
-
-
-def _write_pixels(path: Path, pixels: NDArray[np.uint8]) -> None:
-    jpeg = path.suffix == ".jpg"
-    with atomic_path(path) as temporary:
-        # Without chroma subsampling, because stains are told apart by their colour.
-        options: dict[str, Any] = {"quality": JPEG_QUALITY, "subsampling": 0} if jpeg else {}
-        Image.fromarray(pixels).save(temporary, format="JPEG" if jpeg else "PNG", **options)
