@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from histoloc.predict import Predictor, load
     from histoloc.predict import predict_files as predict
     from histoloc.report import write_report
+    from histoloc.slide_maps.cohort import predict_slides
+    from histoloc.slides.reader import open_slide
     from histoloc.train import train
     from histoloc.types import Localization
 
@@ -34,7 +36,9 @@ _ROOMS = {
     "RunConfig": ("histoloc.config", "RunConfig"),
     "evaluate": ("histoloc.evaluate", "evaluate"),
     "load": ("histoloc.predict", "load"),
+    "open_slide": ("histoloc.slides.reader", "open_slide"),
     "predict": ("histoloc.predict", "predict_files"),
+    "predict_slides": ("histoloc.slide_maps.cohort", "predict_slides"),
     "read_table": ("histoloc.data.table", "read_table"),
     "run_config": ("histoloc.config", "run_config"),
     "train": ("histoloc.train", "train"),
@@ -49,7 +53,9 @@ __all__ = [
     "RunConfig",
     "evaluate",
     "load",
+    "open_slide",
     "predict",
+    "predict_slides",
     "read_table",
     "run_config",
     "train",
