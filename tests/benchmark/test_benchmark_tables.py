@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 from fake_bench import flat, write_bench, write_cell, write_settings
@@ -115,16 +116,54 @@ def test_what_holds_for_all_rows_is_said_once(bench):
         "preset fast, backbone efficientnet_lite0 cut at stride 8, learning rate 0.001",
         "selection rule error-loss, threshold rule fixed 0.5",
         "the published CAM rule",
-        "measured on the test set. Ours are measured on the validation split: not directly comparable",
+        "measured on the test set. Not directly comparable; ours: measured on the validation split; "
+        "preset fast (published: paper); backbone efficientnet_lite0 (published: a ResNet-18).",
         "difference to GAP, the best label-supervised baseline",
     ):
         assert part in text
 
 
-def test_numbers_of_the_test_split_are_comparable(tmp_path):
-    folder = write_settings(tmp_path / "bench", ["gap"], split="test")
-    write_cell(folder, "gap", 0, 0, flat(60.0), flat(20.0), split="test")
-    assert "not directly comparable" not in " ".join(benchmark_table(read_bench(folder)).general)
+def published_footnote(folder: Path, **settings) -> str:
+    """What is said of the published numbers beside those of a ResNet-18 on the test split."""
+    write_settings(folder, ["gap"], **{"split": "test", "preset": "camelyon16", "published": "camelyon16"} | settings)
+    run = write_cell(folder, "gap", 0, 0, flat(60.0), flat(20.0), split="test")
+    (run / "run.yaml").write_text("backbone: {backbone: resnet18}\n")
+    return next(text for text in benchmark_table(read_bench(folder)).general if text.startswith("Published"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"image_sides": [512, 512]},
+        {"overrides": {"epochs": 20}},
+        {"preset": "paper", "published": "glas", "image_sides": [430, 775]},
+    ],
+)
+def test_numbers_that_were_made_as_the_published_ones_are_comparable(tmp_path, settings):
+    assert published_footnote(tmp_path / "bench", **settings).endswith("measured on the test set.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"preset": "fast"}, "preset fast (published: camelyon16)"),
+        ({"overrides": {"epochs": 1}}, "epochs 1 (published: 20)"),
+        ({"image_sides": [64, 64]}, "images of 64 px (published: 512 px)"),
+        ({"image_sides": [400, 512]}, "images of 400 to 512 px (published: 512 px)"),
+        ({"published": "glas"}, "preset camelyon16 (published: paper)"),
+    ],
+)
+def test_what_sets_ours_apart_from_the_published_numbers_is_said(tmp_path, settings, said):
+    assert published_footnote(tmp_path / "bench", **settings).endswith(f" Not directly comparable; ours: {said}.")
+
+
+def test_other_epochs_than_the_presets_are_said(tmp_path):
+    folder = write_settings(tmp_path / "bench", ["gap"], overrides={"epochs": 3}, data="p512/table.csv")
+    write_cell(folder, "gap", 0, 0, flat(60.0), flat(20.0))
+    table = benchmark_table(read_bench(folder))
+    assert "preset fast, epochs 3 instead of the preset's, backbone" in " ".join(table.general)
+    assert table.title == "Table 1 on p512/table.csv, validation split"
 
 
 def test_other_data_has_no_published_columns_and_no_class_maps_no_argmax_column(tmp_path):

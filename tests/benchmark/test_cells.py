@@ -222,6 +222,7 @@ def test_a_folder_grows_by_rows_folds_and_seeds_but_keeps_its_settings(choices, 
     }
     assert set(first["machine"]) == {"cpu", "cores", "gpu", "memory_gb", "python", "torch", "platform"}
     assert first["machine"]["cores"] >= 1
+    assert first["image_sides"] == [64, 96]
     second = call(seeds="0", rows="lse", epochs=3)
     assert (second["seeds"], second["rows"]) == ([0, 2], ["allones", "lse", "gap"])
     assert second["command"] == (

@@ -22,7 +22,7 @@ from histoloc.files import write_text
 from histoloc.nn.backbone import embedded_weights
 
 REQUEST_FILE, LOG_FILE = "request.yaml", "cell.log"
-LOOKED_AT = 32  # images whose size is looked at for a note
+LOOKED_AT = 32  # images whose size is looked at
 
 
 @dataclass(frozen=True)
@@ -279,11 +279,18 @@ def _check_backbone(choices: Choices) -> None:
         raise InputError(f"--weights {choices.weights}: there is no such file; give embedded, hub, none or a file")
 
 
+def image_sides(table: Table) -> tuple[int, int]:
+    """Least and greatest side in pixels of the first images."""
+    samples = table.samples[:LOOKED_AT]
+    sizes = [(s.width, s.height) if s.width and s.height else image_size(s.image) for s in samples]
+    return min(map(min, sizes)), max(map(max, sizes))
+
+
 def _notes(choices: Choices, table: Table, split: str) -> list[str]:
     notes = [f"split {split} is measured"] if choices.split == "auto" else []
     small_side = PRESETS[choices.preset]["input"]["small_side"]
-    sizes = [(s.width, s.height) if s.width and s.height else image_size(s.image) for s in table.samples[:LOOKED_AT]]
-    if (smallest := min(min(size) for size in sizes)) < small_side:
+    smallest, _ = image_sides(table)
+    if smallest < small_side:
         notes.append(
             f"images with a shorter side below the {small_side} px of preset {choices.preset} (here {smallest} px) are "
             "scaled up"

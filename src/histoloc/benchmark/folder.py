@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from histoloc.benchmark.cells import PlannedCell
+from histoloc.benchmark.cells import PlannedCell, image_sides
 from histoloc.benchmark.presets import Choices
 from histoloc.benchmark.results import FORMAT, SETTINGS_FILE
 from histoloc.benchmark.rows import rows_of
+from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.files import write_json
 
@@ -42,6 +43,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
         "published": choices.published,
         "command": "",
         "overrides": choices.overrides,
+        "image_sides": list(image_sides(read_table(choices.data, check_files=False))),
         "machine": machine(),
         "format": FORMAT,
     }

@@ -111,8 +111,9 @@ class Bench:
 
     @property
     def table(self) -> str:
-        """File name of the table of images."""
-        return Path(str(self.settings.get("data", ""))).name
+        """File name of the table of images, with its folder where it is a mere `table.csv`."""
+        path = Path(str(self.settings.get("data", "")))
+        return f"{path.parent.name}/{path.name}".lstrip("/") if path.stem == "table" else path.name
 
     @property
     def dataset(self) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from histoloc.benchmark.compare import REPLICATES, Difference, best_baseline, compare
 from histoloc.benchmark.presets import WITH_EMPTY_CLASS
+from histoloc.benchmark.published import set_apart
 from histoloc.benchmark.results import Bench, Cell
 from histoloc.benchmark.rows import DATASETS, Row
 from histoloc.report.tables import (
@@ -255,7 +256,7 @@ def _general(bench: Bench, baseline: Row | None) -> list[str]:
         )
     if _published_columns(bench):
         said.append(
-            "Published: Belharbi et al., MIDL 2022 and IEEE TMI 2022, measured on the test set." + _apart(bench)
+            f"Published: Belharbi et al., MIDL 2022 and IEEE TMI 2022, measured on the test set.{_apart(bench)}"
         )
     if baseline is not None:
         kind = "the best label-supervised baseline by mean F1" if baseline.group == "baseline" else "the first row"
@@ -268,14 +269,16 @@ def _general(bench: Bench, baseline: Row | None) -> list[str]:
 
 
 def _apart(bench: Bench) -> str:
-    if bench.split == "test":
-        return ""
-    return f" Ours are measured on the {SPLITS.get(bench.split, bench.split)} split: not directly comparable."
+    split = [] if bench.split == "test" else [f"measured on the {SPLITS.get(bench.split, bench.split)} split"]
+    others = [*split, *set_apart(bench)]
+    return f" Not directly comparable; ours: {'; '.join(others)}." if others else ""
 
 
 def _setting(bench: Bench) -> str:
     common = {name: _most_common(of(cell) for cell in bench.cells) for name, of in RULES.items()}
     parts = [f"preset {bench.settings['preset']}"] if bench.settings.get("preset") else []
+    epochs = (bench.settings.get("overrides") or {}).get("epochs")
+    parts += [f"epochs {epochs} instead of the preset's"] if epochs is not None else []
     parts += [f"{name} {value}" for name, value in common.items() if value]
     return f"Unless a footnote says otherwise: {', '.join(parts)}." if parts else ""
 
