@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,21 +17,26 @@ import pandas as pd
 from histoloc.checkpoint import ModelConfig, find_model, read_model_config
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
+from histoloc.slide_maps.claim import claimed
 from histoloc.slide_maps.grid import SMALLEST_TILE
-from histoloc.slide_maps.settings import Means, Precision, Scale, Settings
+from histoloc.slide_maps.settings import TILE_STEP, WORK, Means, Precision, Scale, Settings
 from histoloc.slides.jobs import run_jobs
 
 SLIDE_SUFFIXES = {
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi", ".png",
     ".jpg", ".jpeg", ".bmp",
 }  # fmt: skip
+_RESERVED = {"parts", "slides.csv", "failed.csv", "settings.json"}  # what else lies in the out folder
+_TOLD = 3  # reasons at most, where all slides failed
+_PROBED = 1 << 16  # bytes read at each of the places by which a slide is known
 
 
 class Cohort(NamedTuple):
     """What came out.
 
     Attributes:
-        table: a row per slide, those with the highest score first; also in slides.csv.
+        table: a row per slide of this call, those with the highest score first. slides.csv has these rows and those
+            of other calls with the same settings and folder.
         failed: the reason by name of each slide that failed.
         notes: what the user should know about how the maps were made.
     """
@@ -62,11 +72,13 @@ def predict_slides(
 ) -> Cohort:
     """Predict slides: for each a map, outlines, an answer and a picture, and one table over all.
 
-    A second call with the same settings does only what is missing, and goes on in the middle of a slide.
+    A second call with the same settings does only what is missing, and goes on in the middle of a slide. A slide that
+    was replaced by another of its name is done anew, and so is one whose folder was removed. Several calls may share
+    `out` at the same time, as long as they are not at the same slide.
 
     Args:
         model: a run or a model folder.
-        slides: files, or folders whose slides are taken (not those of sub-folders).
+        slides: files, or folders whose slides are taken (not those of sub-folders, and no hidden files).
         out: folder for `slides.csv` and a folder for each slide.
         mpp: µm/px at which tiles are read; None for what the model was trained at.
         slide_mpp: µm/px of level 0 of slides that do not say it; the others keep their own.
@@ -92,39 +104,34 @@ def predict_slides(
         InputError: a model, slide or number that cannot be used, `out` begun with other settings, or no slide that
             could be predicted.
     """
-    config, folder = read_model_config(model), find_model(model)
-    if mpp is None and config.mpp is None:
-        raise InputError(
-            f"{model}: does not say at how many micrometres per pixel it was trained; give --mpp, the scale of its "
-            f"training images"
-        )
-    empty_class = empty_class or getattr(config.options, "empty_class", None)
-    if empty_class is not None and empty_class not in config.classes:
-        raise InputError(f"--empty-class {empty_class!r} is not a class of {model}; choose of {list(config.classes)}")
+    config = read_model_config(model)
     settings = Settings(
-        model=str(folder.absolute()),
+        model=str(find_model(model).absolute()),
         weights_sha256=config.weights_sha256,
-        mpp=float(mpp or config.mpp or 0),
-        tile=tile or tile_of(config),
+        mpp=_working_mpp(model, config, mpp),
+        tile=tile_of(config) if tile is None else tile,
         overlap=overlap,
         threshold=threshold,
-        empty_class=empty_class,
+        empty_class=_empty_class(model, config, empty_class),
         scale=scale,
         tissue=tissue,
         min_area_mm2=min_area_mm2,
         precision=precision,
     )
+    if scheduler is not None and not re.fullmatch(r"([a-z]+://)?.+:[0-9]+", scheduler):
+        raise InputError(f"--scheduler {scheduler}: give an address with a port, as tcp://host:8786")
+    means = Means(device, batch, readers, progress=progress and workers == 1 and scheduler is None)
     out = Path(out).absolute()
-    items = _items(slides, out, slide_mpp)
-    if not resume:
-        _forget(out, items)
-    alone = workers == 1 and scheduler is None
+    items = _items(slides, slide_mpp)
     # Here, and not above: PyTorch takes seconds to load, and what is wrong should be told before.
+    from histoloc.predict import choose_device
     from histoloc.slide_maps.task import predict_slide
 
-    means = Means(device, batch, readers, progress=progress and alone)
+    if scheduler is None:
+        choose_device(device)  # once, and not for each slide
+    _make_way(out, items, resume)
     result = run_jobs(
-        partial(predict_slide, means=means),
+        partial(predict_slide, means=means, out=str(out)),
         items,
         out,
         settings=vars(settings),
@@ -134,13 +141,54 @@ def predict_slides(
         memory_gb=memory_gb,
         progress=progress,
     )
+    _write_table(out / "slides.csv", _done_with(out, settings) | result.done)
     if not result.done:
-        raise InputError("; ".join(f"{name}: {reason}" for name, reason in result.failed.items()))
-    table = cohort_table(result.done)
-    with atomic_path(out / "slides.csv") as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        raise InputError(_all_failed(out, result.failed))
     notes = sorted({note for told in result.done.values() for note in told["notes"]})
-    return Cohort(table, result.failed, (*_scale_notes(config, settings), *notes))
+    return Cohort(cohort_table(result.done), result.failed, (*_scale_notes(config, settings), *notes))
+
+
+def _working_mpp(model: Path, config: ModelConfig, asked: float | None) -> float:
+    mpp = config.mpp if asked is None else asked
+    if mpp is None:
+        raise InputError(
+            f"{model}: does not say at how many micrometres per pixel it was trained; give --mpp, the scale of its "
+            f"training images"
+        )
+    return float(mpp)
+
+
+def _empty_class(model: Path, config: ModelConfig, asked: str | None) -> str | None:
+    name = asked or getattr(config.options, "empty_class", None)
+    if name is not None and name not in config.classes:
+        raise InputError(f"--empty-class {name!r} is not a class of {model}; choose of {list(config.classes)}")
+    return name
+
+
+def _all_failed(out: Path, failed: Mapping[str, str]) -> str:
+    """Some reasons; a cohort may have thousands."""
+    said = [f"{name}: {reason}" for name, reason in list(failed.items())[:_TOLD]]
+    more = len(failed) - len(said)
+    return "; ".join([*said, f"and {more} more, see {out / 'failed.csv'}"] if more else said)
+
+
+def _done_with(out: Path, settings: Settings) -> dict[str, dict[str, Any]]:
+    """What is told of the slides that `out` has with these settings."""
+    done: dict[str, dict[str, Any]] = {}
+    for file in sorted(out.glob("*/slide.json")):
+        with suppress(OSError, ValueError):  # one that is damaged is not done
+            told = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(told, dict) and told.get("settings") == vars(settings):
+                done[file.parent.name] = told
+    return done
+
+
+def _write_table(path: Path, done: dict[str, dict[str, Any]]) -> None:
+    if done:
+        with atomic_path(path) as temporary:
+            cohort_table(done).to_csv(temporary, index=False, lineterminator="\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def cohort_table(done: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -162,8 +210,8 @@ def cohort_table(done: dict[str, dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["score", "name"], ascending=[False, True], ignore_index=True)
 
 
-def _items(given: Sequence[Path], out: Path, slide_mpp: float | None) -> dict[str, dict[str, Any]]:
-    """What each task has to know, by the slide's name."""
+def _items(given: Sequence[Path], slide_mpp: float | None) -> dict[str, dict[str, Any]]:
+    """What each task has to know, by the slide's name; without the out folder, so that this may be moved."""
     items: dict[str, dict[str, Any]] = {}
     for path in (file.absolute() for one in given for file in _slide_files(Path(one))):
         name = path.stem
@@ -172,42 +220,83 @@ def _items(given: Sequence[Path], out: Path, slide_mpp: float | None) -> dict[st
                 f"{path}: has the same name as {items[name]['slide']}, and their results would overwrite each other; "
                 f"predict them into different folders"
             )
-        items[name] = {
-            "slide": str(path),
-            "bytes": path.stat().st_size,
-            "slide_mpp": slide_mpp,
-            "name": name,
-            "folder": str(out / name),
-        }
+        if name in _RESERVED:
+            raise InputError(f"{path}: the out folder has a {name!r} of its own; rename the slide")
+        items[name] = {"slide": str(path), "mark": _mark(path), "slide_mpp": slide_mpp, "name": name}
     return items
 
 
+def _mark(path: Path) -> str:
+    """By what a slide is known, whose pixels would take minutes to read: its size, beginning, middle and end."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            digest = hashlib.sha256(str(size).encode())
+            for start in (0, size // 2, max(0, size - _PROBED)):
+                file.seek(start)
+                digest.update(file.read(_PROBED))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return digest.hexdigest()[:16]
+
+
 def _slide_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"{path}: no such slide or folder; check the path")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SLIDE_SUFFIXES and file.is_file())
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise InputError(f"{path}: no such slide or folder; check the path")
+        # Some systems leave a hidden file of the same ending beside each slide.
+        found = [file for file in path.iterdir() if file.suffix.lower() in SLIDE_SUFFIXES and file.name[0] != "."]
+        found = sorted(file for file in found if file.is_file())
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if not found:
         raise InputError(f"{path}: holds no slide ({', '.join(sorted(SLIDE_SUFFIXES))}); check the folder")
     return found
 
 
-def _forget(out: Path, items: dict[str, dict[str, Any]]) -> None:
-    """Let the slides be done anew: without its part nothing is taken for done."""
-    for part in (out / "parts").glob("*.json"):
-        part.unlink()
-    (out / "settings.json").unlink(missing_ok=True)
-    for item in items.values():
-        for kept in (Path(item["folder"]) / "work").glob("evidence*"):
-            kept.unlink()
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions")
+
+
+def _make_way(out: Path, items: Iterable[str], resume: bool) -> None:
+    """Let be done anew what has to be: a slide without its part is not taken for done.
+
+    Raises:
+        InputError: `out` cannot be written, or another call is at one of the slides.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        parts = list((out / "parts").glob("*.json"))
+        anew = {name for name in items if not resume or not (out / name / "slide.json").exists()}
+        for part in parts if anew else ():
+            if _slide_of(part) in anew:
+                part.unlink()
+        for name in () if resume else anew:
+            if (out / name).is_dir():
+                with claimed(out / name):
+                    (out / name / "slide.json").unlink(missing_ok=True)
+                    shutil.rmtree(out / name / WORK, ignore_errors=True)
+        begun = any((out / "parts").glob("*.json")) or any(file.stat().st_size for file in out.glob(f"*/{WORK}/*.bin"))
+        if not resume or not begun:  # settings with which nothing was made yet may be mistaken ones
+            (out / "settings.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _slide_of(part: Path) -> str | None:
+    """Name of the slide whose part this is; None where it is damaged."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return json.loads(part.read_text(encoding="utf-8"))["item"]["name"]
+    return None
 
 
 def tile_of(config: ModelConfig) -> int:
     """Side of the tiles that a model is used with, in pixels of its own mpp; a multiple of 16."""
     if not config.input.small_side or config.shorter_side is None:
         return 512
-    return max(SMALLEST_TILE, round(config.shorter_side / 16) * 16)
+    return max(SMALLEST_TILE, round(config.shorter_side / TILE_STEP) * TILE_STEP)
 
 
 def _scale_notes(config: ModelConfig, settings: Settings) -> list[str]:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from tqdm import tqdm
 
+from histoloc.errors import InputError
 from histoloc.predict import Predictor
 from histoloc.slide_maps.evidence_file import EvidenceFile
 from histoloc.slide_maps.grid import TileGrid
@@ -72,7 +74,10 @@ def gather(
             waiting += time.perf_counter() - begun
             if not batch:
                 break
-            probabilities, values = predictor.evidence(batch, precision="bf16" if precision == "bf16" else "float32")
+            with _enough_memory(len(batch), grid.tile):
+                probabilities, values = predictor.evidence(
+                    batch, precision="bf16" if precision == "bf16" else "float32"
+                )
             store.append(probabilities, on_cells(values, grid.tile // grid.cell))
             bar.update(len(batch))
     return Spent(time.perf_counter() - started, waiting, number - first)
@@ -124,10 +129,25 @@ def probe(predictor: Predictor, tile: int) -> tuple[int, int]:
         The number of maps, and working pixels per position of the evidence: at least 4, and the nearest divisor of
         the tile where images are resized on their way to the network or its stride does not divide the tile.
     """
-    _, values = predictor.evidence([np.full((tile, tile, 3), 255, np.uint8)])
+    with _enough_memory(1, tile):
+        _, values = predictor.evidence([np.full((tile, tile, 3), 255, np.uint8)])
     wanted = max(FINEST_CELL, tile / values.shape[-1])
     divisors = [side for side in range(FINEST_CELL, tile + 1) if tile % side == 0]
     return values.shape[1], min(divisors, key=lambda side: abs(np.log(side / wanted)))
+
+
+@contextmanager
+def _enough_memory(batch: int, tile: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # PyTorch has no class of its own for want of memory on a CPU
+        wanting = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not wanting:
+            raise
+        remedy = "--batch or --tile" if batch > 1 else "--tile"
+        raise InputError(
+            f"there is not enough memory for {batch} tiles of {tile} px at a time; choose a smaller {remedy}"
+        ) from error
 
 
 def choose_precision(asked: str, device: torch.device) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.filters import threshold_otsu
 
+from histoloc.errors import InputError
 from histoloc.files import atomic_path
 from histoloc.predict import Predictor
 from histoloc.slide_maps.answer import (
@@ -29,7 +30,7 @@ from histoloc.slide_maps.infer import roi_of_tiles
 from histoloc.slide_maps.outlines import ROI_COLOR, Outline, find_outlines, in_roi, write_regions
 from histoloc.slide_maps.overview import overview
 from histoloc.slide_maps.pyramid import read_level, write_ome_tiff
-from histoloc.slide_maps.settings import Settings
+from histoloc.slide_maps.settings import WORK, Scale, Settings
 from histoloc.slide_maps.stitch import Band, DiskMap, Tiles, gaussian_window, stitch_bands, write_map
 from histoloc.slides.reader import Slide
 
@@ -111,13 +112,13 @@ def write_outputs(found: Found, name: str) -> dict[str, Any]:
     cells = grid.mpp * grid.cell
     window = gaussian_window(grid.side)
     roi = write_map(
-        folder / "work" / "map.raw", _on_tissue(found, _roi(found, scaling, shown), window), (grid.rows, grid.columns)
+        folder / WORK / "map.raw", _on_tissue(found, _roi(found, scaling, shown), window), (grid.rows, grid.columns)
     )
     write_ome_tiff(folder / "map.ome.tif", roi.read, roi.shape, cells, name="ROI")
     if classifies:
         entropy = uncertainty(p)
         doubt = write_map(
-            folder / "work" / "uncertainty.raw", _on_tissue(found, _constant(entropy, grid.side), window), roi.shape
+            folder / WORK / "uncertainty.raw", _on_tissue(found, _constant(entropy, grid.side), window), roi.shape
         )
         write_ome_tiff(folder / "uncertainty.ome.tif", doubt.read, roi.shape, cells, name="uncertainty")
     threshold = choose_threshold(found, roi)
@@ -148,6 +149,16 @@ def write_outputs(found: Found, name: str) -> dict[str, Any]:
     with atomic_path(folder / "overview.png") as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
     return told
+
+
+def check_scale(predictor: Predictor, asked: Scale) -> None:
+    """Refuse the range learned in training where there is none.
+
+    Raises:
+        InputError: the model has none, and its map needs one.
+    """
+    if asked == "model" and predictor.config.evidence_range is None and not predictor.method.evidence_is_roi:
+        raise InputError("--scale model: the model has learned no range; train it again, or leave --scale out")
 
 
 def choose_scaling(found: Found) -> Scaling:
@@ -216,18 +227,20 @@ def _rows(roi: DiskMap) -> Iterator[tuple[int, NDArray[np.uint8]]]:
 
 
 def _areas(found: Found, roi: DiskMap, threshold: float, outlines: list[Outline]) -> dict[str, Any]:
-    """Areas in mm² of tissue and of what is cut from the map; a cell counts whole."""
+    """Areas in mm² of tissue and of what is cut from the map; cells count whole, regions with an outline only."""
     cell = (found.grid.mpp * found.grid.cell / 1000) ** 2
     inside = tissue = 0
     for first, rows in _rows(roi):
         inside += int(in_roi(rows, threshold).sum())
         tissue += int(tissue_cells(found, first, len(rows)).sum())
+    # Where there are only regions without an outline, how large they are is not known.
+    largest = round(outlines[0].area_mm2, 6) if outlines else (None if inside else 0.0)
     return {
         "mm2": round(inside * cell, 6),
         "tissue_mm2": round(tissue * cell, 6),
         "share": inside / tissue if tissue else 0.0,
         "regions": len(outlines),
-        "largest_mm2": round(max((outline.area_mm2 for outline in outlines), default=0.0), 6),
+        "largest_mm2": largest,
     }
 
 
@@ -292,6 +305,10 @@ def _notes(found: Found, scaling: Scaling) -> list[str]:
             "maps are stretched between the 1st and 99th percentile of each slide: every slide then shows ROI, normal "
             "ones too; train again for maps that can be compared between slides"
         )
+    if scaling.source == "none" and found.asked.scale == "slide":
+        notes.append(
+            f"--scale slide changes nothing: the map of {found.predictor.method.title} means something by itself"
+        )
     if found.empty is None and found.store.maps > 1:
         notes.append(
             "no class is named as having no ROI, so each map is that of the class which the slide was given; name it "
@@ -305,9 +322,10 @@ def _title(told: dict[str, Any]) -> list[str]:
     label = told["class"]
     said = [told["name"] if label is None else f"{told['name']}: {label}, p = {told['probabilities'][label]:.2f}"]
     said.append(
-        f"{told['model']['title']}: {areas['regions']} regions, {areas['mm2']:.3g} mm² "
-        f"of {areas['tissue_mm2']:.3g} mm² tissue ({100 * areas['share']:.1f} %)"
+        f"{told['model']['title']}: ROI {areas['mm2']:.3g} mm² of {areas['tissue_mm2']:.3g} mm² tissue "
+        f"({100 * areas['share']:.1f} %)"
     )
+    said.append(f"{areas['regions']} regions of {told['settings']['min_area_mm2']:g} mm² or more")
     return said
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 from histoloc.errors import InputError
 from histoloc.slide_maps.grid import SMALLEST_TILE
 
+WORK = "work"  # in the folder of a slide, for as long as it is not done
+TILE_STEP = 16  # working pixels; sides of tiles are multiples of it
 Scale = Literal["auto", "model", "slide"]
 Precision = Literal["auto", "float32", "bf16"]
 
@@ -21,7 +23,7 @@ class Settings:
         model: the model folder, absolute.
         weights_sha256: of its weights, so that another model of that name is noticed.
         mpp: working scale in micrometres per pixel, at which tiles are read.
-        tile: side of a tile in pixels of the working scale.
+        tile: side of a tile in pixels of the working scale, a multiple of 16.
         overlap: share of a tile that its neighbour sees too, in [0, 0.9].
         cell: side of a pixel of the map in pixels of the working scale; 0 for the network's own stride, from 4.
         threshold: where the map is cut, in [0, 1]; None for what the model folder says.
@@ -49,8 +51,14 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.mpp < math.inf:
             raise InputError(f"--mpp {self.mpp:g}: give a positive number of micrometres per pixel")
-        if self.tile < SMALLEST_TILE:
-            raise InputError(f"--tile {self.tile}: is too small; give a whole number of pixels from {SMALLEST_TILE} up")
+        if self.tile < SMALLEST_TILE or self.tile % TILE_STEP:
+            # Of a prime number of pixels, for one, nothing but the whole tile could be a cell of the map.
+            nearest = max(SMALLEST_TILE, round(self.tile / TILE_STEP) * TILE_STEP)
+            raise InputError(
+                f"--tile {self.tile}: give a multiple of {TILE_STEP} from {SMALLEST_TILE} up, as {nearest}"
+            )
+        if not 0 <= self.overlap <= 0.9:
+            raise InputError(f"--overlap {self.overlap:g}: give the share of a tile's side, from 0 to 0.9")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold:g}: give a number from 0 to 1")
         if not 0 <= self.min_area_mm2 < math.inf:

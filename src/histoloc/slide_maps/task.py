@@ -19,45 +19,58 @@ from numpy.typing import NDArray
 from histoloc.errors import InputError
 from histoloc.files import write_json
 from histoloc.predict import Predictor, load
+from histoloc.slide_maps.claim import claimed
 from histoloc.slide_maps.evidence_file import EvidenceFile
 from histoloc.slide_maps.grid import TileGrid, tile_grid
 from histoloc.slide_maps.infer import Spent, choose_precision, gather, probe
-from histoloc.slide_maps.outputs import Found, write_outputs
-from histoloc.slide_maps.settings import Means, Settings
+from histoloc.slide_maps.outputs import Found, check_scale, write_outputs
+from histoloc.slide_maps.settings import WORK, Means, Settings
 from histoloc.slides.reader import Slide, open_slide
 from histoloc.slides.tissue import tissue as find_tissue
 
 TISSUE_MPP = 8.0  # of the tissue mask
 
 
-def predict_slide(item: Mapping[str, Any], settings: Mapping[str, Any], *, means: Means) -> dict[str, Any]:
+def predict_slide(item: Mapping[str, Any], settings: Mapping[str, Any], *, means: Means, out: str) -> dict[str, Any]:
     """Predict one slide and write what `histoloc slides predict` leaves in its folder.
 
-    The evidence of its tiles is kept in `folder/work` until all is written, so that a call that was killed goes on.
+    The evidence of its tiles is kept in `out/NAME/work` until all is written, so that a call that was killed goes on.
 
     Args:
-        item: `slide`, its path; `slide_mpp`, the µm/px of its level 0 or None; `name`; `folder`, to write into.
+        item: `slide`, its path; `mark`, by which its content is known; `slide_mpp`, the µm/px of its level 0 or None;
+            `name`, of the folder in `out` that is written.
         settings: of `Settings`.
         means: device, batch size, reading threads.
+        out: the out folder.
 
     Returns:
         What is written to slide.json.
 
     Raises:
-        InputError: slide or model cannot be read or do not fit each other, there is no tissue, or a file cannot be
-            written.
+        InputError: slide or model cannot be read or do not fit each other, there is no tissue, a file cannot be
+            written, or another call is at this slide.
     """
+    folder = Path(out) / item["name"]
+    with claimed(folder):
+        # First: what is there is of an earlier call, and would not belong to what comes.
+        (folder / "slide.json").unlink(missing_ok=True)
+        for left in folder.glob(".*.part*"):  # of a process that was killed
+            left.unlink()
+        return _predicted(item, Settings(**settings), means, folder)
+
+
+def _predicted(item: Mapping[str, Any], asked: Settings, means: Means, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
-    asked, folder = Settings(**settings), Path(item["folder"])
     with _open(Path(item["slide"]), item["slide_mpp"]) as slide:
         # Before the model is there, because looking for tissue takes memory that it gives back.
         tissue = _tissue(slide) if asked.tissue else None
         predictor = opened_model(asked.model, asked.weights_sha256, means.device)
+        check_scale(predictor, asked.scale)
         maps, own = probe(predictor, asked.tile)
         grid = _grid(slide, asked, tissue, asked.cell or own)
         store = EvidenceFile(
-            folder / "work",
-            _fingerprint(item, settings, grid),
+            folder / WORK,
+            _fingerprint(item, asked, grid),
             len(grid.positions),
             len(predictor.config.classes),
             maps,
@@ -73,7 +86,7 @@ def predict_slide(item: Mapping[str, Any], settings: Mapping[str, Any], *, means
     }
     # Last, because it is what says that the folder is complete.
     write_json(folder / "slide.json", told)
-    shutil.rmtree(folder / "work")
+    shutil.rmtree(folder / WORK)
     return told
 
 
@@ -113,8 +126,8 @@ def _grid(slide: Slide, asked: Settings, tissue: NDArray[np.bool_] | None, cell:
     )
 
 
-def _fingerprint(item: Mapping[str, Any], settings: Mapping[str, Any], grid: TileGrid) -> str:
-    digest = hashlib.sha256(json.dumps([dict(item), dict(settings), grid.cell], sort_keys=True).encode())
+def _fingerprint(item: Mapping[str, Any], asked: Settings, grid: TileGrid) -> str:
+    digest = hashlib.sha256(json.dumps([dict(item), vars(asked), grid.cell], sort_keys=True).encode())
     digest.update(np.ascontiguousarray(grid.positions).tobytes())
     return digest.hexdigest()
 

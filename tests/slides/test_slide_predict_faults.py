@@ -1,0 +1,196 @@
+"""What users do to `histoloc slides predict` besides using it: mistyped options, removed files, two calls at once."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from factory import blob, box, make_slide
+
+from histoloc.cli import main
+from histoloc.errors import InputError
+from histoloc.predict import Predictor
+from histoloc.slide_maps.claim import LOCK, claimed
+from histoloc.slide_maps.cohort import predict_slides
+
+OPTIONS: dict[str, Any] = {"mpp": 0.5, "tile": 64, "tissue": False, "device": "cpu", "progress": False}
+
+
+def changed(**options: Any) -> dict[str, Any]:
+    return OPTIONS | options
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("slides") / "a.tif"
+    make_slide(path, (300, 200), 0.5, [box("tissue", 20, 20, 250, 160), blob("metastasis", 120, 100, 40)])
+    return path
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[int]:
+    """Number of tiles of each batch given to the network."""
+    seen: list[int] = []
+    real = Predictor.evidence
+
+    def counted(self: Predictor, tiles: Any, **options: Any) -> Any:
+        seen.append(len(tiles))
+        return real(self, tiles, **options)
+
+    monkeypatch.setattr(Predictor, "evidence", counted)
+    return seen
+
+
+def told(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "slide.json").read_text())
+
+
+def test_a_slide_whose_folder_was_removed_is_done_again(gap_run, slide, tmp_path, calls):
+    predict_slides(gap_run, [slide], tmp_path, **OPTIONS)
+    before = told(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    predict_slides(gap_run, [slide], tmp_path, **OPTIONS)
+    assert {**told(tmp_path / "a"), "cost": 0} == {**before, "cost": 0}
+    del calls[:]
+    predict_slides(gap_run, [slide], tmp_path, **OPTIONS)
+    assert calls == []
+
+
+def test_a_slide_replaced_by_another_of_its_name_and_size_is_done_again(gap_run, tmp_path, calls):
+    path = tmp_path / "a.tif"
+    make_slide(path, (300, 200), 0.5, [box("tissue", 20, 20, 250, 160)])
+    predict_slides(gap_run, [path], tmp_path / "out", **OPTIONS)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    del calls[:]
+    predict_slides(gap_run, [path], tmp_path / "out", **OPTIONS)
+    assert sum(calls) > 1
+    # Broken now: what the earlier one left must not be taken for it.
+    path.write_bytes(b"II*\0 nothing more")
+    with pytest.raises(InputError, match="copy it again"):
+        predict_slides(gap_run, [path], tmp_path / "out", **OPTIONS)
+    assert not (tmp_path / "out/a/slide.json").exists()
+    assert not (tmp_path / "out/slides.csv").exists()
+
+
+def test_an_out_folder_may_be_moved(gap_run, slide, tmp_path, calls):
+    predict_slides(gap_run, [slide], tmp_path / "here", **OPTIONS)
+    (tmp_path / "here").rename(tmp_path / "there")
+    del calls[:]
+    predict_slides(gap_run, [slide], tmp_path / "there", **OPTIONS)
+    assert calls == []
+
+
+def test_slides_given_one_by_one_end_in_one_table(gap_run, slide, tmp_path):
+    other = shutil.copy(slide, tmp_path / "b.tif")
+    out = tmp_path / "out"
+    predict_slides(gap_run, [slide], out, **OPTIONS)
+    made = predict_slides(gap_run, [other], out, **OPTIONS)
+    assert list(made.table["name"]) == ["b"]
+    assert sorted(pd.read_csv(out / "slides.csv")["name"]) == ["a", "b"]
+    # With other settings only what was done with them.
+    predict_slides(gap_run, [other], out, **changed(overlap=0.5), resume=False)
+    assert list(pd.read_csv(out / "slides.csv")["name"]) == ["b"]
+
+
+def test_mistaken_settings_do_not_bind_a_folder(gap_run, slide, tmp_path):
+    with pytest.raises(InputError, match="was scanned at"):
+        predict_slides(gap_run, [slide], tmp_path, **changed(mpp=0.1))
+    predict_slides(gap_run, [slide], tmp_path, **OPTIONS)
+    with pytest.raises(InputError, match="begun with other settings"):
+        predict_slides(gap_run, [slide], tmp_path, **changed(mpp=1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 509}, "--tile 509: give a multiple of 16 from 32 up, as 512"),
+        ({"tile": 0}, "--tile 0: give a multiple"),
+        ({"mpp": 0.0}, "--mpp 0: give a positive"),
+        ({"overlap": float("nan")}, "--overlap nan"),
+        ({"device": "warp"}, "--device warp"),
+        ({"scheduler": "nonsense"}, "--scheduler nonsense: give an address with a port"),
+    ],
+)
+def test_what_no_slide_could_be_done_with_is_told_before_any_is_begun(gap_run, slide, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        predict_slides(gap_run, [slide], tmp_path / "out", **changed(**options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_range_is_made_up_where_that_of_the_model_was_asked_for(gap_run, slide, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(gap_run / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"evidence_range": None}))
+    with pytest.raises(InputError, match="--scale model: the model has learned no range"):
+        predict_slides(model, [slide], tmp_path / "out", **OPTIONS, scale="model")
+
+
+def test_a_slide_is_not_worked_at_twice_at_once(gap_run, slide, tmp_path):
+    with claimed(tmp_path / "a"):
+        for resume in (True, False):
+            with pytest.raises(InputError, match="another call is working at this slide"):
+                predict_slides(gap_run, [slide], tmp_path, **OPTIONS, resume=resume)
+    assert not (tmp_path / "a" / LOCK).exists()
+    (tmp_path / "a" / LOCK).touch()  # as a killed process leaves it
+    predict_slides(gap_run, [slide], tmp_path, **OPTIONS)
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == [
+        "map.ome.tif", "overview.png", "regions.geojson", "slide.json", "tiles.csv", "uncertainty.ome.tif",
+    ]  # fmt: skip
+
+
+def test_out_that_is_a_file_is_told(gap_run, slide, tmp_path, capsys):
+    (tmp_path / "out").touch()
+    for more in ([], ["--no-resume"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["slides", "predict", str(gap_run), str(slide), "--out", str(tmp_path / "out"), "--mpp", "0.5", *more])
+        assert ended.value.code == 2
+        assert "out: cannot be written" in capsys.readouterr().err
+
+
+def test_hidden_files_are_no_slides_and_reserved_names_are_told(gap_run, slide, tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    shutil.copy(slide, given / "Gewebe Ä 'x\" ü.tif")
+    (given / "._a.tif").write_bytes(b"finder")
+    made = predict_slides(gap_run, [given], tmp_path / "out", **OPTIONS)
+    assert (list(made.table["name"]), made.failed) == (["Gewebe Ä 'x\" ü"], {})
+    shutil.copy(slide, given / "parts.tif")
+    with pytest.raises(InputError, match="rename the slide"):
+        predict_slides(gap_run, [given], tmp_path / "out", **OPTIONS)
+
+
+def test_of_many_failures_some_are_told(gap_run, tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.tif").touch()
+    with pytest.raises(InputError, match=r"0: .* 2: .*and 2 more, see .*failed\.csv"):
+        predict_slides(gap_run, [tmp_path], tmp_path / "out", **OPTIONS)
+    assert len(pd.read_csv(tmp_path / "out/failed.csv")) == 5
+
+
+def test_want_of_memory_names_what_to_make_smaller(gap_run, slide, tmp_path, monkeypatch):
+    real = Predictor.evidence
+
+    def large(self: Predictor, tiles: Any, **options: Any) -> Any:
+        if len(tiles) > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes")
+        return real(self, tiles, **options)
+
+    monkeypatch.setattr(Predictor, "evidence", large)
+    with pytest.raises(InputError, match="not enough memory for 4 tiles of 64 px at a time; choose a smaller --batch"):
+        predict_slides(gap_run, [slide], tmp_path, **OPTIONS, batch=4)
+
+
+def test_the_largest_region_is_none_where_all_are_too_small_for_an_outline(gap_run, slide, tmp_path):
+    predict_slides(gap_run, [slide], tmp_path / "all", **OPTIONS, threshold=0.0, min_area_mm2=0.0)
+    predict_slides(gap_run, [slide], tmp_path / "none", **OPTIONS, threshold=0.0, min_area_mm2=9.0)
+    every, none = (told(tmp_path / name / "a")["roi"] for name in ("all", "none"))
+    assert every["mm2"] == none["mm2"] > 0
+    assert every["share"] <= 1
+    assert (every["largest_mm2"] > 0, none["regions"], none["largest_mm2"]) == (True, 0, None)
+    assert np.isnan(pd.read_csv(tmp_path / "none/slides.csv").loc[0, "largest_mm2"])
