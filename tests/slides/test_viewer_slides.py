@@ -153,6 +153,15 @@ def test_outlines_are_the_file(out: Path) -> None:
     assert browser.get(f"/api/truth/{key(browser, 'a')}").status_code == 404
 
 
+def test_facts_say_which_regions_are_counted_and_how_the_answer_was_made(tmp_path: Path, slides: list[Path]) -> None:
+    roi = {"mm2": 0.06, "share": 0.1, "regions": 0, "largest_mm2": None}
+    changes = {"roi": roi, "settings": {"min_area_mm2": 0.001}, "aggregation": "mean of the tiles"}
+    write_prediction(tmp_path, slides[0], 0.5, **changes)
+    entry = listed(client(tmp_path))["a"]["entries"][0]
+    assert entry["facts"] == [["ROI", "0.06 mm²"], ["ROI of tissue", "10.0 %"], ["Regions", "0 of 0.001 mm² or more"]]
+    assert entry["rule"] == "mean of the tiles"
+
+
 def test_several_folders_are_side_by_side(out: Path, tmp_path: Path, slides: list[Path]) -> None:
     write_prediction(tmp_path / "second" / "out", slides[0], 0.95)
     answer = client(out, tmp_path / "second" / "out").get("/api/list").json()
@@ -163,7 +172,10 @@ def test_several_folders_are_side_by_side(out: Path, tmp_path: Path, slides: lis
 
 def test_a_running_prediction_shows_its_new_slides(tmp_path: Path, slides: list[Path]) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "settings.json").write_text("{}")
+    (tmp_path / "out" / "settings.json").write_text('{"mpp": 0.5}')  # as another command leaves it
+    with pytest.raises(InputError, match="holds neither slides"):
+        client(tmp_path / "out")
+    (tmp_path / "out" / "settings.json").write_text('{"weights_sha256": "0"}')
     browser = client(tmp_path / "out")
     assert listed(browser) == {}
     write_prediction(tmp_path / "out", slides[0], 0.5)

@@ -24,7 +24,7 @@ START = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
     folder = tmp_path_factory.mktemp("out")
-    (folder / "settings.json").write_text(json.dumps({"secret": "the secret of the folder"}))
+    (folder / "settings.json").write_text(json.dumps({"weights_sha256": "0", "secret": "the secret of the folder"}))
     log = folder / "console.txt"
     with log.open("w") as console:
         command = [sys.executable, "-c", START, str(folder)]

@@ -50,6 +50,7 @@ class Entry:
         score_of: what the score is: the class whose probability it is, or else a few words.
         label: the predicted class, or None.
         probabilities: by class.
+        rule: how label and probabilities were made, in a sentence; empty where this is unknown.
         facts: pairs of a name and a value to show, in order.
         map: where the ROI is.
         uncertainty: where the model is unsure.
@@ -72,6 +73,7 @@ class Entry:
     score_of: str = ""
     label: str | None = None
     probabilities: dict[str, float] = field(default_factory=dict)
+    rule: str = ""
     facts: tuple[tuple[str, str], ...] = ()
     map: MapLayer | None = None
     uncertainty: MapLayer | None = None
@@ -92,6 +94,7 @@ class Entry:
             "score_of": self.score_of,
             "label": self.label,
             "probabilities": self.probabilities,
+            "rule": self.rule,
             "facts": [list(fact) for fact in self.facts],
             "map": self.map.to_json() if self.map else None,
             "uncertainty": self.uncertainty.to_json() if self.uncertainty else None,

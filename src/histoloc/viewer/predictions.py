@@ -13,7 +13,12 @@ from histoloc.viewer.entries import Entry, MapLayer, entry_key, number, state_of
 
 def is_predictions(folder: Path) -> bool:
     """Whether slides were predicted into this folder, or are about to be, or it is the folder of one slide."""
-    return (folder / "settings.json").is_file() or any(_slide_folders(folder))
+    if any(_slide_folders(folder)):
+        return True
+    try:  # other commands leave settings of theirs
+        return "weights_sha256" in _read(folder / "settings.json")
+    except InputError:
+        return False
 
 
 def prediction_title(folder: Path) -> str:
@@ -74,6 +79,7 @@ def _checked_entry(folder: Path, model: int, key: str) -> Entry:
         probabilities={
             str(k): p for k, v in _mapping(found.get("probabilities")).items() if (p := number(v)) is not None
         },
+        rule=str(found.get("aggregation") or ""),
         facts=_facts(found),
         map=_layer(folder, found.get("map"), found.get("map"), mpp),
         uncertainty=_layer(folder, found.get("uncertainty"), found.get("map"), mpp),
@@ -106,9 +112,8 @@ def _facts(found: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     if (share := number(roi.get("share"))) is not None:
         facts.append(("ROI of tissue", f"{100 * share:.1f} %"))
     if (regions := number(roi.get("regions"))) is not None:
-        facts.append(("Regions", f"{regions:.0f}"))
-    if found.get("aggregation"):
-        facts.append(("Slide answer", str(found["aggregation"])))
+        least = number(_mapping(found.get("settings")).get("min_area_mm2"))
+        facts.append(("Regions", f"{regions:.0f}" + (f" of {least:g} mm² or more" if least else "")))
     return tuple(facts)
 
 

@@ -204,8 +204,9 @@ function header(model, entry) {
     const probability = entry.probabilities[entry.label];
     answer.append(element("b", {}, entry.label), probability === undefined ? "" : ` ${probability.toFixed(2)}`);
   } else if (entry.score !== null) answer.append(`${entry.score_of} ${entry.score.toFixed(2)}`);
+  const rule = entry.rule ? element("details", { class: "rule" }, element("summary", {}, "how?"), element("p", {}, entry.rule)) : "";
   const facts = entry.facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
-  return element("header", {}, element("h2", {}, model.name, " ", title), answer, element("dl", { class: "facts" }, ...facts));
+  return element("header", {}, element("h2", {}, model.name, " ", title), answer, rule, element("dl", { class: "facts" }, ...facts));
 }
 
 function told(outline) {
