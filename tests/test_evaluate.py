@@ -61,6 +61,7 @@ def test_all_ones_scores_the_closed_form(allones_run, tiny_table, tmp_path):
     assert metrics.pxap.value == pytest.approx(100 * np.mean(shares)), "all images have one size"
     assert metrics.cl_error.value is None
     assert summary_line(metrics).startswith("4 images: Cl. error –, F1+ ")
+    assert "specificity" not in summary_line(metrics)
 
 
 def test_the_truth_as_heatmaps_scores_hundred(tiny_table, tmp_path):
@@ -246,6 +247,7 @@ def test_images_of_the_empty_class_have_no_roi_without_a_mask_file(gap_run, tiny
     unknown = evaluate(gap_run, tmp_path / "t.csv", out=tmp_path / "a", progress=False)
     known = evaluate(gap_run, tmp_path / "t.csv", out=tmp_path / "b", empty_class="benign", progress=False)
     assert unknown.specificity_without_roi.value is None
+    assert ", specificity without ROI " in summary_line(known)
     said = [json.loads((tmp_path / out / "metrics.json").read_text())["empty_class"] for out in ("a", "b")]
     assert said == [None, "benign"]
     images = pd.read_csv(tmp_path / "b" / "per_image.csv")

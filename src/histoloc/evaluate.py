@@ -308,8 +308,13 @@ def _shown(folder: Path, measured: Measured, sample: Sample, what: Literal["imag
 
 
 def summary_line(metrics: Metrics) -> str:
-    """The main numbers with their 95 % intervals in one line; a dash where undefined."""
+    """The main numbers with their 95 % intervals in one line; a dash where undefined.
+
+    The specificity on images without ROI stands there where some have none.
+    """
     names = {"cl_error": "Cl. error", "f1_plus": "F1+", "f1_minus": "F1-", "pxap": "PxAP"}
+    if metrics.specificity_without_roi.value is not None:
+        names["specificity_without_roi"] = "specificity without ROI"
     parts = []
     for key, name in names.items():
         e = getattr(metrics, key)
