@@ -279,6 +279,7 @@ def test_a_killed_call_goes_on_where_it_was(root, own, tmp_path):
 MEASURED = """
 import re, sys
 from pathlib import Path
+from histoloc.data.slides import tiles_of_slide
 from histoloc.slides.protocol import draw_slide, scan_slide, write_slide
 slide, xml, task = sys.argv[1:]
 item = {"slide": slide, "annotations": xml, "name": "a", "seed": 0, "wanted": 15}
@@ -286,6 +287,9 @@ if task == "scan":
     print(len(scan_slide(item, {})["patches"]))
 elif task == "draw":
     print(len(draw_slide(item, {})["patches"]))
+elif task == "tile":
+    item |= {"annotation": xml, "mpp": None}
+    print(len(tiles_of_slide(item, {"mpp": 0.5, "size": 256, "stride": 256, "tissue": 0.5})["tiles"]))
 else:
     files = [[f"{xml}.{i}.png", f"{xml}.{i}.mask.png", 2000 * i, 1200, 512, 512] for i in range(10)]
     print(write_slide(item | {"patches": files}, {})["written"])
@@ -301,7 +305,7 @@ def test_memory_on_a_slide_of_40000_pixels(tmp_path):
     regions = [box("tissue", 0, 600, side, 5000), box("metastasis", 100, 1000, side - 200, 600)]
     make_slide(tmp_path / "a.tif", (side, side), MPP, regions, downsamples=(1, 8, 64))
     xml = write_asap(tmp_path / "a.xml", regions)
-    for task, wanted in (("scan", 78 * 2), ("draw", 15), ("write", 20)):
+    for task, wanted in (("scan", 78 * 2), ("draw", 15), ("write", 20), ("tile", 78 * 10)):
         command = [sys.executable, "-c", MEASURED, str(tmp_path / "a.tif"), str(xml), task]
         number, peak = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
         assert int(number) == wanted, task

@@ -31,7 +31,10 @@ SIDE = 128
 
 @pytest.fixture(scope="module")
 def slide(shared_data) -> Path:
-    return shared_data / "slides" / "CMU-1-Small-Region.svs"
+    path = shared_data / "slides" / "CMU-1-Small-Region.svs"
+    if not path.is_file():
+        pytest.skip("no real slide")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,7 @@ def test_trained_on_as_regions_and_predicted_on(table, slide, tiny, tmp_path):
     wanted = histoloc.load(run, "cpu").predict(read_pixels(sample))
     assert np.abs(read_map(tmp_path / "found" / "tile_map.png") - wanted.roi).max() <= 0.5 / 255 + 1e-6
     told = pd.read_csv(tmp_path / "found" / "predictions.csv").iloc[0]
+    assert wanted.probabilities is not None
     assert told["class"] == wanted.label
     assert told["prob_dermis"] == pytest.approx(wanted.probabilities[0], abs=1e-6)
 
