@@ -165,6 +165,15 @@ def test_hidden_files_are_no_slides_and_reserved_names_are_told(gap_run, slide, 
         predict_slides(gap_run, [given], tmp_path / "out", **OPTIONS)
 
 
+def test_a_truncated_slide_is_told_from_another_process(gap_run, tmp_path):
+    slides = [tmp_path / "cut.tif", tmp_path / "whole.tif"]
+    make_slide(slides[1], (700, 600), 0.5, [box("tissue", 20, 20, 600, 500)])
+    slides[0].write_bytes(slides[1].read_bytes()[:30_000])
+    made = predict_slides(gap_run, slides, tmp_path / "out", **OPTIONS, workers=2, memory_gb=3)
+    assert list(made.table["name"]) == ["whole"]
+    assert "cut.tif: is truncated" in made.failed["cut"]
+
+
 def test_of_many_failures_some_are_told(gap_run, tmp_path):
     for number in range(5):
         (tmp_path / f"{number}.tif").touch()
