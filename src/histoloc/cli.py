@@ -138,7 +138,7 @@ def report(runs: Runs, *, out: Path | None = None, title: str | None = None, ima
         title: its headline.
         images: which images a benchmark's figure shows, for example testA_3,testA_17; by default easy and hard ones.
     """
-    from histoloc.report.benchmark import report as write
+    from histoloc.benchmark.report import report as write
 
     print(write(runs, out, title=title, images=images.split(",") if images else ()))
 

@@ -40,7 +40,7 @@ def preset() -> Iterator[None]:
     """The preset `fast` at a size for tests; the report, which has tests of its own, only as a stand-in."""
     report = pytest.MonkeyPatch()
     report.setitem(PRESETS, "fast", TINY)
-    import histoloc.report.benchmark as module
+    import histoloc.benchmark.report as module
 
     report.setattr(module, "write_benchmark_report", lambda bench: bench / "report.html")
     yield

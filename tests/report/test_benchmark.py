@@ -13,10 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from conftest import write_run
-from histoloc.benchmark.results import read_bench
-from histoloc.cli import main
-from histoloc.errors import InputError
-from histoloc.report.benchmark import (
+from histoloc.benchmark.charts import mean_curve, place_labels
+from histoloc.benchmark.report import (
     choose_images,
     figure,
     named_images,
@@ -24,7 +22,9 @@ from histoloc.report.benchmark import (
     report,
     write_benchmark_report,
 )
-from histoloc.report.benchmark_charts import mean_curve, place_labels
+from histoloc.benchmark.results import read_bench
+from histoloc.cli import main
+from histoloc.errors import InputError
 
 ROWS = ("gap", "lse", "maxmin-sem")
 FILES = {"results.csv", "tables.md", "tables.html", "tables.tex", "report.html"}
@@ -226,7 +226,7 @@ def test_a_real_evaluation_is_read(gap_run, tiny_table, tmp_path):
 
 
 def test_the_report_of_a_benchmark_does_not_load_torch():
-    code = "import sys, histoloc.report.benchmark; sys.exit('torch' in sys.modules)"
+    code = "import sys, histoloc.benchmark.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from conftest import write_run
+from histoloc.benchmark.report import choose_images, figure, write_benchmark_report
 from histoloc.benchmark.results import read_bench
 from histoloc.report import read_runs, results_frame, to_html, to_markdown, write_report
-from histoloc.report.benchmark import choose_images, figure, write_benchmark_report
 from histoloc.report.gallery import choose, galleries, without_roi
 
 # Shares marked by two runs in the images 0, 1, 2 (normal); 3, 4, 5 are metastatic.

@@ -191,7 +191,7 @@ def scores(cell: PlannedCell) -> str:
 
 
 def _conclude(tracks: list[Track], out: Path, console: Console) -> Outcome:
-    from histoloc.report.benchmark import write_benchmark_report
+    from histoloc.benchmark.report import write_benchmark_report
 
     failed = tuple((track.cell, track.said) for track in tracks if track.state == "failed")
     finished = sum(track.state == "done" for track in tracks)
