@@ -108,6 +108,17 @@ def test_footnotes_name_notes_masks_rules_and_missing_cells(tmp_path):
     assert [line.notes for line in table.lines] == [(), (1, 2, 3, 4, 5), (6,)]
 
 
+def test_numbers_of_footnotes_ascend(tmp_path):
+    folder = write_settings(tmp_path / "bench", ["gap", "unet", "maxmin-sem"], folds=[None], seeds=[0])
+    for row in ("gap", "unet", "maxmin-sem"):
+        run = write_cell(folder, row, None, 0, flat(60.0), flat(20.0))
+        (run / "run.yaml").write_text(f"options: {{empty_class: {'normal' if row != 'maxmin-sem' else 'null'}}}\n")
+    table = benchmark_table(read_bench(folder))
+    assert table.notes == ("Was told that images of class normal have no ROI.", "Learns from masks: the upper bound.")
+    assert [line.notes for line in table.lines] == [(1,), (), (1, 2)]
+    assert "over n cells (1 seed);" in table.general[0]
+
+
 def test_what_holds_for_all_rows_is_said_once(bench):
     text = " ".join(benchmark_table(bench).general)
     for part in (

@@ -234,12 +234,14 @@ def _title(bench: Bench) -> str:
 
 def _general(bench: Bench, baseline: Row | None) -> list[str]:
     """What holds for all rows: how the numbers were made."""
-    folds, seeds = (len(bench.settings[key]) for key in ("folds", "seeds"))
+    made_of = _count(len(bench.settings["seeds"]), "seed")
+    if bench.settings["folds"] != [None]:
+        made_of = f"{_count(len(bench.settings['folds']), 'fold')} × {made_of}"
     split = SPLITS.get(bench.split, bench.split)
     said = [
         f"Ours: percentages on the {split} split, mean ± sample standard deviation over n cells "
-        f"({_count(folds, 'fold')} × {_count(seeds, 'seed')}); no ± where n is 1. Bold: the best of a column; bounds "
-        "(methods that learn nothing, or from masks) take no part. –: not defined."
+        f"({made_of}); no ± where n is 1. Bold: the best of a column; bounds (methods that learn nothing, or from "
+        "masks) take no part. –: not defined."
     ]
     if common := _setting(bench):
         said.append(common)
@@ -328,7 +330,7 @@ def _footnotes(bench: Bench) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     for row in bench.rows:
         own = _notes_of(bench, row, common)
         notes += [note for note in own if note not in notes]
-        marked[row.name] = tuple(notes.index(note) + 1 for note in own)
+        marked[row.name] = tuple(sorted(notes.index(note) + 1 for note in own))
     return marked, notes
 
 
