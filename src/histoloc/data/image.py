@@ -1,5 +1,6 @@
 """Reading and writing images, masks and ROI maps; the only file that decodes pixels of plain images."""
 
+import logging
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
+
+# Without a handler its log of damaged files lands on the screen; what is wrong is said by errors.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 IMAGE_EXTENSIONS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 MAP_EXTENSIONS = (".npy", ".png", ".tif", ".tiff")
