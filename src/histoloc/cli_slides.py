@@ -82,8 +82,8 @@ def predict(
 
     OUT gets slides.csv (a row per slide, the highest score first) and for each slide a folder with map.ome.tif,
     uncertainty.ome.tif, regions.geojson, slide.json, tiles.csv and overview.png; `histoloc view OUT` shows them. A
-    second call does only what is missing, and goes on in the middle of a slide. Exit code 1: some slides failed, see
-    failed.csv.
+    second call does only what is missing, and goes on in the middle of a slide; calls for other slides may share OUT
+    at the same time. Exit code 1: some slides failed, see failed.csv; 2: none could be done.
 
     Args:
         model: a run or a model folder.
@@ -91,7 +91,8 @@ def predict(
         out: folder for the results.
         mpp: micrometres per pixel at which tiles are read; by default the model's own.
         slide_mpp: micrometres per pixel of level 0, where the slides do not say it.
-        tile: side of a tile in pixels; by default 512, or where the model resizes its images, as large as those.
+        tile: side of a tile in pixels, a multiple of 16; by default 512, or where the model resizes its images, as
+            large as those.
         overlap: share of a tile that its neighbour sees too, from 0 to 0.9.
         batch: tiles at a time.
         threshold: cut the map here, from 0 to 1, instead of where the model says.

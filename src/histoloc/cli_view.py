@@ -18,7 +18,7 @@ def view(
     """Show slides or images in the browser, with heatmap, outlines and uncertainty.
 
     Args:
-        folders: that `histoloc slides predict` or `histoloc evaluate` wrote; several are models side by side.
+        folders: what `histoloc slides predict` or `histoloc evaluate` wrote; several are models side by side.
         port: to listen on; 0 takes a free one.
         host: address to listen on; anything but the default lets others look too, without a password.
         open_browser: open the page in the browser.

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from factory import blob, box, make_slide
@@ -153,6 +152,15 @@ def test_out_that_is_a_file_is_told(gap_run, slide, tmp_path, capsys):
         assert "out: cannot be written" in capsys.readouterr().err
 
 
+def test_a_folder_without_permission_is_told(gap_run, tmp_path, monkeypatch):
+    def refused(self: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); check the path and its permissions"):
+        predict_slides(gap_run, [tmp_path], tmp_path / "out", **OPTIONS)
+
+
 def test_hidden_files_are_no_slides_and_reserved_names_are_told(gap_run, slide, tmp_path):
     given = tmp_path / "given"
     given.mkdir()
@@ -202,4 +210,4 @@ def test_the_largest_region_is_none_where_all_are_too_small_for_an_outline(gap_r
     assert every["mm2"] == none["mm2"] > 0
     assert every["share"] <= 1
     assert (every["largest_mm2"] > 0, none["regions"], none["largest_mm2"]) == (True, 0, None)
-    assert np.isnan(pd.read_csv(tmp_path / "none/slides.csv").loc[0, "largest_mm2"])
+    assert pd.read_csv(tmp_path / "none/slides.csv")["largest_mm2"].isna().all()

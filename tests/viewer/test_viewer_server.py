@@ -128,6 +128,8 @@ def test_a_port_in_use_is_said() -> None:
             listen("127.0.0.1", port)
     with pytest.raises(InputError, match="no address of this machine"):
         listen("no such host.invalid", 8000)
+    with pytest.raises(InputError, match=r"--host 192\.0\.2\.1: is no address of this machine"):
+        listen("192.0.2.1", 0)  # an address for documentation, which no machine has
 
 
 def test_the_page_works_offline() -> None:

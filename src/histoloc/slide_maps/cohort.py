@@ -129,7 +129,7 @@ def predict_slides(
 
     if scheduler is None:
         choose_device(device)  # once, and not for each slide
-    _make_way(out, items, resume)
+    _make_way(out, settings, items, resume)
     result = run_jobs(
         partial(predict_slide, means=means, out=str(out)),
         items,
@@ -176,10 +176,9 @@ def _done_with(out: Path, settings: Settings) -> dict[str, dict[str, Any]]:
     """What is told of the slides that `out` has with these settings."""
     done: dict[str, dict[str, Any]] = {}
     for file in sorted(out.glob("*/slide.json")):
-        with suppress(OSError, ValueError):  # one that is damaged is not done
-            told = json.loads(file.read_text(encoding="utf-8"))
-            if isinstance(told, dict) and told.get("settings") == vars(settings):
-                done[file.parent.name] = told
+        told = _read(file)
+        if isinstance(told, dict) and told.get("settings") == vars(settings):
+            done[file.parent.name] = told
     return done
 
 
@@ -260,7 +259,7 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions")
 
 
-def _make_way(out: Path, items: Iterable[str], resume: bool) -> None:
+def _make_way(out: Path, settings: Settings, items: Iterable[str], resume: bool) -> None:
     """Let be done anew what has to be: a slide without its part is not taken for done.
 
     Raises:
@@ -279,7 +278,8 @@ def _make_way(out: Path, items: Iterable[str], resume: bool) -> None:
                     (out / name / "slide.json").unlink(missing_ok=True)
                     shutil.rmtree(out / name / WORK, ignore_errors=True)
         begun = any((out / "parts").glob("*.json")) or any(file.stat().st_size for file in out.glob(f"*/{WORK}/*.bin"))
-        if not resume or not begun:  # settings with which nothing was made yet may be mistaken ones
+        # Settings with which nothing was made yet may be mistaken ones. The same ones stay: another call may read them.
+        if (not resume or not begun) and _read(out / "settings.json") != vars(settings):
             (out / "settings.json").unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
@@ -287,8 +287,15 @@ def _make_way(out: Path, items: Iterable[str], resume: bool) -> None:
 
 def _slide_of(part: Path) -> str | None:
     """Name of the slide whose part this is; None where it is damaged."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return json.loads(part.read_text(encoding="utf-8"))["item"]["name"]
+    with suppress(KeyError, TypeError):
+        return _read(part)["item"]["name"]
+    return None
+
+
+def _read(file: Path) -> Any:
+    """What a JSON file holds; None where it is absent or damaged."""
+    with suppress(OSError, ValueError):
+        return json.loads(file.read_text(encoding="utf-8"))
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import webbrowser
 from collections.abc import Sequence
@@ -65,6 +66,8 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(1024)
     except OSError as error:
         listening.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(f"--host {host}: is no address of this machine; try 127.0.0.1") from error
         raise InputError(
             f"--port {port}: cannot be used on {host} ({error.strerror}); choose another --port, or end what uses it"
         ) from error

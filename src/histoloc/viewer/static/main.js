@@ -34,14 +34,14 @@ function openPanes() {
   const made = shown.map((entry) => element("div", { class: "place" }));
   byId("panes").append(...made); // all places first, so that each has its size when a slide is fitted into it
   panes = shown.map((entry, i) => new Pane(entry, models[entry.model], state, follow, made[i]));
-  for (const pane of panes) pane.start();
   leader = panes[0] ?? null;
   for (const pane of panes) {
     pane.root.addEventListener("pointerenter", () => { leader = pane; });
     pane.root.addEventListener("pointerdown", () => { leader = pane; }, true);
     pane.root.addEventListener("wheel", () => { leader = pane; }, { capture: true, passive: true });
   }
-  show();
+  show(); // the legend before the slides, since it takes room from them
+  for (const pane of panes) pane.start();
 }
 
 function follow(moved) {
