@@ -325,7 +325,8 @@ def _title(told: dict[str, Any]) -> list[str]:
         f"{told['model']['title']}: ROI {areas['mm2']:.3g} mm² of {areas['tissue_mm2']:.3g} mm² tissue "
         f"({100 * areas['share']:.1f} %)"
     )
-    said.append(f"{areas['regions']} regions of {told['settings']['min_area_mm2']:g} mm² or more")
+    regions = "1 region" if areas["regions"] == 1 else f"{areas['regions']} regions"
+    said.append(f"{regions} of {told['settings']['min_area_mm2']:g} mm² or more")
     return said
 
 
