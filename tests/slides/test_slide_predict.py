@@ -139,10 +139,10 @@ def test_what_is_written_agrees(run, slides, tmp_path):
 
 
 def test_batches_readers_and_workers_change_nothing(run, slides, tmp_path):
-    given = [slides / f"{name}.tif" for name in "mn"]
+    given = [slides / f"{name}.tif" for name in "mnop"]
     predict_slides(run("gap"), given, tmp_path / "a", batch=1, readers=1, **OPTIONS)
-    predict_slides(run("gap"), given, tmp_path / "b", batch=8, readers=3, workers=2, **OPTIONS)
-    for name in "mn":
+    predict_slides(run("gap"), given, tmp_path / "b", batch=8, readers=3, workers=4, **OPTIONS)
+    for name in "mnop":
         a, b = (tifffile.imread(tmp_path / x / name / "map.ome.tif").astype(int) for x in "ab")
         assert abs(a - b).max() <= 1  # float32 rounds batches of another size differently
     one, two = (pd.read_csv(tmp_path / x / "slides.csv").drop(columns="slide") for x in "ab")
@@ -258,9 +258,10 @@ def test_bad_places_are_told(run, slides, tmp_path):
         with pytest.raises(InputError, match=message):
             predict_slides(run("gap"), given, tmp_path / "out", **OPTIONS)
     predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", **OPTIONS)
+    other: dict[str, Any] = OPTIONS | {"overlap": 0.5}
     with pytest.raises(InputError, match=r"overlap was 0\.25 and is 0\.5"):
-        predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", **(OPTIONS | {"overlap": 0.5}))
-    predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", resume=False, **(OPTIONS | {"overlap": 0.5}))
+        predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", **other)
+    predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", resume=False, **other)
     assert told(tmp_path / "out/p")["settings"]["overlap"] == 0.5
 
 
@@ -269,7 +270,8 @@ def test_methods_without_classes_or_without_an_empty_class(run, slides, tmp_path
     answer = told(tmp_path / "stain/m")
     assert (answer["class"], answer["probabilities"], answer["uncertainty"]) == (None, None, None)
     assert stain.table.loc[0, "score"] == pytest.approx(answer["roi"]["share"], abs=1e-6)
-    made = predict_slides(run("gap"), [slides / "n.tif"], tmp_path / "gap", **(OPTIONS | {"empty_class": None}))
+    unnamed: dict[str, Any] = OPTIONS | {"empty_class": None}
+    made = predict_slides(run("gap"), [slides / "n.tif"], tmp_path / "gap", **unnamed)
     assert any("no class is named as having no ROI" in note for note in made.notes)
     assert told(tmp_path / "gap/n")["roi_class"] == told(tmp_path / "gap/n")["class"]
 

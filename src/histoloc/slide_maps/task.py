@@ -105,14 +105,12 @@ def opened_model(folder: str, weights_sha256: str, device: str) -> Predictor:
 
 def _open(path: Path, slide_mpp: float | None) -> Slide:
     """Open a slide; one that does not say its scale, or none that can be right, has that of the user."""
-    refused = ""
-    for mpp in (None,) if slide_mpp is None else (None, slide_mpp):
-        try:
-            return open_slide(path, mpp=mpp, option="--slide-mpp")
-        except InputError as error:
-            refused = str(error)
-    # Anew, for it may go to another process, where a chain of causes that ends in itself never arrives.
-    raise InputError(refused)
+    try:
+        return open_slide(path, option="--slide-mpp")
+    except InputError:
+        if slide_mpp is None:
+            raise
+        return open_slide(path, mpp=slide_mpp, option="--slide-mpp")
 
 
 def _tissue(slide: Slide) -> NDArray[np.bool_]:

@@ -136,9 +136,12 @@ def _open_tiff(path: Path) -> Source:
         return PictureSource(path)  # Pillow decodes LZW and JPEG in strips, though only whole
     try:
         return TiffSource(path, file, pages)
+    except InputError:
+        file.close()
+        raise
     except _DAMAGE as error:
         file.close()
-        raise error if isinstance(error, InputError) else _damaged(path, error) from error
+        raise _damaged(path, error) from error
 
 
 class TiffSource:

@@ -46,9 +46,12 @@ class GreyTiff:
         try:
             self._levels = self._find_levels()
             self.width, self.height = self._levels[0].imagewidth, self._levels[0].imagelength
+        except InputError:
+            self._file.close()
+            raise
         except _DAMAGE as error:
             self._file.close()
-            raise error if isinstance(error, InputError) else self._damaged(error) from error
+            raise self._damaged(error) from error
         self._segment = lru_cache(_SEGMENTS)(self._decode)
 
     def close(self) -> None:
@@ -82,8 +85,10 @@ class GreyTiff:
             return _padded(
                 reduced(lambda *box: self._box(number, *box), (x, y, width, height), factor // stored), width, height
             )
+        except InputError:
+            raise
         except _DAMAGE as error:
-            raise error if isinstance(error, InputError) else self._damaged(error) from error
+            raise self._damaged(error) from error
 
     def _find_levels(self) -> list[tifffile.TiffPage]:
         first = self._file.pages.first
