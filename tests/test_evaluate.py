@@ -10,10 +10,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from histoloc.data.image import read_image, read_map, read_mask
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.evaluate import evaluate, summary_line
+from histoloc.images import read_image, read_map, read_mask
 from histoloc.metrics import dice
 from histoloc.metrics.summary import Metrics
 from histoloc.predict import load, predict_files

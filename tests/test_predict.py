@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import histoloc
-from histoloc.data.image import read_image, read_map, read_mask
 from histoloc.data.table import read_table
 from histoloc.data.transforms import load_tensor, normalise
 from histoloc.errors import InputError
+from histoloc.images import read_image, read_map, read_mask
 from histoloc.maps import otsu_threshold, resize
 from histoloc.predict import load, predict_files, predicted_is_largest
 from histoloc.types import BatchLocalization

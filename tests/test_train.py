@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from histoloc.checkpoint import build_method, load_model, read_model_config
 from histoloc.config import TrainingConfig
 from histoloc.data.dataset import Key, TrainSet, collate, seed_of
-from histoloc.data.image import read_mask
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.evaluate import evaluate
+from histoloc.images import read_mask
 from histoloc.methods.maxmin import MaxMin
 from histoloc.metrics import dice
 from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -316,7 +316,7 @@ def test_masks_that_are_needed_and_absent_are_named_before_training(tiny, tiny_t
 
 
 def test_validation_masks_without_roi_choose_no_threshold(tiny, tiny_table, tmp_path):
-    from histoloc.data.image import write_mask
+    from histoloc.images import write_mask
 
     write_mask(tmp_path / "empty.png", np.zeros((64, 96), dtype=bool))
 

@@ -39,7 +39,7 @@ def tissue(slide: Path, *, out: Path, at: float = 8.0, mpp: float | None = None)
         out: the picture (.png, .jpg).
         at: micrometres per pixel at which tissue is looked for, and of the picture.
     """
-    from histoloc.data.image import write_picture
+    from histoloc.images import write_picture
     from histoloc.slides.reader import open_slide
     from histoloc.slides.tissue import tissue as find
     from histoloc.slides.tissue import tissue_picture

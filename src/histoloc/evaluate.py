@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from histoloc.checkpoint import ModelConfig, read_model_config
 from histoloc.config import plain
-from histoloc.data.image import image_size, read_map, write_map, write_mask, write_picture
 from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import Sample, Table, read_table
 from histoloc.errors import InputError
 from histoloc.files import atomic_path, write_json
+from histoloc.images import image_size, read_map, write_map, write_mask, write_picture
 from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.metrics.summary import Metrics
 from histoloc.predict import Predictor, load

@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from histoloc.checkpoint import ModelConfig, load_model
-from histoloc.data.image import read_image, write_map, write_mask, write_picture
 from histoloc.data.transforms import load_tensor, normalise
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
+from histoloc.images import read_image, write_map, write_mask, write_picture
 from histoloc.maps import otsu_threshold, resize
 from histoloc.methods import Method
 from histoloc.pictures import overlay

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from histoloc.data.discs import PERIOD, SHARE, disc
-from histoloc.data.image import read_mask
 from histoloc.data.synthetic import CLASSES, generate, render
 from histoloc.data.table import read_table
+from histoloc.images import read_mask
 
 
 def drawn(label, count=12):

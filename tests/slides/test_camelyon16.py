@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw
 from histoloc.cli import main
 from histoloc.data.camelyon16 import camelyon16_table
 from histoloc.data.camelyon16_folder import CamelyonSlide, check_fold, find_slides, slide_folds
-from histoloc.data.image import read_image, read_mask
 from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
+from histoloc.images import read_image, read_mask
 from histoloc.slides.names import parse_patch_name
 from histoloc.slides.patches import calibration_size
 from histoloc.slides.protocol import Sampling, draw_slide, scan_slide

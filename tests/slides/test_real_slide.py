@@ -10,10 +10,10 @@ from shapely import Polygon
 
 import histoloc
 from histoloc.cli import main
-from histoloc.data.image import read_image, read_map, write_picture
 from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import read_table
 from histoloc.evaluate import evaluate
+from histoloc.images import read_image, read_map, write_picture
 from histoloc.slides.geojson import Feature, write_geojson
 from histoloc.slides.reader import open_slide
 from histoloc.train import train

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from histoloc.data.camelyon16_folder import CamelyonSlide
-from histoloc.data.image import JPEG_QUALITY
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
+from histoloc.images import JPEG_QUALITY
 from histoloc.slides.jobs import JobsResult, Task, run_jobs
 from histoloc.slides.names import PatchName
 from histoloc.slides.protocol import Sampling, write_slide

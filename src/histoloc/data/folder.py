@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histoloc.data.image import IMAGE_EXTENSIONS
 from histoloc.errors import InputError
+from histoloc.images import IMAGE_EXTENSIONS
 
 MASK_SUFFIXES = ("_mask", "_anno")
 _SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}

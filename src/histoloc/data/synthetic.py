@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from histoloc.data.discs import disc
 from histoloc.data.glands import Field, Label, lay_out
-from histoloc.data.image import write_picture
 from histoloc.data.tissue import paint
 from histoloc.errors import InputError
 from histoloc.files import write_text
+from histoloc.images import write_picture
 
 Scene = Literal["glands", "disc"]
 CLASSES: tuple[Label, Label] = ("benign", "malignant")

@@ -12,9 +12,9 @@ from typing import Literal, cast, get_args
 
 import pandas as pd
 
-from histoloc.data.image import check_image, image_size
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
+from histoloc.images import check_image, image_size
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

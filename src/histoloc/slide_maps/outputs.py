@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 from skimage.filters import threshold_otsu
 
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
+from histoloc.images import write_picture
 from histoloc.predict import Predictor
 from histoloc.slide_maps.answer import (
     OF_ALL_TILES,
@@ -146,8 +146,7 @@ def write_outputs(found: Found, name: str) -> dict[str, Any]:
     small, reduced = read_level(folder / "map.ome.tif", _PICTURE)
     scale = reduced * grid.cell * grid.downsample
     picture = overview(found.slide, small, scale, outlines, title=_title(told), threshold=threshold, max_side=_PICTURE)
-    with atomic_path(folder / "overview.png") as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+    write_picture(folder / "overview.png", picture)
     return told
 
 

@@ -284,7 +284,7 @@ def _client(scheduler: str | None, workers: int | None, jobs: int, retries: int,
             n_workers=min(workers or CPU_COUNT, jobs),
             threads_per_worker=1,
             memory_limit=int(memory_gb * 1e9),
-            dashboard_address=cast(str, None),  # none is made; the type is declared too narrow
+            dashboard_address="127.0.0.1:0",  # the default warns where another call has its port
             silence_logs=logging.CRITICAL,  # reasons are told in failed.csv, not as tracebacks of other processes
         ) as cluster,
         Client(cluster, set_as_default=False) as client,

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from histoloc.data.image import write_mask, write_picture
 from histoloc.errors import InputError
+from histoloc.images import write_mask, write_picture
 from histoloc.slides.annotations import Annotations, rasterise, read_annotations
 from histoloc.slides.patches import (
     MIN_TISSUE,

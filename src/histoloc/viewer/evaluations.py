@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from histoloc.data.image import image_size
 from histoloc.errors import InputError
+from histoloc.images import image_size
 from histoloc.report.read import Evaluation, locate, read_run
 from histoloc.viewer.entries import Entry, MapLayer, entry_key, number, state_of
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from histoloc.data.image import (
+from histoloc.errors import InputError
+from histoloc.images import (
     check_image,
     image_size,
     read_image,
@@ -21,7 +22,6 @@ from histoloc.data.image import (
     write_mask,
     write_picture,
 )
-from histoloc.errors import InputError
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
