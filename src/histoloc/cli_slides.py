@@ -64,7 +64,7 @@ def predict(
     slide_mpp: float | None = None,
     tile: int | None = None,
     overlap: float = 0.25,
-    batch: int = 8,
+    batch: int | None = None,
     threshold: float | None = None,
     empty_class: str | None = None,
     scale: Literal["auto", "model", "slide"] = "auto",
@@ -72,7 +72,7 @@ def predict(
     min_area: float = 0.001,
     precision: Literal["auto", "float32", "bf16"] = "auto",
     device: str = "auto",
-    readers: int = 2,
+    readers: int | None = None,
     workers: int = 1,
     scheduler: str | None = None,
     memory_gb: float = 4.0,
@@ -94,7 +94,7 @@ def predict(
         tile: side of a tile in pixels, a multiple of 16; by default 512, or where the model resizes its images, as
             large as those.
         overlap: share of a tile that its neighbour sees too, from 0 to 0.9.
-        batch: tiles at a time.
+        batch: tiles at a time; by default 2 on a CPU and 16 elsewhere.
         threshold: cut the map here, from 0 to 1, instead of where the model says.
         empty_class: the class without ROI (normal tissue); by default what the model was trained with.
         scale: what makes evidence a map: model = the range learned in training, slide = the slide's own 1st and 99th
@@ -103,7 +103,7 @@ def predict(
         min_area: smaller regions get no outline, mm²; the map and its areas keep them.
         precision: of the network; auto = bf16 on a GPU that has it, float32 elsewhere.
         device: auto, cpu, cuda, cuda:1, mps.
-        readers: threads that read tiles.
+        readers: threads that read tiles; by default half as many as there are cores, at most 8.
         workers: processes, one slide each.
         scheduler: address of a Dask scheduler to use instead (tcp://host:8786); it must see the same folders.
         memory_gb: with several workers, one above it is ended and its slide tried again.

@@ -150,7 +150,8 @@ def test_batches_readers_and_workers_change_nothing(run, slides, tmp_path):
 
 
 def test_killed_and_resumed_equals_uninterrupted(run, slides, tmp_path, monkeypatch):
-    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "whole", **OPTIONS)
+    eights: dict[str, Any] = OPTIONS | {"batch": 8}
+    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "whole", **eights)
     calls = 0
     real = Predictor.evidence
 
@@ -163,20 +164,20 @@ def test_killed_and_resumed_equals_uninterrupted(run, slides, tmp_path, monkeypa
 
     monkeypatch.setattr(Predictor, "evidence", dies)
     with pytest.raises(KeyboardInterrupt):
-        predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", **OPTIONS)
+        predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", **eights)
     assert (tmp_path / "killed/m/work/evidence.bin").stat().st_size > 0
     assert not (tmp_path / "killed/m/slide.json").exists()
     # A torn record at the end, as a killed process may leave it.
     with (tmp_path / "killed/m/work/evidence.bin").open("ab") as file:
         file.write(b"torn")
     calls = 100
-    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", **OPTIONS)
+    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", **eights)
     resumed = calls - 100
     assert outputs(tmp_path / "killed/m") == outputs(tmp_path / "whole/m")
     tiles = told(tmp_path / "whole/m")["cost"]["tiles"]
     assert resumed == 1 + -(-tiles // 8) - 6  # the probe, and all batches but the six that were done
     calls = 200
-    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", **OPTIONS)
+    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", **eights)
     assert calls == 200  # nothing is left to do
 
 

@@ -61,8 +61,8 @@ def predict_slides(
     tissue: bool = True,
     min_area_mm2: float = 0.001,
     precision: Precision = "auto",
-    batch: int = 8,
-    readers: int = 2,
+    batch: int | None = None,
+    readers: int | None = None,
     device: str = "auto",
     workers: int = 1,
     scheduler: str | None = None,
@@ -91,8 +91,8 @@ def predict_slides(
         tissue: look at tissue alone.
         min_area_mm2: smaller regions get no outline.
         precision: float32, bf16, or auto: bf16 on a GPU that has it.
-        batch: tiles at a time.
-        readers: threads that read tiles.
+        batch: tiles at a time; None for 2 on a CPU and 16 elsewhere.
+        readers: threads that read tiles; None for half as many as there are cores, at most 8.
         device: where to compute.
         workers: processes, one slide each; more than one where several slides share a machine.
         scheduler: address of a Dask scheduler to use instead; its workers must see the same folders.

@@ -26,7 +26,7 @@ from histoloc.slides.reader import Slide
 Tile = NDArray[np.uint8]
 
 FINEST_CELL = 4  # working pixels
-_AHEAD = 2  # batches that are read ahead, at most
+_AHEAD = 2  # batches, or tiles for each reader, that are read ahead at most
 
 
 class Spent(NamedTuple):
@@ -62,15 +62,16 @@ def gather(
     Raises:
         InputError: damaged pixels, or a full disk.
     """
-    store.truncate(store.done_in_batches(means.batch))
+    size = means.batch_on(predictor.device.type)
+    store.truncate(store.done_in_batches(size))
     first, number = store.done, len(grid.positions)
     started, waiting = time.perf_counter(), 0.0
     bar = tqdm(total=number, initial=first, unit="tile", desc=slide.path.stem, leave=False, disable=not means.progress)
-    with bar, ThreadPoolExecutor(means.readers) as pool:
-        tiles = _read_ahead(pool, slide, grid, first, _AHEAD * means.batch)
+    with bar, ThreadPoolExecutor(means.threads) as pool:
+        tiles = _read_ahead(pool, slide, grid, first, _AHEAD * max(size, means.threads))
         while True:
             begun = time.perf_counter()
-            batch = list(islice(tiles, means.batch))
+            batch = list(islice(tiles, size))
             waiting += time.perf_counter() - begun
             if not batch:
                 break

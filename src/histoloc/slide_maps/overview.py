@@ -46,7 +46,8 @@ def overview(
         outlines: what to draw; all of them, however small.
         title: lines of text above, the first larger; what is too long ends in an ellipsis.
         threshold: in [0, 1], marked at the colour bar.
-        max_side: the longer side of each of the two thumbnails in pixels.
+        max_side: the longer side of each of the two thumbnails in pixels, at most; where the slide stores a level of
+            at least half that size, the thumbnail is that level, since a larger one would need all of the next.
 
     Returns:
         (H, W, 3) uint8; larger than two thumbnails by margins and text.
@@ -54,11 +55,16 @@ def overview(
     Raises:
         InputError: the slide cannot be read.
     """
-    bare = slide.thumbnail(max_side=max_side)
+    bare = slide.thumbnail(max_side=_cheap_side(slide, max_side))
     height, width = bare.shape[:2]
     heat = overlay(bare, _resized(roi, scale, slide, (height, width)), np.zeros((height, width), bool))
     marked = _drawn(heat, outlines, (width / slide.width, height / slide.height))
     return _page(bare, marked, title, slide.width * slide.mpp / 1000 / width, threshold)
+
+
+def _cheap_side(slide: Slide, max_side: int) -> int:
+    stored = [side for level in slide.levels if max_side / 2 <= (side := max(level.width, level.height)) <= max_side]
+    return max(stored, default=max_side)
 
 
 def _page(bare: Picture, marked: Picture, title: Sequence[str], mm_per_pixel: float, threshold: float) -> Picture:

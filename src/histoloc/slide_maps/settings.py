@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,16 +72,26 @@ class Means:
 
     Attributes:
         device: auto, cpu, cuda, cuda:1, mps.
-        batch: tiles at a time, from 1.
-        readers: threads that read tiles.
+        batch: tiles at a time, from 1; None for 2 on a CPU, whose caches hold no more, and 16 elsewhere.
+        readers: threads that read tiles; None for half as many as there are cores, at most 8.
         progress: show a bar over the tiles of each slide.
     """
 
     device: str = "auto"
-    batch: int = 8
-    readers: int = 2
+    batch: int | None = None
+    readers: int | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.readers < 1:
-            raise InputError(f"--batch {self.batch}, --readers {self.readers}: give whole numbers from 1")
+        for name, number in (("--batch", self.batch), ("--readers", self.readers)):
+            if number is not None and number < 1:
+                raise InputError(f"{name} {number}: give a whole number from 1")
+
+    def batch_on(self, device: str) -> int:
+        """Tiles at a time on a kind of device, such as cpu or cuda."""
+        return self.batch or (2 if device == "cpu" else 16)
+
+    @property
+    def threads(self) -> int:
+        """How many of them read tiles."""
+        return self.readers or max(1, min(8, (os.cpu_count() or 2) // 2))
