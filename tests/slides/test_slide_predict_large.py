@@ -28,7 +28,7 @@ def islands(side: int) -> list[Region]:
 def command(model: Path, slide: Path, out: Path) -> list[str]:
     code = "import sys; from histoloc.cli import main; main(sys.argv[1:])"
     return [sys.executable, "-c", code, "slides", "predict", str(model), str(slide), "--out", str(out),
-            "--device", "cpu", "--empty-class", "benign"]  # fmt: skip
+            "--device", "cpu", "--scale", "slide"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,7 @@ def test_memory_does_not_grow_with_the_slide(stain, tmp_path):
         subprocess.run(command(stain, tmp_path / f"s{side}.tif", tmp_path / "out"), check=True)
         told = json.loads((tmp_path / f"out/s{side}/slide.json").read_text())
         assert told["map"]["width"] == side // 4
+        assert 0.05 < told["roi"]["share"] < 0.5
         peaks[side] = told["cost"]["peak_memory_mb"]
         print(side, told["cost"])
     assert peaks[40_000] < 2000
@@ -75,5 +76,6 @@ def test_a_killed_process_goes_on_where_it_was(stain, tmp_path):
     assert store.stat().st_size > 2_000_000
     assert not (tmp_path / "killed/s/slide.json").exists()
     subprocess.run(command(stain, tmp_path / "s.tif", tmp_path / "killed"), check=True)
+    assert json.loads((tmp_path / "killed/s/slide.json").read_text())["roi"]["regions"] >= 8
     for name in ("map.ome.tif", "regions.geojson", "tiles.csv", "overview.png"):
         assert (tmp_path / "killed/s" / name).read_bytes() == (tmp_path / "whole/s" / name).read_bytes(), name
