@@ -173,14 +173,13 @@ def run_tiatoolbox(job: Job, out: Path) -> None:
     predictor, _, grid, everywhere = ready(job)
 
     class Network(ModelABC):
-        def forward(self, *images: Any) -> None:
-            raise NotImplementedError("the engine calls infer_batch")
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            _, values = predictor.evidence(list(tiles.numpy()), precision=job.precision)
+            return torch.nn.functional.interpolate(torch.from_numpy(values), size=(grid.tile, grid.tile))
 
         @staticmethod
-        def infer_batch(model: object, batch_data: torch.Tensor, *, device: str) -> NDArray[np.float32]:
-            _, values = predictor.evidence(list(batch_data.numpy()), precision=job.precision)
-            full = torch.nn.functional.interpolate(torch.from_numpy(values), size=(grid.tile, grid.tile))
-            return full.permute(0, 2, 3, 1).contiguous().numpy()
+        def infer_batch(model: torch.nn.Module, batch_data: torch.Tensor, *, device: str) -> NDArray[np.float32]:
+            return model(batch_data).permute(0, 2, 3, 1).contiguous().numpy()
 
         @staticmethod
         def postproc(image: Any) -> Any:
