@@ -189,13 +189,6 @@ def test_a_file_that_became_shorter_is_named(tmp_path):
         store.read([0])
 
 
-def test_delete_leaves_nothing(tmp_path):
-    store = opened(tmp_path)
-    store.append(*some())
-    store.delete()
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("percentiles", [(1, 99), (0, 100), (5, 50)])
 def test_ranges_are_percentiles_to_within_a_bin(tmp_path, monkeypatch, percentiles):
     monkeypatch.setattr("histoloc.slide_maps.evidence_file._CHUNK_BYTES", 100_000)  # many chunks

@@ -216,10 +216,3 @@ class EvidenceFile:
         step = max(1, _CHUNK_BYTES // self._record.itemsize)
         for start in range(0, self._done, step):
             yield self.read(np.arange(start, min(start + step, self._done)))
-
-    def delete(self) -> None:
-        """Remove both files; the object is of no use afterwards."""
-        with self._told("deleted"):
-            self.path.unlink(missing_ok=True)
-            self._header_path.unlink(missing_ok=True)
-        self._done = 0

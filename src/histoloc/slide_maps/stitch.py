@@ -218,12 +218,6 @@ class DiskMap:
             raise InputError(f"{self.path}: is no map of {self.columns}x{self.rows} cells; make the map again")
         return np.frombuffer(data, np.uint8).reshape(-1, self.columns)
 
-    def delete(self) -> None:
-        """Remove the file, and what was written of it."""
-        self.path.unlink(missing_ok=True)
-        self._part.unlink(missing_ok=True)
-        self._written = 0
-
 
 def write_map(path: Path, bands: Iterable[Band], shape: tuple[int, int]) -> DiskMap:
     """Write the bands of `stitch_bands`, values in [0, 1], to a `DiskMap` of (rows, columns).
