@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from histoloc.evaluate import evaluate
     from histoloc.methods import METHODS
     from histoloc.predict import Predictor, load
-    from histoloc.predict import predict_files as predict
+    from histoloc.predict_files import predict_files as predict
     from histoloc.report import write_report
     from histoloc.slide_maps.cohort import predict_slides
     from histoloc.slides.reader import open_slide
@@ -37,7 +37,7 @@ _ROOMS = {
     "evaluate": ("histoloc.evaluate", "evaluate"),
     "load": ("histoloc.predict", "load"),
     "open_slide": ("histoloc.slides.reader", "open_slide"),
-    "predict": ("histoloc.predict", "predict_files"),
+    "predict": ("histoloc.predict_files", "predict_files"),
     "predict_slides": ("histoloc.slide_maps.cohort", "predict_slides"),
     "read_table": ("histoloc.data.table", "read_table"),
     "run_config": ("histoloc.config", "run_config"),

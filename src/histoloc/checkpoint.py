@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from histoloc.config import SelectionRule, ThresholdRule, method_class, plain, strict
-from histoloc.data.transforms import InputConfig
+from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
 from histoloc.files import atomic_path, write_json
 from histoloc.methods import Method, Setting
 from histoloc.nn.backbone import BackboneConfig, build_backbone
+from histoloc.types import Range
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where the ROI map is cut: rule, value (None for otsu, which finds one per image), masks that chose it."""
+    """Where the ROI map is cut: rule, value (None for otsu, which finds one per image), masks and map that chose it."""
 
     rule: ThresholdRule = "fixed"
     value: float | None = 0.5
     masks_used: int = 0
+    range: Range | None = None
 
     @property
     def uses_masks(self) -> bool:
@@ -48,26 +50,32 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class EvidenceRange:
-    """Between which values a method's evidence becomes a ROI map; learned from the training images and their labels.
+class LearnedRange:
+    """How evidence becomes a ROI map that means the same in every image; learned from training images without masks.
 
     Attributes:
-        low: evidence at and below which there is no ROI: one number per class, or one where all share a map.
-        high: evidence at and above which there is nothing but ROI, likewise; above `low`.
+        centre: evidence at which the map is 0.5: one number per class, or one where all share a map.
+        slope: factors > 0 on the distance from the centre, before the sigmoid.
+        share: of the training images that is ROI at 0.5; the same share as by the papers' per-image rule.
         images: how many training images it was learned from.
     """
 
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    centre: tuple[float, ...]
+    slope: tuple[float, ...]
+    share: tuple[float, ...]
     images: int
 
     def __post_init__(self) -> None:
-        pairs = list(zip(self.low, self.high, strict=False))
+        pairs = list(zip(self.centre, self.slope, strict=False))
         # Written so that NaN fails too.
-        if not (pairs and len(self.low) == len(self.high) and all(-math.inf < a < b < math.inf for a, b in pairs)):
+        if not (
+            pairs
+            and len(self.centre) == len(self.slope)
+            and all(-math.inf < c < math.inf and 0 < w < math.inf for c, w in pairs)
+        ):
             raise InputError(
-                f"evidence_range: low {list(self.low)} and high {list(self.high)} must be equally many finite numbers, "
-                "each high above its low; train again, or set evidence_range to null"
+                f"learned: centre {list(self.centre)} and slope {list(self.slope)} must be equally many finite "
+                "numbers, each slope above 0; train again, or set learned to null"
             )
 
 
@@ -81,13 +89,14 @@ class ModelConfig:
         options: of the method.
         backbone: the feature extractor (its weights are in the model folder).
         input: resizing and normalisation.
-        mpp: micrometres per pixel of the training images, where known.
-        shorter_side: of the training images in pixels, their median: where images are resized on their way to the
-            network, only tiles of this side are seen at the scale of training.
+        empty_class: the class whose images have no ROI, or None.
+        mpp: micrometres per pixel at which the network looks: the median of its training images, where known.
+        extent: (shorter, longer) side in pixels of the largest training images, as the network sees them.
+        shorter_side: of the training images in pixels before they are resized, their median.
+        range: how evidence becomes a map; None for probability where it is one, else learned.
+        learned: the range that training learned; None where the method needs none, or where none could be learned.
         threshold: where the map is cut.
         selection: how the epoch was chosen.
-        evidence_range: reads the method's evidence where images must be comparable, as the tiles of a slide; None
-            where the method needs none, or where none was found.
         provenance: table, fold, seed, versions, date.
         weights_sha256: of `model.safetensors`.
         format: version of this format.
@@ -98,11 +107,14 @@ class ModelConfig:
     options: Any = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     input: InputConfig = field(default_factory=InputConfig)
+    empty_class: str | None = None
     mpp: float | None = None
+    extent: tuple[int, int] | None = None
     shorter_side: int | None = None
+    range: Range | None = None
+    learned: LearnedRange | None = None
     threshold: Threshold = field(default_factory=Threshold)
     selection: Selection = field(default_factory=Selection)
-    evidence_range: EvidenceRange | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     format: int = FORMAT
@@ -113,8 +125,26 @@ def build_method(config: ModelConfig, *, load_backbone: bool) -> Method:
     kind = method_class(config.method)
     # A model folder has every weight: building from it must neither ask a hub nor read a file.
     backbone = config.backbone if load_backbone else dataclasses.replace(config.backbone, weights="none")
-    setting = Setting(config.classes, backbone, config.input.mean, config.input.std, build_backbone)
+    setting = Setting(
+        config.classes,
+        backbone,
+        config.input.mean or HALF,
+        config.input.std or HALF,
+        empty_index(config.empty_class, config.classes, "the table"),
+        build_backbone,
+    )
     return kind(setting, config.options if config.options is not None else kind.Options())
+
+
+def empty_index(name: str | None, classes: Sequence[str], owner: str) -> int | None:
+    """Index of the class without ROI.
+
+    Raises:
+        InputError: it is no class of `owner`.
+    """
+    if name is not None and name not in classes:
+        raise InputError(f"--empty-class {name!r} is not a class of {owner}; choose one of {list(classes)}")
+    return None if name is None else list(classes).index(name)
 
 
 def save_model(folder: Path, weights: Mapping[str, torch.Tensor], config: ModelConfig) -> None:
@@ -164,6 +194,8 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise InputError(f"{path}: cannot be read as JSON ({error}); give a folder that histoloc wrote") from error
     if not isinstance(values, dict) or "method" not in values or "weights_sha256" not in values:
         raise InputError(f"{path}: not a histoloc model; give a folder that `histoloc train` wrote")
+    if values.get("format") == 1:
+        values = _from_format_1(values)
     if values.get("format") != FORMAT:
         raise InputError(
             f"{path}: has format {values.get('format')}, this histoloc reads {FORMAT}; use the version that wrote it"
@@ -172,6 +204,18 @@ def read_model_config(folder: Path) -> ModelConfig:
     config = strict(ModelConfig, values, str(path))
     chosen = strict(method_class(config.method).Options, options, f"{path}, options")
     return dataclasses.replace(config, options=chosen)
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """What histoloc 0.1 wrote: no range of today's kind, µm/px before resizing, the class without ROI as an option."""
+    values = {key: value for key, value in values.items() if key != "evidence_range"} | {"format": FORMAT}
+    options = dict(values.get("options") or {})
+    values["empty_class"] = options.pop("empty_class", None)
+    small_side = (values.get("input") or {}).get("small_side")
+    side, mpp = values.get("shorter_side"), values.get("mpp")
+    if mpp and small_side:
+        values["mpp"] = mpp * side / small_side if side else None
+    return values | {"options": options}
 
 
 def find_model(folder: Path) -> Path:

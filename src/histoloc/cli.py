@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
+from histoloc.cli_options import ClassOption, RangeOption
 from histoloc.cli_view import view
 from histoloc.errors import InputError
 
@@ -66,6 +67,8 @@ def evaluate(
     split: Literal["train", "valid", "test"] = "test",
     fold: int | None = None,
     threshold: float | None = None,
+    range: RangeOption = None,
+    class_: ClassOption = None,
     out: Path | None = None,
     maps: int = 200,
     empty_class: str | None = None,
@@ -79,27 +82,20 @@ def evaluate(
         split: which rows.
         fold: which fold is the validation split; by default the one the model was trained with.
         threshold: cut the maps here instead of at the model's threshold.
-        out: folder for the results; by default evaluation/SPLIT in the run.
+        range: how evidence becomes a map: probability, learned, or image (stretched in every image, as in the papers);
+            by default what the model says.
+        class_: measure the maps of this class; by default those of the class that is predicted.
+        out: folder for the results; by default one of its own in evaluation/ of the run, named by split and options.
         maps: keep the maps of so many images, evenly spaced, for the report.
-        empty_class: images of this class have no ROI (normal tissue), also without a mask file; by default what the
+        empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
             model was trained with.
         device: auto, cpu, cuda, cuda:1, mps.
     """
-    from histoloc.evaluate import evaluate as run
-    from histoloc.evaluate import summary_line
+    from histoloc.evaluate import Asked, run_evaluation
 
-    result = run(
-        source,
-        data,
-        split=split,
-        fold=fold,
-        threshold=threshold,
-        out=out,
-        maps=maps,
-        empty_class=empty_class,
-        device=device,
-    )
-    print(summary_line(result))
+    asked = Asked(split, fold, threshold, range, class_, empty_class)
+    for line in run_evaluation(source, data, asked, out=out, maps=maps, device=device).lines:
+        print(line)
 
 
 @app.command
@@ -110,6 +106,10 @@ def predict(
     out: Path,
     mpp: float | None = None,
     threshold: float | None = None,
+    range: RangeOption = None,
+    class_: ClassOption = None,
+    empty_class: str | None = None,
+    tissue: bool = True,
     device: str = "auto",
 ) -> None:
     """Localize in images: mask, heatmap and overlay of each, and one CSV with class, probabilities and ROI area.
@@ -118,13 +118,30 @@ def predict(
         model: a run or a model folder.
         images: image files, or folders of them.
         out: folder for the results.
-        mpp: micrometres per pixel of the images; gives areas in mm².
+        mpp: micrometres per pixel of the images, which are then seen at the model's scale (in tiles where they are
+            larger than training images) and measured in mm²; by default what each file says.
         threshold: cut the maps here instead of at the model's threshold.
+        range: how evidence becomes a map: probability, learned, or image (stretched in every image, as in the papers);
+            by default what the model says.
+        class_: make the maps of this class, or of all; by default those of the class that is predicted.
+        empty_class: the class without ROI (normal tissue); by default what the model was trained with.
+        tissue: where an image is cut into tiles, look at tissue alone, as on slides; --no-tissue looks everywhere.
         device: auto, cpu, cuda, cuda:1, mps.
     """
-    from histoloc.predict import predict_files
+    from histoloc.predict_files import predict_files
 
-    predict_files(model, images, out, mpp=mpp, threshold=threshold, device=device)
+    predict_files(
+        model,
+        images,
+        out,
+        mpp=mpp,
+        threshold=threshold,
+        range=range,
+        map_class=class_,
+        empty_class=empty_class,
+        tissue=tissue,
+        device=device,
+    )
     print(out / "predictions.csv")
 
 
@@ -149,9 +166,10 @@ def methods() -> None:
     from histoloc.methods import METHODS
 
     names, titles = (max(map(len, column)) for column in (METHODS, [m.title for m in METHODS.values()]))
-    learns = {"none": "nothing", "image": "labels", "pixel": "masks"}
+    learns = {"image": "labels", "pixel": "masks", "cue": "a cue", "synthetic": "drawn images"}
     for name, method in METHODS.items():
-        print(f"{name:{names}}  {method.title:{titles}}  learns from {learns[method.supervision]:7}  {method.paper}")
+        source = " and ".join(learns[s] for s in sorted(method.supervision)) or "nothing"
+        print(f"{name:{names}}  {method.title:{titles}}  learns from {source:7}  {method.paper}")
 
 
 @app.command

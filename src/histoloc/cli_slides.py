@@ -6,6 +6,8 @@ from typing import Literal
 
 from cyclopts import App
 
+from histoloc.cli_options import ClassOption, RangeOption
+
 app = App(name="slides", help="Whole slides: what a file holds, where its tissue is, and what a model says of it.")
 
 
@@ -67,7 +69,8 @@ def predict(
     batch: int | None = None,
     threshold: float | None = None,
     empty_class: str | None = None,
-    scale: Literal["auto", "model", "slide"] = "auto",
+    range: RangeOption = None,
+    class_: ClassOption = None,
     tissue: bool = True,
     min_area: float = 0.001,
     precision: Literal["auto", "float32", "bf16"] = "auto",
@@ -91,14 +94,15 @@ def predict(
         out: folder for the results.
         mpp: micrometres per pixel at which tiles are read; by default the model's own.
         slide_mpp: micrometres per pixel of level 0, where the slides do not say it.
-        tile: side of a tile in pixels, a multiple of 16; by default 512, or where the model resizes its images, as
-            large as those.
+        tile: side of a tile in pixels of that scale, a multiple of 16; by default as large as the model's training
+            images, at most 512.
         overlap: share of a tile that its neighbour sees too, from 0 to 0.9.
         batch: tiles at a time; by default 2 on a CPU and 16 elsewhere.
         threshold: cut the map here, from 0 to 1, instead of where the model says.
         empty_class: the class without ROI (normal tissue); by default what the model was trained with.
-        scale: what makes evidence a map: model = the range learned in training, slide = the slide's own 1st and 99th
-            percentile, auto = the model's where it has one.
+        range: how evidence becomes a map: probability or learned; by default what the model says. image, the per-image
+            rule of the papers, is refused: every tile would show ROI.
+        class_: make the maps of this class; by default those of the class that each slide is given.
         tissue: look at tissue alone; --no-tissue looks everywhere.
         min_area: smaller regions get no outline, mm²; the map and its areas keep them.
         precision: of the network; auto = bf16 on a GPU that has it, float32 elsewhere.
@@ -122,7 +126,8 @@ def predict(
         batch=batch,
         threshold=threshold,
         empty_class=empty_class,
-        scale=scale,
+        range=range,
+        map_class=class_,
         tissue=tissue,
         min_area_mm2=min_area,
         precision=precision,

@@ -5,6 +5,7 @@ It stands apart from cli.py because it needs torch, and `histoloc --help` does n
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ def _from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
             f"--recipe {given} is for {values['method']}, not {commands[-1]}; use histoloc train {values['method']}"
         )
     known = {name for argument in arguments for name in argument.names}
-    flat = {k: v for k in ("data", "fold") if (v := values.get(k)) is not None}
+    flat = {k: v for k in ("data", "fold", "empty_class") if (v := values.get(k)) is not None}
     for section in _SECTIONS:
         flat |= {k: v for k, v in (values.get(section) or {}).items() if v is not None}
     flags = {key.replace("_", "-"): value for key, value in plain(flat).items()}
@@ -51,6 +52,7 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         data: Path,
         out: Path,
         fold: int | None = None,
+        empty_class: str | None = None,
         recipe: str | None = None,
         resume: bool = False,
         options: Any = None,
@@ -58,14 +60,15 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         input: Any = None,
         training: Any = None,
     ) -> None:
-        from histoloc.evaluate import evaluate, summary_line
+        from histoloc.evaluate import Asked, keep_as_own, run_evaluation
         from histoloc.report import write_report
         from histoloc.train import is_first_process
         from histoloc.train import train as run
 
         chosen = {"options": options, "backbone": backbone, "input": input, "training": training}
         sections = {k: plain(v) for k, v in chosen.items() if v is not None}
-        values: dict[str, Any] = {"method": name, "data": data.as_posix(), "fold": fold, **sections}
+        values: dict[str, Any] = {"method": name, "data": data.as_posix(), "fold": fold, "empty_class": empty_class}
+        values |= sections
         if recipe is not None:
             shipped = read_recipe(recipe)
             values |= {"recipe": shipped.get("recipe", recipe), "published": shipped.get("published")}
@@ -73,10 +76,12 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         run(config, out, resume=resume)
         if not is_first_process():
             return
-        result = evaluate(
-            out, data, split="valid", fold=fold, device="cpu" if training.accelerator == "cpu" else "auto"
-        )
-        print(f"validation: {summary_line(result)}")
+        own = out / "evaluation" / "valid"
+        shutil.rmtree(own, ignore_errors=True)  # of the weights before
+        device = "cpu" if training.accelerator == "cpu" else "auto"
+        evaluated = run_evaluation(out, data, Asked("valid", fold), out=own, device=device)
+        keep_as_own(out, evaluated.folder)
+        print("validation: " + "\n".join(evaluated.lines))
         print(write_report([out], out / "report.html"))
 
     train.__doc__ = f"""Train {method.title}: {method.paper}.
@@ -85,6 +90,8 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         data: the table (CSV).
         out: the run folder to write.
         fold: which fold of the table is the validation split.
+        empty_class: the class whose images have no ROI (normal tissue): every map of its images is that of the other
+            class.
         recipe: name of a shipped recipe (`histoloc recipes`) or a YAML file, also a run's run.yaml; flags win over it.
         resume: go on with a run that was stopped; the result has the same bits.
     """

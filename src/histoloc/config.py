@@ -16,6 +16,7 @@ from histoloc.errors import InputError
 from histoloc.files import write_text
 from histoloc.methods import METHODS
 from histoloc.nn.backbone import BackboneConfig
+from histoloc.types import Range
 
 T = TypeVar("T")
 SelectionRule = Literal["error-loss", "error-latest", "last", "pxap-masks"]
@@ -40,6 +41,9 @@ class TrainingConfig:
         selection: which epoch is kept: error-loss (lowest validation classification error, then lowest
             cross-entropy), error-latest (lowest error, then the latest epoch, as the authors), last, or pxap-masks
             (highest PxAP on validation masks: not weakly supervised, and the report says so).
+        range: how evidence becomes a map that predictions cut: probability (it is one already), learned (an affine map
+            and a sigmoid, learned on training images without masks) or image (stretched in every image, as in the
+            papers; not on slides). By default probability where evidence is one, else learned.
         threshold: where the map is cut: fixed 0.5, otsu (per image, mask-free) or valid (best on validation masks: the
             report says so).
         monitor: validate on labels only, or also log mask metrics in every epoch (they select nothing).
@@ -65,6 +69,7 @@ class TrainingConfig:
     lr_floor: float = 1e-7
     seed: int = 0
     selection: SelectionRule = "error-loss"
+    range: Range | None = None
     threshold: ThresholdRule = "fixed"
     monitor: Literal["labels", "masks"] = "labels"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
@@ -95,11 +100,15 @@ class Published:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run depends on; `run.yaml` holds it and replays it."""
+    """Everything that a run depends on; `run.yaml` holds it and replays it.
+
+    `empty_class` is the class whose images have no ROI (normal tissue), or None.
+    """
 
     method: str
     data: Path
     fold: int | None = None
+    empty_class: str | None = None
     options: Any = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     input: InputConfig = field(default_factory=InputConfig)
@@ -201,7 +210,9 @@ def read_recipe(name: str) -> dict[str, Any]:
 def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     """A run's configuration from a mapping as in `run.yaml`; the method's options are checked as well."""
     values = dict(values)
-    options = values.pop("options", None) or {}
+    options = dict(values.pop("options", None) or {})
+    if "empty_class" in options:  # where histoloc 0.1 had it
+        values.setdefault("empty_class", options.pop("empty_class"))
     backbone = values.get("backbone")
     if isinstance(values.get("method"), str) and (backbone is None or isinstance(backbone, Mapping)):
         values["backbone"] = {**plain(method_class(values["method"]).default_backbone), **(backbone or {})}

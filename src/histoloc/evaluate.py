@@ -1,63 +1,53 @@
 """A model, or a folder of anybody's heatmaps, against a table -> metrics.json and per_image.csv."""
 
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-from tqdm import tqdm
-
-from histoloc.checkpoint import ModelConfig, read_model_config
+from histoloc.checkpoint import ModelConfig, empty_index, read_model_config
 from histoloc.config import plain
-from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import Sample, Table, read_table
 from histoloc.errors import InputError
 from histoloc.files import atomic_path, write_json
-from histoloc.images import image_size, read_map, write_map, write_mask, write_picture
-from histoloc.metrics.accumulate import LocalizationMetrics
+from histoloc.heatmaps import heatmaps
+from histoloc.measure import Measured, measure, model_localizes
 from histoloc.metrics.summary import Metrics
-from histoloc.predict import Predictor, load
-from histoloc.types import Localization
+from histoloc.predict import load
+from histoloc.types import Range
 
-MAP_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
-
-
-class Localizes(Protocol):
-    """Anything that says of a sample where its ROI is: a model, or a folder of heatmaps."""
-
-    def __call__(self, sample: Sample) -> Localization:
-        """Localize in one sample."""
-        ...
+RULES = ("f1_plus", "f1_minus", "f1_mean", "pxap")
 
 
-class Measured(NamedTuple):
-    """What `measure` found.
+@dataclass(frozen=True)
+class Evaluated:
+    """What `run_evaluation` leaves.
 
     Attributes:
-        metrics: of the maps, cut at the threshold.
-        files: the stem under which a sample's map was kept, by sample name.
-        argmax: of the masks that the largest class map gives, the rule of the published CAM rows; empty where the
-            method has no map per class.
+        metrics: of the maps.
+        folder: where they were written.
+        lines: what to print: the numbers, those of the floors, and notes.
     """
 
-    metrics: LocalizationMetrics
-    files: dict[str, str]
-    argmax: LocalizationMetrics
+    metrics: Metrics
+    folder: Path
+    lines: tuple[str, ...]
 
 
 def evaluate(
-    source: Path,
-    data: Path,
+    source: Path | str,
+    data: Path | str,
     *,
     split: str = "test",
     fold: int | None = None,
     threshold: float | None = None,
-    out: Path | None = None,
+    range: Range | None = None,
+    map_class: str | None = None,
+    out: Path | str | None = None,
     maps: int = 200,
     empty_class: str | None = None,
     device: str = "auto",
@@ -73,10 +63,13 @@ def evaluate(
         split: train, valid or test.
         fold: which fold is `valid`; by default the one that the model was trained with, where the table has it.
         threshold: cut the maps here instead of at the model's threshold (0.5 for heatmaps).
-        out: folder for the results; by default `evaluation/<split>` inside the run or folder.
+        range: how evidence becomes a map: probability, learned or image; by default what the model folder says.
+        map_class: measure the maps of this class instead of those of the predicted one.
+        out: folder for the results; by default one of its own in `evaluation/` inside the run or folder, by split and
+            options; an evaluation of anything else is never overwritten.
         maps: of so many images, evenly spaced in the table, maps and masks are kept for the report.
-        empty_class: images of this class have no ROI (normal tissue), also without a mask file; by default the option
-            of this name that the model was trained with.
+        empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
+            model was trained with.
         device: where to compute.
         progress: show a bar.
 
@@ -86,22 +79,58 @@ def evaluate(
     Raises:
         InputError: anything the user gave that cannot be used.
     """
-    is_model = (source / "config.json").is_file() or (source / "model" / "config.json").is_file()
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder; give a run, a model folder or a folder of heatmaps")
-    config = read_model_config(source) if is_model else None
-    if config is not None and fold is None:
-        # Another table than that of training may have no folds.
-        trained = config.provenance.get("fold")
-        fold = trained if trained in read_table(data, classes=config.classes, check_files=False).folds else None
-    table = read_table(data, fold=fold, classes=config.classes if config else None)
-    samples = table.split(split)
-    localizes = _model(source, device, threshold) if config else heatmaps(source, samples, table.classes, threshold)
-    if empty_class is not None and empty_class not in table.classes:
-        raise InputError(f"--empty-class {empty_class!r} is not a class of {data}; choose one of {list(table.classes)}")
-    empty_class = empty_class or (getattr(config.options, "empty_class", None) if config else None)
-    folder = out or (source / "evaluation" / split)
+    asked = Asked(split, fold, threshold, range, map_class, empty_class)
+    return run_evaluation(Path(source), Path(data), asked, out=out, maps=maps, device=device, progress=progress).metrics
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation is asked for; see `evaluate`."""
+
+    split: str = "test"
+    fold: int | None = None
+    threshold: float | None = None
+    range: Range | None = None
+    map_class: str | None = None
+    empty_class: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the evaluation's folder: the split, and what is not the default."""
+        parts = [self.split]
+        parts += [] if self.threshold is None else [f"threshold{self.threshold:g}"]
+        parts += [] if self.range is None else [self.range]
+        parts += [] if self.map_class is None else [f"map-{self.map_class}"]
+        parts += [] if self.empty_class is None else [f"empty-{self.empty_class}"]
+        return "".join(c if c.isalnum() or c in "-._+" else "_" for c in "-".join(parts))
+
+
+def run_evaluation(
+    source: Path,
+    data: Path,
+    asked: Asked,
+    *,
+    out: Path | str | None = None,
+    maps: int = 200,
+    device: str = "auto",
+    progress: bool = True,
+) -> Evaluated:
+    """As `evaluate`; also where the results are and what there is to say of them."""
+    config = _config(source)
+    table = _table(data, asked, config)
+    samples = table.split(asked.split)
+    asked = dataclasses.replace(asked, fold=table.fold)
+    empty_index(asked.empty_class, table.classes, str(data))
+    identity = _identity(source, table, samples, asked, config)
+    if config is None:
+        localizes = heatmaps(source, samples, table.classes, asked.threshold)
+    else:
+        predictor = load(source, device, range=asked.range, empty_class=asked.empty_class)
+        localizes = model_localizes(predictor, asked.threshold, asked.map_class, per_image=True)
+    empty_class = asked.empty_class or (config.empty_class if config else None)
+    folder = _folder(source, out, asked, identity, config)
     started = time.perf_counter()
+    shutil.rmtree(folder / "images", ignore_errors=True)  # of an earlier call
     measured = measure(
         localizes,
         table,
@@ -109,202 +138,24 @@ def evaluate(
         keep=folder / "images",
         maps=maps,
         empty_class=empty_class,
+        floors=config or ModelConfig("heatmaps", table.classes),
         progress=progress,
     )
-    description = describe(source, table, split, samples, config, threshold) | {
+    about = _description(source, table, samples, asked, config, measured) | {
         "empty_class": empty_class,
+        "identity": identity,
         "seconds": round(time.perf_counter() - started, 2),
     }
-    result = write_results(folder, measured, samples, description)
-    if out is None and config is not None and (source / "model").is_dir():
-        for name in ("metrics.json", "per_image.csv"):
-            with atomic_path(source / name) as temporary:
-                shutil.copyfile(folder / name, temporary)
-    return result
+    result, floors = _write_results(folder, measured, samples, about)
+    lines = [summary_line(result), *floors, *(f"note: {note}" for note in about["notes"]), f"written: {folder}"]
+    return Evaluated(result, folder, tuple(lines))
 
 
-def measure(
-    localizes: Localizes,
-    table: Table,
-    samples: Sequence[Sample],
-    *,
-    keep: Path | None = None,
-    maps: int = 0,
-    empty_class: str | None = None,
-    progress: bool = False,
-) -> Measured:
-    """Localize in every sample and collect the metrics.
-
-    Args:
-        localizes: what is measured.
-        table: where the class numbers come from.
-        samples: of the table.
-        keep: folder for maps and masks of `maps` evenly spaced samples, as `<stem>_map.png` and `<stem>_mask.png`.
-        maps: how many.
-        empty_class: images of this class have no ROI, with or without a mask file.
-        progress: show a bar.
-
-    Returns:
-        The metrics, those of the argmax rule, and which maps were kept.
-    """
-    metrics, argmax = LocalizationMetrics(table.classes), LocalizationMetrics(table.classes)
-    kept = {int(i) for i in np.linspace(0, len(samples) - 1, min(maps, len(samples))).round()} if keep else set()
-    files: dict[str, str] = {}
-    for i, sample in enumerate(tqdm(samples, "evaluating", disable=not progress)):
-        found = localizes(sample)
-        truth = true_mask(sample, found.mask.shape, empty_class)
-        metrics.update(sample.name, table.label_index(sample), found.probabilities, found.roi, found.mask, truth)
-        if found.argmax_mask is not None:
-            argmax.update(sample.name, table.label_index(sample), mask_pred=found.argmax_mask, mask_true=truth)
-        if keep is not None and i in kept:
-            files[sample.name] = stem = f"{i:05d}_{sample.image.stem}"
-            write_map(keep / f"{stem}_map.png", found.roi)
-            write_mask(keep / f"{stem}_mask.png", found.mask)
-            if sample.x is not None:
-                write_region(keep / stem, read_pixels(sample), truth)
-    return Measured(metrics, files, argmax)
-
-
-def write_region(stem: Path, pixels: NDArray[np.uint8], truth: NDArray[np.bool_] | None) -> None:
-    """Keep what the report shows of a slide's region: `STEM_image.png` and `STEM_truth.png`."""
-    write_picture(stem.with_name(f"{stem.name}_image.png"), pixels)
-    if truth is not None:
-        write_mask(stem.with_name(f"{stem.name}_truth.png"), truth)
-
-
-def true_mask(sample: Sample, shape: tuple[int, ...], empty_class: str | None) -> NDArray[np.bool_] | None:
-    """The truth of a sample, or None where it is unknown.
-
-    Raises:
-        InputError: mask and image differ in size.
-    """
-    if sample.mask is None:
-        return np.zeros(shape, dtype=bool) if empty_class is not None and sample.label == empty_class else None
-    mask = read_truth(sample)
-    assert mask is not None
-    if mask.shape != shape:
-        raise InputError(
-            f"{sample.mask}: has {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}; "
-            "give the mask at the image's resolution"
-        )
-    return mask
-
-
-def model_localizes(predictor: Predictor, threshold: float | None = None) -> Localizes:
-    """A model as something that localizes in samples."""
-    return lambda sample: predictor.predict(read_pixels(sample), mpp=sample.mpp, threshold=threshold)
-
-
-def heatmaps(
-    folder: Path, samples: Sequence[Sample], classes: tuple[str, ...], threshold: float | None = None
-) -> Localizes:
-    """A folder of heatmaps as something that localizes in samples.
-
-    Raises:
-        InputError: an image has no heatmap or several, two images would share one, `predictions.csv` does not name the
-            class of every image, or the threshold is outside [0, 1].
-    """
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise InputError(f"--threshold {threshold} must lie within [0, 1]")
-    owner: dict[str, str] = {}
-    for sample in samples:
-        if (other := owner.setdefault(sample.image.stem, sample.name)) != sample.name:
-            raise InputError(
-                f"{folder}: {other} and {sample.name} would share the heatmap {sample.image.stem}; "
-                "give the images different names"
-            )
-    named = {sample.name: _heatmap_file(folder, sample) for sample in samples}
-    absent = [name for name, file in named.items() if file is None]
-    if absent:
-        raise InputError(
-            f"{folder}: no heatmap for {len(absent)} of {len(samples)} images, first {absent[0]} (looked for its stem "
-            f"with {', '.join(MAP_SUFFIXES)}); add them"
-        )
-    labels = _predicted_classes(folder / "predictions.csv", samples, classes)
-    cut = 0.5 if threshold is None else threshold
-
-    def localizes(sample: Sample) -> Localization:
-        file = named[sample.name]
-        assert file is not None
-        roi = read_map(file)
-        width, height = image_size(sample.image)
-        if roi.shape != (height, width):
-            raise InputError(
-                f"{file}: has {roi.shape[1]}x{roi.shape[0]} pixels, its image {width}x{height}; "
-                "resize the heatmap to the image"
-            )
-        label = labels.get(sample.name)
-        one_hot = None if label is None else np.eye(len(classes), dtype=np.float32)[classes.index(label)]
-        return Localization(classes, one_hot, roi, roi >= cut, cut, sample.mpp)
-
-    return localizes
-
-
-def describe(
-    source: Path,
-    table: Table,
-    split: str,
-    samples: Sequence[Sample],
-    config: ModelConfig | None,
-    threshold: float | None,
-) -> dict[str, Any]:
-    """What was measured on what, and which masks took part in choosing it."""
-    notes: list[str] = []
-    rule: dict[str, Any] = {"rule": "fixed", "value": 0.5}
-    if config is not None:
-        rule = {"rule": config.threshold.rule, "value": config.threshold.value}
-        if config.threshold.uses_masks and threshold is None:
-            notes.append(f"threshold chosen on {config.threshold.masks_used} validation masks")
-        if config.selection.uses_masks:
-            notes.append(f"epoch chosen on {config.selection.masks_used} validation masks")
-    if threshold is not None:
-        rule = {"rule": "given", "value": threshold}
-    return {
-        "method": config.method if config else "heatmaps",
-        "run": source.name,
-        "table": table.path.name,
-        "split": split,
-        "fold": table.fold,
-        "n_images": len(samples),
-        "threshold": rule,
-        "selection": plain(config.selection) if config else None,
-        "uses_masks": notes,
-    }
-
-
-def write_results(
-    folder: Path,
-    measured: Measured,
-    samples: Sequence[Sample],
-    description: dict[str, Any],
-) -> Metrics:
-    """Compute the metrics; write `metrics.json` and `per_image.csv`."""
-    result = measured.metrics.compute()
-    rows = measured.metrics.per_image()
-    if len(measured.argmax):
-        by_argmax = measured.argmax.per_image()  # both are ordered by name
-        rows["argmax_f1_plus"], rows["argmax_f1_minus"] = by_argmax["f1_plus"], by_argmax["f1_minus"]
-        found = measured.argmax.compute()
-        names = ("f1_plus", "f1_minus", "f1_mean")
-        description |= {"argmax_rule": {name: dataclasses.asdict(getattr(found, name)) for name in names}}
-    by_name = {sample.name: sample for sample in samples}
-    rows["file"] = [measured.files.get(name, "") for name in rows["name"]]
-    rows["image"] = [_shown(folder, measured, by_name[name], "image") for name in rows["name"]]
-    rows["mask"] = [_shown(folder, measured, by_name[name], "truth") for name in rows["name"]]
-    with atomic_path(folder / "per_image.csv") as temporary:
-        rows.to_csv(temporary, index=False)
-    write_json(folder / "metrics.json", {**description, "metrics": result.to_dict()})
-    return result
-
-
-def _shown(folder: Path, measured: Measured, sample: Sample, what: Literal["image", "truth"]) -> str:
-    """Where the report finds an image or its truth: its file, or what was kept of a slide's region."""
-    kept = measured.files.get(sample.name)
-    if sample.x is not None and kept is not None:
-        file = Path("images") / f"{kept}_{what}.png"
-        return file.as_posix() if (folder / file).is_file() else ""
-    path = sample.image if what == "image" else sample.mask
-    return str(path or "")
+def keep_as_own(run: Path, folder: Path) -> None:
+    """Copy an evaluation's numbers to the top of its run: those by which the run is known."""
+    for name in ("metrics.json", "per_image.csv"):
+        with atomic_path(run / name) as temporary:
+            shutil.copyfile(folder / name, temporary)
 
 
 def summary_line(metrics: Metrics) -> str:
@@ -318,47 +169,176 @@ def summary_line(metrics: Metrics) -> str:
     parts = []
     for key, name in names.items():
         e = getattr(metrics, key)
-        shown = "–" if e.value is None else f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
-        parts.append(f"{name} {shown}")
+        interval = "" if e.low is None else f" [{e.low:.2f}, {e.high:.2f}]"
+        parts.append(f"{name} –" if e.value is None else f"{name} {e.value:.2f}{interval}")
     return f"{metrics.images} images: " + ", ".join(parts)
 
 
-def _model(source: Path, device: str, threshold: float | None) -> Localizes:
-    return model_localizes(load(source, device), threshold)
+def _config(source: Path) -> ModelConfig | None:
+    """Of a model; None of a folder of heatmaps."""
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; give a run, a model folder or a folder of heatmaps")
+    is_model = (source / "config.json").is_file() or (source / "model" / "config.json").is_file()
+    return read_model_config(source) if is_model else None
 
 
-def _heatmap_file(folder: Path, sample: Sample) -> Path | None:
-    stem = sample.image.stem
-    found = [
-        file
-        for suffix in MAP_SUFFIXES
-        for file in (folder / f"{stem}{suffix}", folder / f"{stem}_map{suffix}")
-        if file.is_file()
-    ]
-    if len(found) > 1:
-        raise InputError(f"{found[0]}: there is also {found[1].name} for the same image; keep one heatmap per image")
-    return found[0] if found else None
+def _table(data: Path, asked: Asked, config: ModelConfig | None) -> Table:
+    fold = asked.fold
+    if config is None:
+        if asked.range is not None or asked.map_class is not None:
+            raise InputError("--range and --class need a model; heatmaps are measured as they are: leave them out")
+        return read_table(data, fold=fold)
+    if fold is None:
+        # Another table than that of training may have no folds.
+        trained = config.provenance.get("fold")
+        fold = trained if trained in read_table(data, classes=config.classes, check_files=False).folds else None
+    return read_table(data, fold=fold, classes=config.classes)
 
 
-def _predicted_classes(path: Path, samples: Sequence[Sample], classes: tuple[str, ...]) -> dict[str, str]:
-    """Class by sample name from a `predictions.csv`; nothing where there is no such file."""
-    if not path.is_file():
-        return {}
+def _identity(
+    source: Path, table: Table, samples: Sequence[Sample], asked: Asked, config: ModelConfig | None
+) -> dict[str, Any]:
+    """What makes two evaluations the same one: its numbers may only be replaced by those of itself."""
+    return {
+        "table": table.path.name,
+        "content": table.fingerprint(samples),
+        **dataclasses.asdict(asked),
+        "weights_sha256": config.weights_sha256 if config else None,
+    }
+
+
+def _folder(
+    source: Path, out: Path | str | None, asked: Asked, identity: dict[str, Any], config: ModelConfig | None
+) -> Path:
+    """Where the results go: a folder that has none, or those of the same evaluation.
+
+    Raises:
+        InputError: the folder that was asked for has those of another one.
+    """
+    if out is not None:
+        if _recorded(Path(out)) in (None, identity):
+            return Path(out)
+        raise InputError(
+            f"{out}: has the evaluation of another table, model or option; choose another --out, or remove the folder"
+        )
+    name = asked.name
+    if config is not None and config.provenance.get("table") not in (None, identity["table"]):
+        name = f"{Path(identity['table']).stem}-{name}"
+    candidate, number = source / "evaluation" / name, 1
+    while _recorded(candidate) not in (None, identity):
+        number += 1
+        candidate = source / "evaluation" / f"{name}-{number}"
+    return candidate
+
+
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    """The identity of the evaluation that a folder has; None where it has none, {} where it does not say."""
+    file = folder / "metrics.json"
+    if not file.is_file():
+        return None
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as CSV ({reason}); correct or remove the file") from error
-    if not {"image", "class"} <= set(rows.columns):
-        raise InputError(f"{path}: needs the columns image and class; add them or remove the file")
-    by_stem = {Path(image).stem: label for image, label in zip(rows["image"], rows["class"], strict=True)}
-    if not any(by_stem.values()):
+        return json.loads(file.read_text(encoding="utf-8")).get("identity") or {}
+    except (OSError, ValueError, AttributeError):
         return {}
-    result: dict[str, str] = {}
-    for sample in samples:
-        label = by_stem.get(sample.image.stem)
-        if label not in classes:
-            said = "no row" if label is None else f"class {label!r}"
-            raise InputError(f"{path}: {sample.image.name} has {said}; give it one of {', '.join(classes)}")
-        result[sample.name] = label
-    return result
+
+
+def _description(
+    source: Path,
+    table: Table,
+    samples: Sequence[Sample],
+    asked: Asked,
+    config: ModelConfig | None,
+    measured: Measured,
+) -> dict[str, Any]:
+    """What was measured on what, which masks took part in choosing it, and what a reader must know."""
+    masks: list[str] = []
+    rule: dict[str, Any] = {"rule": "fixed", "value": 0.5}
+    if config is not None:
+        rule = {"rule": config.threshold.rule, "value": config.threshold.value}
+        if config.threshold.uses_masks and asked.threshold is None:
+            on = f" ({config.threshold.range} maps)" if config.threshold.range else ""
+            masks.append(f"threshold chosen on {config.threshold.masks_used} validation masks{on}")
+        if config.selection.uses_masks:
+            masks.append(f"epoch chosen on {config.selection.masks_used} validation masks")
+    if asked.threshold is not None:
+        rule = {"rule": "given", "value": asked.threshold}
+    notes = [f"{note} ({count} of {len(samples)} images)" for note, count in measured.notes.items()]
+    if measured.overruled:
+        notes.append(
+            f"{measured.overruled} images of the class without ROI have masks with ROI, which are not looked at: they "
+            "count as images without any"
+        )
+    return {
+        "method": config.method if config else "heatmaps",
+        "run": source.name,
+        "table": table.path.name,
+        "split": asked.split,
+        "fold": table.fold,
+        "n_images": len(samples),
+        "threshold": rule,
+        "range": " and ".join(sorted(measured.ranges)) or None,
+        "map_class": asked.map_class,
+        "map_classes": sorted(measured.map_classes),
+        "scale": dict(sorted(measured.scales.items())),
+        "selection": plain(config.selection) if config else None,
+        "uses_masks": masks,
+        "notes": [*table.notes, *notes],
+    }
+
+
+def _write_results(
+    folder: Path, measured: Measured, samples: Sequence[Sample], about: dict[str, Any]
+) -> tuple[Metrics, list[str]]:
+    """Compute the metrics; write `metrics.json` and `per_image.csv`. Returns also the lines on the floors."""
+    result = measured.metrics.compute()
+    rows = measured.metrics.per_image()
+    for name, metrics in (("argmax", measured.argmax), ("per_image", measured.per_image)):
+        if len(metrics):
+            own = metrics.per_image().set_index("name")
+            for column in ("f1_plus", "f1_minus"):
+                rows[f"{name}_{column}"] = own[column].reindex(rows["name"]).to_numpy()
+            found = metrics.compute()
+            names = RULES if name == "per_image" else RULES[:3]
+            about |= {f"{name}_rule": {key: dataclasses.asdict(getattr(found, key)) for key in names}}
+    floors = {name: metrics.compute(bootstrap=0) for name, metrics in measured.floors.items() if len(metrics)}
+    about["floors"] = {name: {key: getattr(m, key).value for key in RULES} for name, m in floors.items()}
+    by_name = {sample.name: sample for sample in samples}
+    rows["file"] = [measured.files.get(name, "") for name in rows["name"]]
+    rows["image"] = [_shown(folder, measured, by_name[name], "image") for name in rows["name"]]
+    rows["mask"] = [_shown(folder, measured, by_name[name], "truth") for name in rows["name"]]
+    lines = _floor_lines(result, floors)
+    about["notes"] = [*about["notes"], *lines[1:]]
+    with atomic_path(folder / "per_image.csv") as temporary:
+        rows.to_csv(temporary, index=False)
+    write_json(folder / "metrics.json", {**about, "metrics": result.to_dict()})
+    return result, lines[:1]
+
+
+def _floor_lines(result: Metrics, floors: dict[str, Metrics]) -> list[str]:
+    """One line with the floors' numbers; and a note where one of them is above the model."""
+    titles = {"allones": "All-ones", "stain": "Stain (per image)"}
+
+    def shown(metrics: Metrics) -> str:
+        values = {"F1+": metrics.f1_plus.value, "F1-": metrics.f1_minus.value, "PxAP": metrics.pxap.value}
+        return ", ".join(f"{name} {'–' if value is None else f'{value:.2f}'}" for name, value in values.items())
+
+    if not floors or result.f1_mean.value is None:
+        return []
+    lines = ["beside it, learning nothing: " + "; ".join(f"{titles[n]} {shown(m)}" for n, m in floors.items())]
+    for key, what in (("f1_mean", "mean F1"), ("pxap", "PxAP")):
+        own = getattr(result, key).value
+        for name, metrics in floors.items():
+            low = getattr(metrics, key).value
+            if own is not None and low is not None and low > own:
+                lines.append(f"{titles[name]}, which learns nothing, has {what} {low:.2f}, above {own:.2f}")
+    return lines
+
+
+def _shown(folder: Path, measured: Measured, sample: Sample, what: Literal["image", "truth"]) -> str:
+    """Where the report finds an image or its truth: its file, or what was kept of a slide's region."""
+    kept = measured.files.get(sample.name)
+    if sample.x is not None and kept is not None:
+        file = Path("images") / f"{kept}_{what}.png"
+        return file.as_posix() if (folder / file).is_file() else ""
+    path = sample.image if what == "image" else sample.mask
+    return str(path or "")

@@ -9,6 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from histoloc.types import Batch
+
+
+def classification(logits: Tensor, batch: Batch, *, each: bool = False) -> Tensor:
+    """Cross-entropy of the images' classes; of an image with several, their mean.
+
+    Args:
+        logits: (B, K).
+        batch: its label, or its labels where an image may have several.
+        each: give every image's value instead of their mean.
+
+    Returns:
+        A scalar, or (B,), >= 0 nats.
+    """
+    if batch.labels is None:
+        return F.cross_entropy(logits, batch.label, reduction="none" if each else "mean")
+    share = batch.labels / batch.labels.sum(dim=1, keepdim=True)
+    values = -(share * logits.log_softmax(dim=1)).sum(dim=1)
+    return values if each else values.mean()
+
 
 def negative_entropy(logits: Tensor) -> Tensor:
     """Explicit entropy maximisation (EEM): R(p) = -H(p), Eq. 1 of Belharbi et al. (2022).

@@ -1,4 +1,4 @@
-"""Pure functions on maps: normalise, resize, threshold, regions.
+"""Pure functions on maps: evidence to ROI map, normalise, resize, threshold, regions.
 
 Tensors have shape (B, 1, H, W); arrays have shape (H, W).
 """
@@ -16,11 +16,100 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from histoloc.errors import InputError
+from histoloc.types import Calibration, Output
 
 # A range below this share of the largest magnitude is float32 rounding (resizing a constant makes some).
 _RELATIVE_RANGE = 1e-6
 # Below this the slope 1/range, or its square in a second derivative, would overflow float32.
 _ABSOLUTE_RANGE = 1e-18
+
+
+def roi(output: Output, label: Tensor, calibration: Calibration, size: tuple[int, int]) -> Tensor:
+    """Evidence to ROI map: the only way from one to the other, for images, tiles of slides and figures.
+
+    The evidence of the class `label` becomes a value in [0, 1] at each position by the calibration's range:
+
+        probability   p = e, or sigmoid(e) where the unit is a logit
+        learned       p = sigmoid(slope (e - centre))
+        image         p = the method's rule of the papers, per image: (e - min) / (max - min) for most
+
+    Where `label` is the class without ROI, the map is that of the other class: the largest of the others at each
+    position. Evidence of unit `score` says where the ROI is if the image has one; with a class without ROI it is
+    multiplied by the probability that the image has one, 1 - p(empty).
+
+    Args:
+        output: of a network: logits (B, K), evidence (B, C, h, w).
+        label: (B,) int64, the class whose map is wanted; without effect where C = 1.
+        calibration: range, unit and stride of the evidence, and the class without ROI.
+        size: (H, W) of the network's input in pixels; positions that lie beyond it (the stride does not divide the
+            size) are cropped, not squeezed in.
+
+    Returns:
+        (B, 1, H, W) float32 in [0, 1]; NaN where the evidence is NaN.
+    """
+    return place(roi_at_stride(output, label, calibration), calibration.stride, size)
+
+
+def roi_at_stride(output: Output, label: Tensor, calibration: Calibration) -> Tensor:
+    """As `roi`, at the positions of the evidence: (B, 1, h, w)."""
+    evidence = output.evidence.float()
+    if calibration.range == "learned":
+        centre, slope = (evidence.new_tensor(v).view(1, -1, 1, 1) for v in (calibration.centre, calibration.slope))
+        evidence = (slope * (evidence - centre)).sigmoid()
+    elif calibration.range == "probability" and calibration.unit == "logit":
+        evidence = evidence.sigmoid()
+    values = class_map(evidence, label, calibration.empty)
+    if calibration.range == "image":
+        rule = calibration.image_map
+        values = normalise_per_image(values) if rule is None else rule(output, values)
+    if calibration.empty is not None and calibration.unit == "score":
+        values = values * (1 - output.logits.float().softmax(dim=1)[:, calibration.empty]).view(-1, 1, 1, 1)
+    return values.clamp(0, 1)
+
+
+def class_map(maps: Tensor, label: Tensor, empty: int | None = None) -> Tensor:
+    """The map of a class: (B, C, h, w), (B,) -> (B, 1, h, w); the largest of the others for the class without ROI."""
+    if maps.shape[1] == 1:
+        return maps
+    own = maps.gather(1, label.view(-1, 1, 1, 1).expand(-1, 1, *maps.shape[-2:]))
+    if empty is None:
+        return own
+    others = [c for c in range(maps.shape[1]) if c != empty]
+    return torch.where((label == empty).view(-1, 1, 1, 1), maps[:, others].amax(dim=1, keepdim=True), own)
+
+
+def largest_is_roi(output: Output, label: Tensor, calibration: Calibration, size: tuple[int, int]) -> Tensor:
+    """Where the class `label` has the largest class map, alone: the rule by which published CAM rows were cut.
+
+    Where maps tie (all are zero), no class has the largest. Where `label` is the class without ROI, any other class
+    counts.
+
+    Returns:
+        (B, H, W) bool.
+    """
+    maps = place(output.evidence.float(), calibration.stride, size)
+    own = class_map(maps, label, calibration.empty)
+    ours = torch.zeros_like(maps, dtype=torch.bool).scatter(1, label.view(-1, 1, 1, 1).expand(-1, 1, *size), True)
+    if calibration.empty is not None:
+        without_roi = torch.zeros_like(ours)
+        without_roi[:, [c for c in range(maps.shape[1]) if c != calibration.empty]] = True
+        ours = torch.where((label == calibration.empty).view(-1, 1, 1, 1), without_roi, ours)
+    return own[:, 0] > maps.masked_fill(ours, -torch.inf).amax(dim=1)
+
+
+def place(map: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """Bring values at the network's positions to the pixels of its input: position i covers `stride` pixels.
+
+    Args:
+        map: (B, C, h, w).
+        stride: input pixels per position.
+        size: (H, W) of the input; what lies beyond it is cropped.
+
+    Returns:
+        (B, C, H, W), bilinear between the positions' centres.
+    """
+    covered = (max(map.shape[-2] * stride, size[0]), max(map.shape[-1] * stride, size[1]))
+    return resize(map, covered)[..., : size[0], : size[1]]
 
 
 def normalise_per_image(map: Tensor) -> Tensor:

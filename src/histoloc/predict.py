@@ -1,88 +1,221 @@
 """Image in, Localization out: the one place where a model is applied."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
-from histoloc.checkpoint import ModelConfig, load_model
-from histoloc.data.transforms import load_tensor, normalise
+from histoloc.checkpoint import ModelConfig, empty_index, load_model
+from histoloc.data.transforms import as_tensor, normalise, resample_to
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
-from histoloc.images import read_image, write_map, write_mask, write_picture
-from histoloc.maps import otsu_threshold, resize
+from histoloc.images import read_image
+from histoloc.maps import largest_is_roi, otsu_threshold, resize, roi, roi_at_stride
 from histoloc.methods import Method
-from histoloc.pictures import overlay
-from histoloc.types import BatchLocalization, Localization
+from histoloc.scale import View, tile_side, view
+from histoloc.slide_maps.answer import slide_probabilities
+from histoloc.slide_maps.in_memory import look_at_tiles
+from histoloc.slide_maps.stitch import gaussian_window, stitch_bands, tissue_rows
+from histoloc.slides.formats import stored_mpp
+from histoloc.types import Calibration, Localization, Output, Range
 
-IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
-MPP_TOLERANCE = 0.2
+Pixels = NDArray[np.uint8]
+SMALLEST_SIDE = 32
+
+
+class Answer(NamedTuple):
+    """What a network says of one image, before a class, a range and a threshold are chosen.
+
+    Attributes:
+        probabilities: (K,) float32, sums to one.
+        maps: C, one for each class, or one.
+        roi: (class index, calibration) -> ROI map (H, W) float32 at the image's own resolution.
+        largest: (class index, calibration) -> bool (H, W), the rule of published CAM rows; None in tiles.
+        view: how the image was brought to the network.
+    """
+
+    probabilities: NDArray[np.float32]
+    maps: int
+    roi: Callable[[int, Calibration], NDArray[np.float32]]
+    largest: Callable[[int, Calibration], NDArray[np.bool_]] | None
+    view: View
 
 
 class Predictor:
-    """A trained method with the preprocessing, classes, µm/px and threshold of its model folder.
+    """A trained method with the preprocessing, classes, µm/px, range and threshold of its model folder.
 
     Args:
         method: the network.
         config: of its model folder.
         device: where to compute, for example "cpu" or "cuda".
+        range: how evidence becomes a map, instead of what the model folder says.
+        empty_class: the class without ROI, instead of what the model folder says.
+
+    Raises:
+        InputError: the method has no such range, or there is no such class.
 
     Example:
         >>> import histoloc  # doctest: +SKIP
-        >>> found = histoloc.load("runs/sem").predict("image.png")  # doctest: +SKIP
-        >>> found.label, found.mask.mean()  # doctest: +SKIP
+        >>> result = histoloc.load("runs/sem").predict("image.png")  # doctest: +SKIP
+        >>> result.label, result.mask.mean()  # doctest: +SKIP
     """
 
-    def __init__(self, method: Method, config: ModelConfig, device: torch.device | str = "cpu") -> None:
-        self.method, self.config, self.device = method, config, torch.device(device)
+    def __init__(
+        self,
+        method: Method,
+        config: ModelConfig,
+        device: torch.device | str = "cpu",
+        *,
+        range: Range | None = None,
+        empty_class: str | None = None,
+    ) -> None:
+        self.method, self.device = method, torch.device(device)
+        self.config = config if empty_class is None else dataclasses.replace(config, empty_class=empty_class)
         self.method.to(self.device)
+        learned = config.learned
+        centre, slope = ((), ()) if learned is None else (learned.centre, learned.slope)
+        chosen = method.calibration(range or config.range, centre, slope)
+        empty = empty_index(self.config.empty_class, config.classes, "the model") if method.classifies else None
+        self.calibration = dataclasses.replace(chosen, empty=empty)
 
     def predict(
         self,
-        image: NDArray[np.uint8] | Path | str,
+        image: Pixels | Path | str,
         *,
         mpp: float | None = None,
         threshold: float | None = None,
+        map_class: str | None = None,
+        tissue: bool = True,
     ) -> Localization:
         """Localize in one image of any size.
 
         Args:
             image: (H, W, 3) uint8 RGB, or the path of an image file.
-            mpp: micrometres per pixel of the image, for areas in mm².
+            mpp: micrometres per pixel of the image: it is brought to the scale at which the model looks, and areas are
+                known in mm². None for what the file says of itself, where it is one.
             threshold: cut the map here, in [0, 1], instead of where the model folder says.
+            map_class: the class whose map is made; None for the predicted one.
+            tissue: where the image is cut into tiles, look at tissue alone, as on slides.
 
         Returns:
             Class probabilities, ROI map and mask at the image's own resolution.
 
         Raises:
-            InputError: the image cannot be read or is no RGB image; the threshold is outside [0, 1].
+            InputError: the image cannot be read or is no RGB image, the threshold is outside [0, 1], there is no such
+                class, or the model has learned no range.
         """
-        pixels = read_image(Path(image)) if isinstance(image, str | Path) else _checked(image)
-        batch = self._network_input([pixels])
-        with self._at_rest():
-            found = self.method.localize(batch)
-            size = (pixels.shape[0], pixels.shape[1])
-            roi = resize(found.roi.float(), size).clamp(0, 1)
-            largest = None if found.class_maps is None else predicted_is_largest(found, size)
-        roi_map = roi[0, 0].cpu().numpy()
-        cut = self._threshold(roi_map, threshold)
-        probabilities = found.probabilities[0].float().cpu().numpy() if self.method.classifies else None
-        by_argmax = None if largest is None else largest[0].cpu().numpy()
-        return Localization(self.config.classes, probabilities, roi_map, roi_map >= cut, cut, mpp, by_argmax)
+        if isinstance(image, str | Path):
+            mpp = stored_mpp(Path(image)) if mpp is None else mpp
+            image = read_image(Path(image))
+        return self.localize(self.look(image, mpp, tissue=tissue), mpp, threshold=threshold, map_class=map_class)
+
+    def look(self, image: Pixels, mpp: float | None = None, *, tissue: bool = True) -> Answer:
+        """Ask the network about one image, in one piece or in tiles; see `predict`."""
+        size = _checked(image).shape[:2]
+        seen = view(self.config, (size[0], size[1]), mpp)
+        if min(seen.size) < SMALLEST_SIDE:
+            raise InputError(
+                f"an image of {size[1]}x{size[0]} pixels is {seen.size[1]}x{seen.size[0]} at the scale of the model "
+                f"({seen.name}), and it must be {SMALLEST_SIDE}x{SMALLEST_SIDE} or more; correct --mpp, or give a larger one"
+            )
+        if seen.tiled and self.calibration.range != "image":
+            return self._in_tiles(image, seen, mpp, tissue)
+        return self._in_one_piece(image, dataclasses.replace(seen, tiled=False))
+
+    def localize(
+        self,
+        answer: Answer,
+        mpp: float | None = None,
+        *,
+        threshold: float | None = None,
+        map_class: str | None = None,
+        per_image: bool = False,
+    ) -> Localization:
+        """Make map and mask of what the network says; `per_image` adds the map by the papers' rule (`image_roi`)."""
+        self.check_range()
+        label = self.map_index(answer, map_class)
+        map = answer.roi(label, self.calibration)
+        fixed = self.threshold(threshold)
+        cut = otsu_threshold(map) if fixed is None else fixed
+        by_rule = None
+        if per_image and self.calibration.range == "learned" and answer.largest is not None:
+            by_rule = answer.roi(label, dataclasses.replace(self.calibration, range="image"))
+        largest = None if answer.largest is None else answer.largest(label, self.calibration)
+        return Localization(
+            self.config.classes,
+            answer.probabilities if self.method.classifies else None,
+            map,
+            map >= cut,
+            cut,
+            mpp,
+            largest,
+            map_class_of(self.config.classes, label, answer.maps, self.calibration.empty),
+            self.calibration.range,
+            answer.view.name + (" in tiles" if answer.view.tiled else ""),
+            self._notes(answer),
+            by_rule,
+        )
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per position of the evidence."""
+        return self.method.stride
+
+    def map_index(self, answer: Answer, map_class: str | None) -> int:
+        """Index of the class whose map is made: the predicted one, or the one that is named.
+
+        Raises:
+            InputError: there is no such class, it has no ROI, or the method has one map for all classes.
+        """
+        if map_class is None:
+            return int(answer.probabilities.argmax())
+        return named_class(map_class, self.config.classes, answer.maps, self.calibration.empty)
+
+    def check_range(self) -> None:
+        """Refuse to make maps without the range that they need.
+
+        Raises:
+            InputError: it was never learned.
+        """
+        if self.calibration.range == "learned" and not self.calibration.centre:
+            raise InputError(
+                "the model has no learned range: it was trained by histoloc 0.1, or its table had no training images; "
+                "`histoloc train METHOD --data TABLE --out RUN --resume` learns it, --range image does without"
+            )
+
+    def threshold(self, asked: float | None) -> float | None:
+        """Where maps are cut: as asked, or as the model folder says; None is Otsu's rule.
+
+        Raises:
+            InputError: it lies outside [0, 1], or the model's was chosen on maps of another range.
+        """
+        if asked is not None:
+            if not 0 <= asked <= 1:
+                raise InputError(f"--threshold {asked} must lie within [0, 1]")
+            return asked
+        own = self.config.threshold
+        if own.rule == "valid" and own.range not in (None, self.calibration.range):
+            raise InputError(
+                f"the model's threshold {own.value:g} was chosen on maps of --range {own.range} and means nothing on "
+                f"those of --range {self.calibration.range}; give --threshold"
+            )
+        return own.value
+
+    def output_of(self, image: Pixels, mpp: float | None = None) -> Output:
+        """What the network says of one image in one piece, as images reach it in training: an `Output` of B = 1."""
+        seen = view(self.config, (image.shape[0], image.shape[1]), mpp)
+        return self._output(resample_to(as_tensor(_checked(image)), seen.size)[None])
 
     def evidence(
-        self, tiles: Sequence[NDArray[np.uint8]], *, precision: Literal["float32", "bf16"] = "float32"
+        self, tiles: Sequence[Pixels], *, precision: Literal["float32", "bf16"] = "float32"
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Class probabilities and evidence of images of one size, comparable between all images; one batch.
-
-        The images are preprocessed as by `predict`. Evidence becomes a ROI map by `roi_of`.
+        """Class probabilities and evidence of images of one size, at the scale of the model; one batch.
 
         Args:
             tiles: B images, each (H, W, 3) uint8 RGB, all of one size.
@@ -97,39 +230,83 @@ class Predictor:
         """
         sizes = {_checked(tile).shape for tile in tiles}
         if len(sizes) != 1:
-            said = ", ".join(sorted(f"{width}x{height}" for height, width, _ in sizes)) or "none at all"
-            raise InputError(f"evidence needs tiles of one size, not {said}; give them in batches of one size")
-        batch = self._network_input(tiles)
-        with self._at_rest(), torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            found = self.method.evidence(batch)
-        return found.probabilities.float().cpu().numpy(), found.values.float().contiguous().cpu().numpy()
+            listed = ", ".join(sorted(f"{width}x{height}" for height, width, _ in sizes)) or "none at all"
+            raise InputError(f"evidence needs tiles of one size, not {listed}; give them in batches of one size")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = self._output(torch.stack([as_tensor(tile) for tile in tiles]))
+        return output.logits.softmax(dim=1).cpu().numpy(), output.evidence.contiguous().cpu().numpy()
 
-    def roi_of(
-        self,
-        values: NDArray[np.floating],
-        low: float | Sequence[float] | None = None,
-        high: float | Sequence[float] | None = None,
+    def roi_of_tiles(
+        self, probabilities: NDArray[np.float32], evidence: NDArray[np.float32], label: int, calibration: Calibration
     ) -> NDArray[np.float32]:
-        """Evidence -> ROI map in [0, 1], position by position; see `Method.roi_of`.
+        """ROI map (B, h, w) in [0, 1] of tiles, from what `evidence` gives; `label` is the whole image's class."""
+        self.check_range()
+        logits = torch.from_numpy(probabilities).clamp_min(1e-30).log()
+        output = Output(logits, torch.from_numpy(np.ascontiguousarray(evidence)), {})
+        labels = torch.full((len(logits),), label)
+        return roi_at_stride(output, labels, calibration)[:, 0].numpy()
 
-        Args:
-            values: (B, C, h, w) or (C, h, w) with `low` and `high` of length C; or of any shape with one number each.
-            low: evidence at and below which there is no ROI; not needed where `method.evidence_is_roi`.
-            high: evidence at and above which there is nothing but ROI.
+    def _in_one_piece(self, image: Pixels, seen: View) -> Answer:
+        size = (image.shape[0], image.shape[1])
+        output = self._output(resample_to(as_tensor(image), seen.size)[None])
 
-        Returns:
-            The shape of `values`.
+        def map_of(label: int, calibration: Calibration) -> NDArray[np.float32]:
+            made = roi(output, torch.tensor([label], device=self.device), calibration, seen.size)
+            return resize(made, size).clamp(0, 1)[0, 0].cpu().numpy()
+
+        def largest(label: int, calibration: Calibration) -> NDArray[np.bool_]:
+            mask = largest_is_roi(output, torch.tensor([label], device=self.device), calibration, seen.size)
+            return resize(mask[:, None].float(), size)[0, 0].cpu().numpy() >= 0.5
+
+        maps = output.evidence.shape[1]
+        probabilities = output.logits.softmax(dim=1)[0].cpu().numpy()
+        return Answer(probabilities, maps, map_of, largest if maps > 1 else None, seen)
+
+    def _in_tiles(self, image: Pixels, seen: View, mpp: float | None, tissue: bool) -> Answer:
+        trained = self.config.mpp
+        known = mpp is not None and trained is not None
+        own, wanted = (mpp, trained) if mpp is not None and trained is not None else (1.0, 1.0)
+        if known and wanted < own / 1.1:  # a slide would refuse to be enlarged
+            image_at, own = resample_to(as_tensor(image), seen.size).permute(1, 2, 0).numpy(), wanted
+        else:
+            image_at = image
+        grid, store, mask = look_at_tiles(self, image_at, own, wanted, tile_side(self.config), tissue=tissue and known)
+        p = store.probabilities()
+        size = (image.shape[0], image.shape[1])
+
+        def map_of(label: int, calibration: Calibration) -> NDArray[np.float32]:
+            def tiles(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+                return self.roi_of_tiles(p[indices], store.read(indices), label, calibration)
+
+            bands = stitch_bands(grid, tiles, gaussian_window(grid.side))
+            rows = [np.where(tissue_rows(grid, mask, b.first_row, len(b.values)), b.values, 0) for b in bands]
+            made = torch.from_numpy(np.concatenate(rows).astype(np.float32))[None, None]
+            covered = (grid.rows * grid.cell, grid.columns * grid.cell)
+            at_scale = resize(made, covered)[..., : grid.height, : grid.width]
+            return resize(at_scale, size).clamp(0, 1)[0, 0].numpy()
+
+        maps = store.read(np.arange(1)).shape[1]
+        whole = slide_probabilities(p, grid.tissue, self.calibration.empty).astype(np.float32)
+        return Answer(whole, maps, map_of, None, seen)
+
+    def _output(self, images: Tensor) -> Output:
+        """The network's output for (B, 3, H, W) uint8 at the scale of the model, cropped to the positions of the image.
+
+        The image is continued beyond its right and lower edge to whole positions of every level of the network, so that
+        the positions of an image do not depend on its size.
         """
-        # Copied: an array from a file may be read-only, which tensors cannot be.
-        given = torch.tensor(np.asarray(values, dtype=np.float32))
-        bounds = [None if b is None else torch.as_tensor(np.asarray(b, dtype=np.float32)) for b in (low, high)]
-        with torch.no_grad():
-            return self.method.roi_of(given, *bounds).numpy()
-
-    def _network_input(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        config = self.config.input
-        batch = torch.stack([normalise(load_tensor(image, config), config) for image in images])
-        return batch.to(self.device, memory_format=torch.channels_last)
+        height, width = images.shape[-2:]
+        batch = torch.stack([normalise(image, self.config.input) for image in images]).to(self.device)
+        beyond = (0, -width % self.method.multiple, 0, -height % self.method.multiple)
+        batch = F.pad(batch, beyond, mode="replicate").contiguous(memory_format=torch.channels_last)
+        stride = self.method.stride
+        with self._at_rest():
+            output = self.method.evidence(batch)
+        rows, columns = -(-height // stride), -(-width // stride)
+        terms = {
+            name: value[..., :rows, :columns] if value.ndim == 4 else value for name, value in output.terms.items()
+        }
+        return Output(output.logits.float(), output.evidence.float()[..., :rows, :columns], terms)
 
     @contextmanager
     def _at_rest(self) -> Iterator[None]:
@@ -142,44 +319,54 @@ class Predictor:
         finally:
             self.method.train(was_training)
 
-    def _threshold(self, roi: NDArray[np.float32], asked: float | None) -> float:
-        if asked is not None:
-            if not 0 <= asked <= 1:
-                raise InputError(f"--threshold {asked} must lie within [0, 1]")
-            return asked
-        rule = self.config.threshold
-        return otsu_threshold(roi) if rule.value is None else rule.value
+    def _notes(self, answer: Answer) -> tuple[str, ...]:
+        notes = answer.view.notes
+        if answer.view.tiled and self.method.in_tiles:
+            notes = (*notes, f"{self.method.title} on an image in tiles: {self.method.in_tiles}")
+        return notes
 
 
-def predicted_is_largest(found: BatchLocalization, size: tuple[int, int]) -> Tensor:
-    """Where the predicted class has the largest class map, alone; where maps tie (all are zero), no class has it.
+def map_class_of(classes: Sequence[str], label: int, maps: int, empty: int | None) -> str | None:
+    """The class whose map is made for the class `label`; None where it is one map for all, or for several classes."""
+    others = [name for index, name in enumerate(classes) if index != empty]
+    if empty is not None and len(others) == 1:
+        return others[0]
+    return None if maps == 1 or label == empty else classes[label]
 
-    Args:
-        found: with class maps (B, K, h, w).
-        size: (H, W) wanted, in pixels.
 
-    Returns:
-        (B, H, W) bool.
+def named_class(name: str, classes: Sequence[str], maps: int, empty: int | None) -> int:
+    """Index of the class that `--class` names.
+
+    Raises:
+        InputError: there is no such class, it has no ROI, or the method has one map for all classes.
     """
-    assert found.class_maps is not None
-    maps = resize(found.class_maps, size)
-    predicted = found.probabilities.argmax(dim=1).view(-1, 1, 1, 1).expand(-1, 1, *size)
-    others = maps.scatter(1, predicted, -torch.inf).amax(dim=1)
-    return maps.gather(1, predicted)[:, 0] > others
+    if name not in classes:
+        raise InputError(f"--class {name!r} is not a class of the model; choose one of {list(classes)}")
+    index = list(classes).index(name)
+    if index == empty:
+        raise InputError(f"--class {name}: images of this class have no ROI, and so it has no map; choose another one")
+    if maps == 1 and map_class_of(classes, index, maps, empty) != name:
+        raise InputError(f"--class {name}: this method has one map for all classes; leave --class out")
+    return index
 
 
-def load(folder: Path | str, device: str = "auto") -> Predictor:
+def load(
+    folder: Path | str, device: str = "auto", *, range: Range | None = None, empty_class: str | None = None
+) -> Predictor:
     """Open a model folder or a run.
 
     Args:
         folder: a model folder (`config.json`, `model.safetensors`) or a run that holds one in `model/`.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
+        range: how evidence becomes a map, instead of what the model folder says.
+        empty_class: the class without ROI, instead of what the model folder says.
 
     Raises:
-        InputError: no model folder, a corrupted or foreign one, an unknown device.
+        InputError: no model folder, a corrupted or foreign one, an unknown device, a range that the method lacks.
     """
     method, config = load_model(Path(folder))
-    return Predictor(method.to(memory_format=torch.channels_last), config, choose_device(device))
+    network = method.to(memory_format=torch.channels_last)
+    return Predictor(network, config, choose_device(device), range=range, empty_class=empty_class)
 
 
 def choose_device(device: str) -> torch.device:
@@ -199,102 +386,10 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def predict_files(
-    model: Path,
-    images: Sequence[Path],
-    out: Path,
-    *,
-    mpp: float | None = None,
-    threshold: float | None = None,
-    device: str = "auto",
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Localize in files and folders of images; write mask, heatmap and overlay of each, and one CSV.
-
-    Args:
-        model: a model folder or a run.
-        images: image files, or folders whose images are taken (sub-folders too).
-        out: folder to write `NAME_mask.png`, `NAME_map.png`, `NAME_overlay.png` and `predictions.csv` into.
-        mpp: micrometres per pixel of the images, for areas in mm².
-        threshold: cut the maps here instead of where the model says.
-        device: where to compute.
-        progress: show a bar.
-
-    Returns:
-        The CSV's rows: image, class, prob_<class>, roi_fraction, roi_mm2, threshold.
-
-    Raises:
-        InputError: nothing to do, two images of one name, an unreadable image, a folder that cannot be written.
-    """
-    if mpp is not None and not mpp > 0:
-        raise InputError(f"--mpp {mpp} must be above 0 (micrometres per pixel)")
-    predictor = load(model, device)
-    files = _image_files(images)
-    trained = predictor.config.mpp
-    if mpp is not None and trained is not None and not _close(mpp, trained):
-        tqdm.write(
-            f"note: the model was trained at {trained:g} µm/px and these images are said to have {mpp:g}; "
-            f"resize them to {trained:g} µm/px for results that can be trusted"
-        )
-    rows: list[dict[str, object]] = []
-    for name, file in tqdm(files.items(), "predicting", disable=not progress):
-        pixels = read_image(file)
-        found = predictor.predict(pixels, mpp=mpp, threshold=threshold)
-        write_mask(out / f"{name}_mask.png", found.mask)
-        write_map(out / f"{name}_map.png", found.roi)
-        write_picture(out / f"{name}_overlay.png", overlay(pixels, found.roi, found.mask))
-        rows.append({"image": str(file), **describe(found)})
-    table = pd.DataFrame(rows)
-    with atomic_path(out / "predictions.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    return table
-
-
-def describe(found: Localization) -> dict[str, object]:
-    """One localization as flat values for a CSV row."""
-    row: dict[str, object] = {"class": found.label or ""}
-    if found.probabilities is not None:
-        row |= {f"prob_{c}": round(float(p), 6) for c, p in zip(found.classes, found.probabilities, strict=True)}
-    mm2 = found.roi_mm2
-    row |= {"roi_fraction": round(found.roi_fraction, 6), "roi_mm2": "" if mm2 is None else round(mm2, 6)}
-    return row | {"threshold": round(found.threshold, 6)}
-
-
-def _image_files(given: Sequence[Path]) -> dict[str, Path]:
-    """Output name -> image, for files and for all images below folders."""
-    files: dict[str, Path] = {}
-    for file in _expand(given):
-        name = file.stem
-        if name in files:
-            raise InputError(
-                f"{file}: has the same name as {files[name]}, and their results would overwrite each other; "
-                "predict them into different folders"
-            )
-        files[name] = file
-    return files
-
-
-def _expand(given: Sequence[Path]) -> Iterator[Path]:
-    for path in given:
-        if path.is_file():
-            yield path
-            continue
-        if not path.is_dir():
-            raise InputError(f"{path}: no such image or folder; check the path")
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        if not found:
-            raise InputError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); check the folder")
-        yield from found
-
-
-def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _checked(image: Pixels) -> Pixels:
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         what = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else repr(type(image))
         raise InputError(f"predict needs an RGB image as uint8 array (H, W, 3), not {what}; convert it first")
-    if min(image.shape[:2]) < 32:
+    if min(image.shape[:2]) < SMALLEST_SIDE:
         raise InputError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is too small; give at least 32x32")
     return image
-
-
-def _close(a: float, b: float) -> bool:
-    return abs(a - b) <= MPP_TOLERANCE * b

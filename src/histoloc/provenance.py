@@ -3,19 +3,18 @@
 import dataclasses
 from datetime import UTC, datetime
 from importlib.metadata import version
-from statistics import median
 
-from histoloc.checkpoint import ModelConfig, Selection, Threshold
+from histoloc.checkpoint import ModelConfig, Selection, Threshold, empty_index
 from histoloc.config import RunConfig, TrainingConfig
-from histoloc.data.pixels import shorter_side
 from histoloc.data.table import Table
-from histoloc.evidence import evenly
+from histoloc.data.transforms import HALF
+from histoloc.nn.backbone import statistics
+from histoloc.scale import training_scale
 from histoloc.select import number_of_masks
 
 
-def describe(config: RunConfig, table: Table) -> ModelConfig:
-    """The configuration that the model folder will carry."""
-    mpp = sorted({s.mpp for s in table.samples if s.mpp is not None})
+def describe(config: RunConfig, table: Table) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The configuration that the model folder will carry, and what the user must know about it."""
     provenance = {
         "table": config.data.name,
         "fold": config.fold,
@@ -24,26 +23,26 @@ def describe(config: RunConfig, table: Table) -> ModelConfig:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **{f"{package}": version(package) for package in ("histoloc", "torch", "timm")},
     }
-    return ModelConfig(
+    empty_index(config.empty_class, table.classes, str(config.data))
+    scale = training_scale(config.input, table)
+    own = statistics(config.backbone.backbone) or (HALF, HALF)
+    mean, std = config.input.mean or own[0], config.input.std or own[1]
+    described = ModelConfig(
         config.method,
         table.classes,
         config.options,
         config.backbone,
-        config.input,
-        mpp[len(mpp) // 2] if mpp else None,
-        _shorter_side(table),
+        dataclasses.replace(scale.input, mean=mean, std=std),
+        config.empty_class,
+        scale.mpp,
+        scale.extent,
+        scale.shorter_side,
+        config.training.range,
         # "valid" is chosen after the last epoch.
-        Threshold("otsu", None) if config.training.threshold == "otsu" else Threshold(),
+        threshold=Threshold("otsu", None) if config.training.threshold == "otsu" else Threshold(),
         provenance=provenance,
     )
-
-
-def _shorter_side(table: Table) -> int | None:
-    """Median over at most 50 training images, evenly spaced."""
-    samples = [sample for sample in table.samples if sample.split == "train"]
-    if not samples:
-        return None
-    return round(median(shorter_side(sample) for sample in evenly(samples, 50)))
+    return described, scale.notes
 
 
 def describe_selected(

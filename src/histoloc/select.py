@@ -9,7 +9,7 @@ from histoloc.checkpoint import Threshold, load_model, read_model_config, save_m
 from histoloc.config import RunConfig, TrainingConfig, method_class
 from histoloc.data.table import Table
 from histoloc.errors import InputError
-from histoloc.evaluate import measure, model_localizes
+from histoloc.measure import measure, model_localizes
 from histoloc.predict import Predictor
 
 
@@ -31,7 +31,7 @@ def check_splits(config: RunConfig, table: Table) -> None:
     Raises:
         InputError: a split has no rows, or masks are asked for and the validation split has none.
     """
-    if method_class(config.method).supervision != "none":
+    if method_class(config.method).supervision:
         table.split("train")
     table.split("valid")
     wanted = {"selection": "pxap-masks", "threshold": "valid", "monitor": "masks"}
@@ -65,14 +65,14 @@ def choose_threshold(model: Path, table: Table, device: torch.device | str = "cp
     if read_model_config(model).threshold.rule == "valid":
         return
     method, config = load_model(model)
-    empty_class = getattr(config.options, "empty_class", None)
-    localizes = model_localizes(Predictor(method, config, device), threshold=0.5)
-    metrics = measure(localizes, table, table.split("valid"), empty_class=empty_class).metrics
+    predictor = Predictor(method, config, device)
+    localizes = model_localizes(predictor, threshold=0.5)
+    metrics = measure(localizes, table, table.split("valid"), empty_class=config.empty_class).metrics
     best = metrics.compute(bootstrap=0).oracle_threshold.value
     if best is None:
         raise InputError(
             f"{table.path}: --threshold valid needs both ROI and background in the masks of split 'valid'; correct the "
             "masks, or evaluate the model as it is, cut at 0.5"
         )
-    threshold = Threshold("valid", best, number_of_masks(table))
+    threshold = Threshold("valid", best, number_of_masks(table), predictor.calibration.range)
     save_model(model, method.state_dict(), dataclasses.replace(config, threshold=threshold))

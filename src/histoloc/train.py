@@ -22,14 +22,15 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from histoloc.calibration import keep_range
 from histoloc.checkpoint import ModelConfig, build_method, save_model
 from histoloc.config import RunConfig, TrainingConfig, write_run
 from histoloc.data.dataset import EpochBatches, TrainSet, loaded, make_loader, seed_of
 from histoloc.data.table import Table, read_table
+from histoloc.data.transforms import normalise
 from histoloc.errors import InputError
-from histoloc.evaluate import measure, model_localizes
-from histoloc.evidence import keep_range
 from histoloc.files import atomic_path
+from histoloc.measure import measure, model_localizes
 from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -68,7 +69,7 @@ class Job:
     out: Path
     described: ModelConfig
     method: Method
-    loader: Iterable[Any]
+    samples: TrainSet
     batches: EpochBatches
 
 
@@ -94,10 +95,11 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
     fabric.launch()
     try:
         fit(fabric, config, table, out, progress=progress and fabric.is_global_zero)
-        if fabric.is_global_zero and config.training.threshold == "valid":
-            choose_threshold(out / "model", table, fabric.device)
         if fabric.is_global_zero:
             keep_range(out / "model", table, fabric.device, progress=progress)
+        # After the range: it is chosen on the maps that it will cut.
+        if fabric.is_global_zero and config.training.threshold == "valid":
+            choose_threshold(out / "model", table, fabric.device)
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
@@ -113,21 +115,23 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
     """Build everything, train the stages and epochs that are left, write the model folder."""
     training = config.training
     torch.manual_seed(seed_of(training.seed))
-    described = describe(config, table)
+    described, notes = describe(config, table)
     method = build_method(described, load_backbone=True)
-    if method.supervision == "none":
+    for note in notes if fabric.is_global_zero else ():
+        tqdm.write(f"note: {note}", file=sys.stderr)
+    if not method.supervision:
         if fabric.is_global_zero and not (out / "model" / "config.json").is_file():
             write_run(out / "run.yaml", config)
             save_model(out / "model", method.state_dict(), described)
         return
-    loader, batches = _loader(fabric, config, table, with_masks=method.supervision == "pixel", progress=progress)
+    samples, batches = _samples(fabric, config, described, table, method, progress=progress)
     method = _share_statistics(fabric, method)
     if training.channels_last:
         # Only what is learned: DDP cannot broadcast a lone buffer of this memory format.
         for parameter in method.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    job = Job(fabric, config, table, out, described, method, loader, batches)
+    job = Job(fabric, config, table, out, described, method, samples, batches)
     done, saved = _restore(job)
     if fabric.is_global_zero:
         # Not before everything could be built: a run that never started must not stand in the way of the next.
@@ -147,6 +151,8 @@ def train_stage(job: Job, done: Progress, saved: dict[str, Any], bar: Any) -> No
         method.load_state_dict(saved.get("network", method.state_dict()))
     # After the weights: what it sets travels with them.
     method.enter_stage(done.stage)
+    job.samples.targets = _targets(job) if done.stage else None
+    loader = make_loader(job.samples, job.batches, training.workers, pin_memory=job.fabric.device.type == "cuda")
     network: Any = torch.compile(method) if training.compile else method
     network, optimizer = job.fabric.setup(network, make_optimizer(method, training))
     if "optimizer" in saved:
@@ -160,7 +166,7 @@ def train_stage(job: Job, done: Progress, saved: dict[str, Any], bar: Any) -> No
         job.batches.epoch = len(done.rows)
         row: dict[str, float] = {"epoch": len(done.rows), "lr": learning_rate(training, epoch)}
         row |= {"stage": done.stage} if method.stages > 1 else {}
-        row |= train_epoch(job, network, optimizer, epoch, bar)
+        row |= train_epoch(job, network, optimizer, loader, epoch, bar)
         trained = time.perf_counter()
         row |= validate(job)
         row |= {"seconds": trained - started, "valid_seconds": time.perf_counter() - trained}
@@ -168,13 +174,15 @@ def train_stage(job: Job, done: Progress, saved: dict[str, Any], bar: Any) -> No
         bar.set_postfix_str(_summary(row))
 
 
-def train_epoch(job: Job, network: Any, optimizer: torch.optim.Optimizer, epoch: int, bar: Any) -> dict[str, float]:
+def train_epoch(
+    job: Job, network: Any, optimizer: torch.optim.Optimizer, loader: Iterable[Any], epoch: int, bar: Any
+) -> dict[str, float]:
     """One pass over the training split; returns the mean of every loss term."""
     network.train()
     fabric, batches, training = job.fabric, job.batches, job.config.training
     sums, seen = {}, 0.0
-    for step, batch in enumerate(loaded(job.loader)):
-        batch = fabric.to_device(batch)
+    for step, batch in enumerate(loaded(loader)):
+        batch = job.method.prepare(fabric.to_device(batch))
         if training.channels_last:
             batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
         torch.manual_seed(seed_of(training.seed, batches.epoch, step, fabric.global_rank))
@@ -209,9 +217,10 @@ def validate(job: Job) -> dict[str, float]:
     if not with_masks:
         samples = tuple(dataclasses.replace(sample, mask=None) for sample in samples)
     own = samples[fabric.global_rank :: fabric.world_size]
-    predictor = Predictor(method, job.described, fabric.device)
+    # No range is learned before the last epoch: masks are measured on maps that are stretched in every image.
+    predictor = Predictor(method, job.described, fabric.device, range="image" if method.unit == "score" else None)
     with fabric.autocast():
-        empty_class = getattr(job.described.options, "empty_class", None) if with_masks else None
+        empty_class = job.described.empty_class if with_masks else None
         part = measure(model_localizes(predictor, threshold=0.5), table, own, empty_class=empty_class).metrics
     metrics = LocalizationMetrics(table.classes)
     for state in _gather(fabric, part.state()):
@@ -288,24 +297,36 @@ def _fabric(training: TrainingConfig, out: Path) -> Fabric:
         ) from error
 
 
-def _loader(
-    fabric: Fabric, config: RunConfig, table: Table, *, with_masks: bool, progress: bool
-) -> tuple[Iterable[Any], EpochBatches]:
+def _samples(
+    fabric: Fabric, config: RunConfig, described: ModelConfig, table: Table, method: Method, *, progress: bool
+) -> tuple[TrainSet, EpochBatches]:
     training = config.training
     samples = TrainSet(
         table,
         table.split("train"),
-        config.input,
+        described.input,
         training.seed,
-        with_masks=with_masks,
-        empty_class=getattr(config.options, "empty_class", None),
+        with_masks="pixel" in method.supervision,
+        empty_class=config.empty_class,
         cache_bytes=int(training.cache_gb * 2**30),
         progress=progress,
     )
-    batches = EpochBatches(
-        len(samples), training.batch, training.seed, rank=fabric.global_rank, world=fabric.world_size
-    )
-    return make_loader(samples, batches, training.workers, pin_memory=fabric.device.type == "cuda"), batches
+    rank, world = fabric.global_rank, fabric.world_size
+    return samples, EpochBatches(len(samples), training.batch, training.seed, rank=rank, world=world)
+
+
+def _targets(job: Job) -> list[torch.Tensor] | None:
+    """What the method learns from in this stage: of every training image, (1, h, w) uint8 for 0 to 1."""
+    method, device = job.method.to(job.fabric.device).eval(), job.fabric.device
+    targets: list[torch.Tensor] = []
+    for index in range(len(job.samples)):
+        pixels, _ = job.samples.whole(index)
+        with torch.no_grad():
+            target = method.targets(normalise(pixels, job.described.input)[None].to(device))
+        if target is None:
+            return None
+        targets.append((target[0] * 255).round().to(torch.uint8).cpu())
+    return targets
 
 
 def _share_statistics(fabric: Fabric, method: Method) -> Method:

@@ -1,52 +1,65 @@
 """What flows between the rooms; shapes are stated here once.
 
-B images in a batch, K classes, H x W pixels of the image given to the network, h x w positions of a feature map.
+B images in a batch, K classes, C = K or 1 maps, H x W pixels of the image given to the network, h x w positions of a
+feature map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+Unit = Literal["probability", "logit", "score"]
+Range = Literal["probability", "learned", "image"]
+
 
 class Batch(NamedTuple):
     """A batch as a method sees it."""
 
     image: Tensor  # (B, 3, H, W) float32, normalised
-    label: Tensor  # (B,) int64, index into the classes
-    mask: Tensor | None  # (B, 1, H, W) float32 in {0, 1}; given only to methods with supervision = "pixel"
+    label: Tensor  # (B,) int64, index of the image's class, the first one where it has several
+    mask: Tensor | None  # (B, 1, H, W) float32 in {0, 1}; only for methods that learn from masks
     names: tuple[str, ...]  # B image names, for messages
+    labels: Tensor | None = None  # (B, K) bool, all classes of each image; None where each has one
+    target: Tensor | None = None  # (B, 1, H, W) float32 in [0, 1]: what `Method.targets` made, moved with the image
 
 
 class Output(NamedTuple):
-    """What a method's forward pass returns."""
+    """What a network says of a batch."""
 
-    logits: Tensor  # (B, K) the scores by which the image is classified
-    roi: Tensor  # (B, 1, h, w) evidence for the ROI, at the network's own stride
+    logits: Tensor  # (B, K) float32, the scores by which the image is classified
+    evidence: Tensor  # (B, C, h, w) float32, evidence for the ROI at the network's own stride
     terms: dict[str, Tensor]  # what this method's loss needs besides
 
 
-class Evidence(NamedTuple):
-    """What a method says of a batch before any map is stretched to its image's own range.
+@dataclass(frozen=True)
+class Calibration:
+    """What turns a method's evidence into a ROI map; `maps.roi` applies it.
 
-    Values of different images can be compared, and so those of neighbouring tiles of a slide.
+    Attributes:
+        range: `probability` (evidence is one already), `learned` (an affine map and a sigmoid, learned on training
+            images without masks) or `image` (per-image rule of the papers, which depends on the whole image).
+        unit: of the evidence.
+        stride: input pixels per position of the evidence.
+        centre: (C,) evidence at which the ROI map is 0.5; for `learned`.
+        slope: (C,) factors > 0 on the distance from the centre; for `learned`.
+        empty: index of the class whose images have no ROI, or None.
+        image_map: the per-image rule: (output, values (B, 1, h, w)) -> (B, 1, h, w) in [0, 1]; for `image`.
     """
 
-    probabilities: Tensor  # (B, K) float32, rows sum to one
-    values: Tensor  # (B, C, h, w) float32, at the network's own stride; C = K where each class has a map, else 1
-
-
-class BatchLocalization(NamedTuple):
-    """What a method says of a batch, at the size of the images it was given."""
-
-    probabilities: Tensor  # (B, K) float32, rows sum to one
-    roi: Tensor  # (B, 1, H, W) float32 in [0, 1]
-    class_maps: Tensor | None = None  # (B, K, H, W) one map per class, of methods that have them; any range
+    range: Range
+    unit: Unit = "score"
+    stride: int = 1
+    centre: tuple[float, ...] = ()
+    slope: tuple[float, ...] = ()
+    empty: int | None = None
+    image_map: Callable[[Output, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +73,13 @@ class Localization:
         mask: (H, W) bool, `roi >= threshold`.
         threshold: the value the map was cut at.
         mpp: micrometres per pixel of the image, or None where unknown.
-        argmax_mask: (H, W) bool, where the predicted class has the largest of the class maps: the rule by which the
-            published CAM rows were cut. None where the method has no map per class.
+        argmax_mask: (H, W) bool, where a class with ROI that was predicted has the largest of the class maps: the rule
+            by which the published CAM rows were cut. None where the method has no map per class, or in tiles.
+        map_class: the class whose map `roi` is; None where the method has one map for all.
+        range: how evidence became the map; None where somebody else made it.
+        scale: how the image was brought to the network.
+        notes: what a reader of the result must know, one sentence each.
+        image_roi: (H, W) float32, the map by the per-image rule of the papers, where it was asked for beside `roi`.
     """
 
     classes: tuple[str, ...]
@@ -71,6 +89,11 @@ class Localization:
     threshold: float
     mpp: float | None = None
     argmax_mask: NDArray[np.bool_] | None = None
+    map_class: str | None = None
+    range: Range | None = None
+    scale: str = "as it is"
+    notes: tuple[str, ...] = ()
+    image_roi: NDArray[np.float32] | None = None
 
     @property
     def label(self) -> str | None:

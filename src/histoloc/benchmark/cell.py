@@ -5,6 +5,7 @@
 
 import os
 import platform
+import shutil
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from histoloc.benchmark.results import CELL_FILE, ERROR_FILE
 from histoloc.checkpoint import load_model
 from histoloc.config import read_yaml, run_config
 from histoloc.errors import InputError
-from histoloc.evaluate import evaluate, summary_line
+from histoloc.evaluate import Asked, run_evaluation
 from histoloc.files import write_json, write_text
 from histoloc.train import train
 
@@ -41,17 +42,12 @@ def run_cell(folder: Path) -> None:
     epochs, seconds = epochs_logged(folder)
     print(f"trained: {epochs} epochs, {seconds:.1f} s", flush=True)
     started = time.perf_counter()
-    found = evaluate(
-        folder,
-        config.data,
-        split=request["split"],
-        fold=config.fold,
-        maps=request["maps"],
-        empty_class=request.get("empty_class"),
-        progress=False,
-    )
+    own = folder / "evaluation" / request["split"]
+    shutil.rmtree(own, ignore_errors=True)  # of a call that was stopped
+    asked = Asked(request["split"], config.fold, empty_class=request.get("empty_class"))
+    result = run_evaluation(folder, config.data, asked, out=own, maps=request["maps"], progress=False)
     evaluated = time.perf_counter() - started
-    print(summary_line(found), flush=True)
+    print("\n".join(result.lines), flush=True)
     method, described = load_model(folder)
     cost = {
         "train_seconds": round(seconds, 3),

@@ -1,10 +1,9 @@
 """A benchmark as a list of cells (row, fold, seed), each of them an ordinary run in a folder of its own."""
 
 import csv
-import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ class PlannedCell:
     def epochs(self) -> int:
         """Epochs of all stages, if none is left out; 0 where nothing is learned."""
         method = method_class(self.config.method)
-        if method.supervision == "none":
+        if not method.supervision:
             return 0
         return self.config.training.epochs * method.stages_for(self.config.options)
 
@@ -158,21 +157,19 @@ def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunC
         "method": row.method,
         "data": choices.data.as_posix(),
         "fold": fold,
+        "empty_class": choices.empty_class,
         "options": {**_empty_class_options(row.method, choices.empty_class), **row.options},
         "input": dict(preset["input"]),
         # One device for each cell: cells run side by side, not their batches.
-        "training": {**preset["training"], **own, **epochs, "seed": seed, "devices": "1"},
+        "training": {**preset["training"], **own, **epochs, "seed": seed, "devices": "1", "range": choices.range},
         **({"backbone": given} if given else {}),
     }
     return run_config(values, where=f"row {row.name}")
 
 
-def _empty_class_options(method: str, empty_class: str | None) -> dict[str, Any]:
-    """What a method is told of a class without ROI; nothing where it has no such option."""
-    options = {field.name for field in dataclasses.fields(method_class(method).Options)}
-    if empty_class is None or "empty_class" not in options:
-        return {}
-    return {**WITH_EMPTY_CLASS.get(method, {}), "empty_class": empty_class}
+def _empty_class_options(method: str, empty_class: str | None) -> Mapping[str, Any]:
+    """Options that a method needs besides a class without ROI."""
+    return {} if empty_class is None else WITH_EMPTY_CLASS.get(method, {})
 
 
 def parse_numbers(text: str, flag: str) -> tuple[int | None, ...]:
@@ -242,8 +239,8 @@ def _check_table(cells: Sequence[PlannedCell], folds: Sequence[int | None], data
     """Make sure that every fold has the splits and masks that its cells need."""
     empty_class = cells[0].empty_class
     methods = {cell.row.name: method_class(cell.config.method) for cell in cells}
-    learned = any(method.supervision != "none" for method in methods.values())
-    supervised = [name for name, method in methods.items() if method.supervision == "pixel"]
+    learned = any(method.supervision for method in methods.values())
+    supervised = [name for name, method in methods.items() if "pixel" in method.supervision]
     others = [name for name in methods if name not in supervised]
     for fold in folds:
         table = read_table(data, fold=fold, check_files=False)

@@ -20,7 +20,7 @@ from histoloc.errors import InputError
 from histoloc.files import write_json
 
 # A folder holds one benchmark: these may not differ between calls. Rows, folds and seeds may be added.
-FIXED = ("kind", "data", "preset", "split", "maps", "overrides", "empty_class")
+FIXED = ("kind", "data", "preset", "split", "maps", "overrides", "range", "empty_class")
 
 
 def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
@@ -39,6 +39,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
         "rows": [row.name for row in rows_of(kind) if any(cell.row == row for cell in cells)],
         "split": cells[0].split,
         "maps": choices.maps,
+        "range": choices.range,
         "empty_class": choices.empty_class,
         "published": choices.published,
         "command": "",
@@ -68,7 +69,7 @@ def command(settings: dict[str, Any], out: Path) -> str:
     if settings["rows"] != [row.name for row in rows_of(settings["kind"])]:
         flags["rows"] = ",".join(settings["rows"])
     flags |= {name: settings[name] for name in ("preset", "split", "maps")}
-    named = {"empty-class": settings.get("empty_class"), "published": settings.get("published")}
+    named = {name: settings.get(name.replace("-", "_")) for name in ("range", "empty-class", "published")}
     flags |= {flag: value for flag, value in named.items() if value is not None}
     flags |= {**settings["overrides"], "out": out.as_posix()}
     return shlex.join(["histoloc", "benchmark", settings["kind"], *(f"--{k}={v}" for k, v in flags.items())])

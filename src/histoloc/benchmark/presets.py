@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from histoloc.types import Range
+
 # The paper's settings for GlaS; `fast` has images of half the side, a quarter of the epochs, ten times the rate;
 # `camelyon16` is what the recipes camelyon16-* have.
 PRESETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
@@ -56,8 +58,9 @@ class Choices:
         stride: input pixels per feature position, instead of each method's own.
         weights: embedded, hub, none, or a file; instead of each method's own.
         maps: of so many images per cell, evenly spaced, maps and masks are kept for the report.
-        empty_class: images of this class have no ROI (normal tissue): methods with an option of this name are told so,
-            and every row is measured so.
+        range: how evidence becomes a map: probability, learned or image; by default each method's own. The numbers of
+            the papers' per-image rule stand beside in any case.
+        empty_class: images of this class have no ROI (normal tissue): every row is trained and measured so.
         published: the data set whose published numbers stand beside ours: glas, camelyon16, or none; by default glas
             where the table's file name says so, else none.
     """
@@ -76,6 +79,7 @@ class Choices:
     stride: int | None = None
     weights: str | None = None
     maps: int = 200
+    range: Range | None = None
     empty_class: str | None = None
     published: Literal["glas", "camelyon16", "none"] | None = None
 

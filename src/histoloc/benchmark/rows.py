@@ -175,14 +175,18 @@ def rows_of(kind: str) -> tuple[Row, ...]:
         return {"table1": TABLE1, "ablation": ABLATION}[kind]
     from histoloc.methods import METHODS  # here, because it needs torch, and a report does not
 
-    learns: dict[str, Any] = {"none": "nothing", "image": "labels", "pixel": "masks"}
+    def learns(method: Any) -> Any:
+        if not method.supervision:
+            return "nothing"
+        return "masks" if "pixel" in method.supervision else "labels"
+
     return tuple(
         Row(
             name,
             method.title,
             name,
-            "baseline" if method.supervision == "image" else "bound",
-            learns_from=learns[method.supervision],
+            "baseline" if learns(method) == "labels" else "bound",
+            learns_from=learns(method),
         )
         for name, method in METHODS.items()
     )

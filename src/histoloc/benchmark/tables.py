@@ -355,7 +355,7 @@ def _notes_of(bench: Bench, row: Row, common: Mapping[str, Any]) -> list[str]:
 def _told_empty_class(cell: Cell) -> str:
     """What a method's options say of a class without ROI, and what else they are because of it."""
     options = cell.settings.get("options") or {}
-    empty = options.get("empty_class")
+    empty = cell.settings.get("empty_class")
     if empty is None:
         return ""
     besides = [f"{name} {options[name]}" for name in WITH_EMPTY_CLASS.get(cell.row.method, {}) if name in options]

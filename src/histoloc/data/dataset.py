@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from histoloc.data.pixels import read_pixels, read_truth
+from histoloc.data.pixels import read_pixels, read_truth, sample_mpp
 from histoloc.data.table import Sample, Table
-from histoloc.data.transforms import Augment, InputConfig, load_tensor, resize_small_side
+from histoloc.data.transforms import Augment, InputConfig, bring_to_scale, load_tensor
 from histoloc.errors import InputError
 from histoloc.types import Batch
 
@@ -32,7 +33,17 @@ class Key:
     index: int
 
 
-class TrainSet(Dataset[tuple[Tensor, int, Tensor | None, str]]):
+class Item(NamedTuple):
+    """One augmented sample."""
+
+    image: Tensor  # (3, crop, crop) float32
+    labels: tuple[int, ...]  # of its classes
+    mask: Tensor | None  # (1, crop, crop) float32
+    target: Tensor | None  # (1, crop, crop) float32
+    name: str
+
+
+class TrainSet(Dataset[Item]):
     """Augmented samples of a table; decoded and resized images stay in memory when they fit.
 
     Args:
@@ -66,6 +77,8 @@ class TrainSet(Dataset[tuple[Tensor, int, Tensor | None, str]]):
                 f"{table.path}: {unknown[0]} has no mask, and this method learns from masks; fill the mask column, "
                 "name the class whose images have no ROI by --empty-class, or choose a method that learns from labels"
             )
+        # By sample, (1, h, w) uint8 0..255: what a stage learns from besides; set between stages.
+        self.targets: list[Tensor] | None = None
         self.cache: list[tuple[Tensor, Tensor | None]] | None = None
         first = self._decode(0)[0]
         if first.numel() * len(self.samples) <= cache_bytes:
@@ -76,15 +89,27 @@ class TrainSet(Dataset[tuple[Tensor, int, Tensor | None, str]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int, Tensor | None, str]:
+    def __getitem__(self, key: Key) -> Item:
         sample = self.samples[key.index]
-        pixels, mask = self.cache[key.index] if self.cache is not None else self._decode(key.index)
-        image, mask = self.augment(pixels, mask, seed_of(self.seed, key.epoch, key.index))
-        return image, self.table.label_index(sample), mask, sample.name
+        pixels, mask = self.whole(key.index)
+        target = None if self.targets is None else self.targets[key.index]
+        beside = [part for part in (mask, target) if part is not None]
+        image, moved = self.augment(
+            pixels, torch.cat(beside) if beside else None, seed_of(self.seed, key.epoch, key.index)
+        )
+        parts = [] if moved is None else list(moved.split(1))
+        labels = self.table.label_indices(sample)
+        own = parts.pop(0) if mask is not None else None
+        return Item(image, labels, own, parts[0] / 255 if parts else None, sample.name)
+
+    def whole(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """A sample at training's scale without augmentation: (3, h, w) uint8 and its mask (1, h, w) uint8 or None."""
+        return self.cache[index] if self.cache is not None else self._decode(index)
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor | None]:
         sample = self.samples[index]
-        pixels = load_tensor(read_pixels(sample), self.config)
+        mpp = sample_mpp(sample) if self.config.mpp is not None else None
+        pixels = load_tensor(read_pixels(sample), self.config, mpp)
         if min(pixels.shape[-2:]) < self.config.crop:
             raise InputError(
                 f"{sample.name}: {pixels.shape[-1]}x{pixels.shape[-2]} pixels are fewer than the crop of "
@@ -96,18 +121,25 @@ class TrainSet(Dataset[tuple[Tensor, int, Tensor | None, str]]):
         if truth is None:
             return pixels, torch.zeros((1, *pixels.shape[-2:]), dtype=torch.uint8)
         mask = torch.from_numpy(truth.astype(np.uint8))[None]
-        return pixels, resize_small_side(mask, self.config.small_side, nearest=True)
+        return pixels, bring_to_scale(mask, self.config, mpp, nearest=True)
 
 
-def collate(items: Sequence[tuple[Tensor, int, Tensor | None, str]]) -> Batch:
+def collate(items: Sequence[Item], classes: int) -> Batch:
     """Stack samples into a batch."""
-    images, labels, masks, names = zip(*items, strict=True)
-    with_masks = [m for m in masks if m is not None]
+    masks = [item.mask for item in items if item.mask is not None]
+    targets = [item.target for item in items if item.target is not None]
+    labels = None
+    if any(len(item.labels) > 1 for item in items):
+        labels = torch.zeros(len(items), classes, dtype=torch.bool)
+        for row, item in zip(labels, items, strict=True):
+            row[list(item.labels)] = True
     return Batch(
-        torch.stack(images),
-        torch.tensor(labels),
-        torch.stack(with_masks) if with_masks else None,
-        tuple(names),
+        torch.stack([item.image for item in items]),
+        torch.tensor([item.labels[0] for item in items]),
+        torch.stack(masks) if masks else None,
+        tuple(item.name for item in items),
+        labels,
+        torch.stack(targets) if targets else None,
     )
 
 
@@ -145,7 +177,7 @@ def make_loader(samples: TrainSet, batches: EpochBatches, workers: int, *, pin_m
     return DataLoader(
         samples,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=partial(collate, classes=len(samples.table.classes)),
         num_workers=count,
         persistent_workers=count > 0,
         pin_memory=pin_memory,

@@ -11,6 +11,7 @@ from histoloc.data.table import Sample
 from histoloc.errors import InputError
 from histoloc.images import image_size, read_image, read_mask
 from histoloc.slides.annotations import Annotations, rasterise, read_annotations
+from histoloc.slides.formats import stored_mpp
 from histoloc.slides.reader import Slide, open_slide
 
 OUTLINES = (".xml", ".geojson", ".json")
@@ -35,15 +36,29 @@ def read_pixels(sample: Sample) -> NDArray[np.uint8]:
     return slide.read(x, y, width, height, mpp)
 
 
-def shorter_side(sample: Sample) -> int:
-    """Pixels of a sample's shorter side, as `read_pixels` gives it; no pixels are decoded.
+def sample_size(sample: Sample) -> tuple[int, int]:
+    """(H, W) in pixels of a sample, as `read_pixels` gives it; no pixels are decoded.
 
     Raises:
         InputError: the image is missing or its header cannot be read.
     """
     if sample.width is not None and sample.height is not None:
-        return min(sample.width, sample.height)
-    return min(image_size(sample.image))
+        return sample.height, sample.width
+    width, height = image_size(sample.image)
+    return height, width
+
+
+def sample_mpp(sample: Sample) -> float | None:
+    """Micrometres per pixel of a sample, as `read_pixels` gives it: of the table, else of the file; None where unknown.
+
+    Raises:
+        InputError: the slide of a region cannot be read.
+    """
+    if sample.mpp is not None:
+        return sample.mpp
+    if sample.x is not None:
+        return _slide(sample.image, sample.slide_mpp, os.getpid()).mpp
+    return stored_mpp(sample.image)
 
 
 def read_truth(sample: Sample) -> NDArray[np.bool_] | None:

@@ -13,13 +13,19 @@ from torchvision.transforms.v2 import functional as tvf
 
 from histoloc.errors import InputError
 
+HALF = (0.5, 0.5, 0.5)
+NEAR = 0.01  # scales that differ by no more are the same
+
 
 @dataclass(frozen=True)
 class InputConfig:
     """How images reach the network; the defaults are those of the paper for GlaS.
 
     Attributes:
-        small_side: images are resized so that their shorter side has this many pixels, aspect kept; 0 = not resized.
+        small_side: images are resized so that their shorter side has this many pixels, aspect kept, as in the published
+            GlaS runs; 0 = not resized.
+        mpp: micrometres per pixel at which the network looks: images are resampled to it, instead of small_side. By
+            default that happens only where the table's images differ by more than 1.25 times in µm/px.
         crop: side of the square random crop in training, pixels, at most small_side.
         brightness: largest relative change of brightness in training.
         contrast: largest relative change of contrast.
@@ -28,11 +34,12 @@ class InputConfig:
         horizontal_flip: probability of a left-right flip.
         vertical_flip: probability of a top-bottom flip.
         quarter_turns: also rotate by a random multiple of 90 degrees.
-        mean: channel means subtracted from values in [0, 1].
-        std: channel standard deviations divided by.
+        mean: channel means subtracted from values in [0, 1]; by default those of the backbone's own weights.
+        std: channel standard deviations divided by, likewise.
     """
 
     small_side: int = 432
+    mpp: float | None = None
     crop: int = 416
     brightness: float = 0.5
     contrast: float = 0.5
@@ -41,17 +48,21 @@ class InputConfig:
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.5
     quarter_turns: bool = False
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.crop < 32 or (self.small_side and self.crop > self.small_side):
+        if self.mpp is not None and not 0 < self.mpp < math.inf:
+            raise InputError(f"--mpp {self.mpp:g} must be above 0 (micrometres per pixel); correct it")
+        if self.crop < 32 or (self.mpp is None and self.small_side and self.crop > self.small_side):
             raise InputError(
                 f"--crop {self.crop} must be at least 32 and at most --small-side {self.small_side}; "
                 "an image smaller than the crop cannot be cropped"
             )
         # Written so that NaN fails too.
-        if not (all(s > 0 for s in self.std) and all(-math.inf < m < math.inf for m in self.mean)):
+        if not (
+            all(0 < s < math.inf for s in self.std or HALF) and all(-math.inf < m < math.inf for m in self.mean or HALF)
+        ):
             raise InputError("--std must be above 0 and --mean finite; correct them")
         if not (all(0 <= j < math.inf for j in (self.brightness, self.contrast, self.saturation))):
             raise InputError("--brightness, --contrast and --saturation must be at least 0; correct them")
@@ -69,15 +80,57 @@ def resize_small_side(pixels: Tensor, small_side: int, *, nearest: bool = False)
     return tvf.resize(pixels, [small_side], interpolation=mode, antialias=not nearest)
 
 
-def load_tensor(image: NDArray[np.uint8], config: InputConfig) -> Tensor:
-    """Decoded image (H, W, 3) uint8 -> resized (3, h, w) uint8: the part of the way that can be cached."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    return resize_small_side(pixels, config.small_side).contiguous()
+def resample(pixels: Tensor, factor: float, *, nearest: bool = False) -> Tensor:
+    """Resize (C, H, W) by a factor on both sides, at least to one pixel; as it is where the factor is within 1 %."""
+    if abs(factor - 1) <= NEAR:
+        return pixels
+    size = [max(1, round(side * factor)) for side in pixels.shape[-2:]]
+    mode = v2.InterpolationMode.NEAREST_EXACT if nearest else v2.InterpolationMode.BILINEAR
+    return tvf.resize(pixels, size, interpolation=mode, antialias=not nearest)
+
+
+def resample_to(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (C, H, W) to (H, W) = `size`; bilinear with antialiasing."""
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels
+    return tvf.resize(pixels, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+
+
+def bring_to_scale(pixels: Tensor, config: InputConfig, mpp: float | None, *, nearest: bool = False) -> Tensor:
+    """Resize (C, H, W) as training images are: to the config's µm/px, or to its shorter side.
+
+    Args:
+        pixels: an image, or its mask.
+        config: says which.
+        mpp: of the image in µm/px; needed where the config has one.
+        nearest: take the nearest pixel, for masks, instead of a mean.
+
+    Raises:
+        InputError: the image's scale is needed and unknown.
+    """
+    if config.mpp is None:
+        return resize_small_side(pixels, config.small_side, nearest=nearest)
+    if mpp is None:
+        raise InputError(
+            f"the network looks at {config.mpp:g} µm/px and this image's scale is unknown; fill the table's column mpp"
+        )
+    return resample(pixels, mpp / config.mpp, nearest=nearest)
+
+
+def load_tensor(image: NDArray[np.uint8], config: InputConfig, mpp: float | None = None) -> Tensor:
+    """Decoded image (H, W, 3) uint8 -> (3, h, w) uint8 at training's scale: the part of the way that can be cached."""
+    return bring_to_scale(as_tensor(image), config, mpp).contiguous()
+
+
+def as_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """Decoded image (H, W, 3) uint8 -> (3, H, W) uint8."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
 def normalise(pixels: Tensor, config: InputConfig) -> Tensor:
     """(3, h, w) uint8 -> float32, normalised."""
-    return tvf.normalize(tvf.to_dtype(pixels, torch.float32, scale=True), list(config.mean), list(config.std))
+    mean, std = list(config.mean or HALF), list(config.std or HALF)
+    return tvf.normalize(tvf.to_dtype(pixels, torch.float32, scale=True), mean, std)
 
 
 class Augment:
@@ -99,11 +152,11 @@ class Augment:
 
         Args:
             pixels: (3, h, w) uint8.
-            mask: (1, h, w) uint8 in {0, 1}, or None.
+            mask: (M, h, w) uint8, masks and targets that move with the image, or None.
             seed: any non-negative integer below 2**63.
 
         Returns:
-            (3, crop, crop) float32 normalised, and (1, crop, crop) float32 or None.
+            (3, crop, crop) float32 normalised, and (M, crop, crop) float32 or None.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from histoloc.methods.base import Method, Supervision
-from histoloc.types import Batch, BatchLocalization, Output
+from histoloc.types import Batch, Output, Unit
 
 
 class AllOnes(Method):
@@ -14,7 +14,7 @@ class AllOnes(Method):
 
     title: ClassVar[str] = "All-ones"
     paper: ClassVar[str] = "lower bound in Belharbi et al., TMI 2022, Table I"
-    supervision: ClassVar[Supervision] = "none"
+    supervision: ClassVar[frozenset[Supervision]] = frozenset()
     classifies: ClassVar[bool] = False
 
     def forward(self, image: Tensor) -> Output:
@@ -22,16 +22,11 @@ class AllOnes(Method):
         scores = torch.zeros(len(image), len(self.setting.classes), device=image.device)
         return Output(scores, torch.ones(len(image), 1, 1, 1, device=image.device), {})
 
-    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Nothing is learned."""
         return {}
 
     @property
-    def evidence_is_roi(self) -> bool:
+    def unit(self) -> Unit:
         """Ones are ROI."""
-        return True
-
-    def localize(self, image: Tensor) -> BatchLocalization:
-        """One everywhere."""
-        out = self(image)
-        return BatchLocalization(out.logits.softmax(dim=1), torch.ones_like(image[:, :1], dtype=torch.float32))
+        return "probability"

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
-from histoloc.maps import normalise_per_image, resize
+from histoloc.maps import normalise_per_image
 from histoloc.nn.backbone import Backbone, BackboneConfig, build_backbone
-from histoloc.types import Batch, BatchLocalization, Evidence, Output
+from histoloc.types import Batch, Calibration, Output, Range, Unit
 
-Supervision = Literal["none", "image", "pixel"]
+Supervision = Literal["image", "cue", "synthetic", "pixel"]
+LABELS: frozenset[Supervision] = frozenset({"image"})
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Setting:
         backbone: the feature extractor to use.
         mean: channel means that the images were normalised with, in [0, 1].
         std: channel standard deviations, > 0.
+        empty_class: index of the class whose images have no ROI (normal tissue), or None.
         make_backbone: builds the feature extractor; replaced when a model folder is opened, which has all weights.
     """
 
@@ -37,19 +39,22 @@ class Setting:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    empty_class: int | None = None
     make_backbone: Callable[[BackboneConfig], Backbone] = field(default=build_backbone, repr=False)
 
 
 class Method(nn.Module, ABC):
-    """A network with its loss and its way to localize.
+    """A network with its loss and its evidence for the ROI.
 
     Attributes:
         title: the name that tables print.
         paper: where the method was published.
         Options: frozen dataclass with the method's own options; the command line and the docs derive from it.
-        supervision: "none" (nothing is learned), "image" (labels), or "pixel" (masks).
-        classifies: whether `probabilities` mean anything.
+        supervision: what the method learns from: image (labels), pixel (masks), cue (a rule about images), synthetic
+            (drawn images with masks); nothing is learned where it is empty.
+        classifies: whether the class scores mean anything.
         default_backbone: the feature extractor where the user names none.
+        empty_class: index of the class whose images have no ROI, or None.
         epoch: number of the epoch that is being (or was last) trained, a buffer, so that schedules that act at test
             time (max-min's sigma) travel with the weights.
     """
@@ -57,7 +62,7 @@ class Method(nn.Module, ABC):
     title: ClassVar[str]
     paper: ClassVar[str]
     Options: ClassVar[type[Any]] = NoOptions
-    supervision: ClassVar[Supervision] = "image"
+    supervision: ClassVar[frozenset[Supervision]] = LABELS
     classifies: ClassVar[bool] = True
     default_backbone: ClassVar[BackboneConfig] = BackboneConfig()
     epoch: Tensor
@@ -65,6 +70,7 @@ class Method(nn.Module, ABC):
     def __init__(self, setting: Setting, options: Any) -> None:
         super().__init__()
         self.setting, self.options = setting, options
+        self.empty_class = setting.empty_class
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
 
     @classmethod
@@ -77,17 +83,77 @@ class Method(nn.Module, ABC):
         """Number of stages of this very network."""
         return self.stages_for(self.options)
 
+    @property
+    def unit(self) -> Unit:
+        """Of the evidence: a probability, the logit of one, or a score that needs a range to be read."""
+        return "score"
+
+    @property
+    def extractor(self) -> Backbone | None:
+        """The backbone whose positions are those of the evidence; None where there is no network."""
+        return getattr(self, "backbone", None)
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per position of the evidence."""
+        return self.extractor.stride if self.extractor else 1
+
+    @property
+    def multiple(self) -> int:
+        """Sides of the input that are multiples of this have whole positions at every level of the network."""
+        return max(self.extractor.level_strides) if self.extractor else 1
+
+    @property
+    def in_tiles(self) -> str:
+        """Why a tile's map is not a part of the whole image's."""
+        return ""
+
     @abstractmethod
     def forward(self, image: Tensor) -> Output:
         """Images (B, 3, H, W) -> scores, evidence and what the loss needs; every learned pass is in here."""
 
     @abstractmethod
-    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Named, already weighted scalar terms; their sum is minimised.
 
         Every term is a mean over all B images of the batch (also where only some of them contribute), so that the
         mean over processes equals the loss of the global batch.
         """
+
+    def evidence(self, image: Tensor) -> Output:
+        """Images (B, 3, H, W) -> class scores, and evidence that can be compared between images and tiles.
+
+        By default the forward pass. An image's evidence does not depend on the other images of the batch.
+        """
+        return self(image)
+
+    def image_map(self, output: Output, values: Tensor) -> Tensor:
+        """The per-image rule of the paper: evidence of one class (B, 1, h, w) -> map in [0, 1], of each image alone.
+
+        By default u = (e - min) / (max - min).
+        """
+        return normalise_per_image(values)
+
+    def calibration(
+        self, range: Range | None = None, centre: tuple[float, ...] = (), slope: tuple[float, ...] = ()
+    ) -> Calibration:
+        """How this method's evidence becomes a ROI map.
+
+        Args:
+            range: None for `probability` where the evidence is one, else `learned`.
+            centre: (C,) of the learned range.
+            slope: (C,) of the learned range.
+
+        Raises:
+            InputError: `probability` of evidence that is none.
+        """
+        is_probability = self.unit != "score"
+        if range == "probability" and not is_probability:
+            raise InputError(f"--range probability: the evidence of {self.title} is no probability; leave --range out")
+        chosen = range or ("probability" if is_probability else "learned")
+        # Without class probabilities nothing says whether an image has ROI at all.
+        empty = self.empty_class if self.classifies else None
+        return Calibration(chosen, self.unit, self.stride, centre, slope, empty, self.image_map)
 
     def enter_stage(self, stage: int) -> None:
         """Prepare to train stage 0, 1, ...: what is not trained in it gets `requires_grad` False."""
@@ -104,74 +170,14 @@ class Method(nn.Module, ABC):
         """
         return True
 
-    def localize(self, image: Tensor) -> BatchLocalization:
-        """Images (B, 3, H, W) -> class probabilities and ROI map.
+    def targets(self, image: Tensor) -> Tensor | None:
+        """What the coming stage learns from: (B, 3, H, W) -> (B, 1, H, W) in [0, 1], or None where it needs nothing.
 
-        By default the evidence of the forward pass, normalised to [0, 1] per image and brought to the image's size;
-        so are the class maps, where the pass leaves them in `terms["class_maps"]` as (B, K, h, w).
+        Called between stages, in eval mode, once for every training image, whole and without augmentation. The result
+        moves with the image through the augmentation of the stage and comes back as `batch.target`.
         """
-        out, size = self(image), (image.shape[-2], image.shape[-1])
-        roi = resize(normalise_per_image(out.roi.float()), size)
-        maps = out.terms.get("class_maps")
-        resized = None if maps is None else resize(maps.float(), size)
-        return BatchLocalization(out.logits.float().softmax(dim=1), roi.clamp(0, 1), resized)
+        return None
 
-    @property
-    def evidence_is_roi(self) -> bool:
-        """Whether `evidence` gives the ROI map itself, in [0, 1], so that no range is needed to read it."""
-        return False
-
-    @property
-    def comparable(self) -> bool:
-        """Whether evidence of two images can be compared; where not, a slide's map may have seams between tiles."""
-        return True
-
-    def evidence(self, image: Tensor) -> Evidence:
-        """Images (B, 3, H, W) -> class probabilities, and evidence that is comparable between images.
-
-        By default the class maps of the forward pass, where it leaves them in `terms["class_maps"]`, else its `roi`;
-        neither is stretched. An image's evidence does not depend on the other images of the batch.
-        """
-        out = self(image)
-        values = out.terms.get("class_maps", out.roi)
-        return Evidence(out.logits.float().softmax(dim=1), values.float())
-
-    def roi_of(self, values: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-        """Evidence -> ROI map, position by position.
-
-        Args:
-            values: of `evidence`, (B, C, h, w), or a part of it of any shape where C is 1 or `low` has no dimension.
-            low: evidence at and below which there is no ROI, one number or (C,).
-            high: evidence at and above which there is nothing but ROI, likewise.
-
-        Returns:
-            The values' shape, in [0, 1], never falling where the values rise: (v - low) / (high - low), cut off at 0
-            and 1, and 0 everywhere where high is not above low. Where `evidence_is_roi` the values as they are.
-        """
-        return values if self.evidence_is_roi else stretched(values, low, high)
-
-
-def check_empty_class(name: str | None, classes: Sequence[str]) -> None:
-    """Refuse a class without ROI that is no class.
-
-    Raises:
-        InputError: `name` is given and not among the classes.
-    """
-    if name is not None and name not in classes:
-        raise InputError(f"--empty-class {name!r} is not a class of the table; choose one of {list(classes)}")
-
-
-def stretched(values: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-    """Bring `low` to 0 and `high` to 1 and cut off what lies beyond: (..., C, h, w) with (C,), or anything with one."""
-    if low is None or high is None:
-        raise ValueError("low and high are needed: this method's evidence is not the ROI map itself")
-    low, high = (bound.to(values).reshape(() if bound.numel() == 1 else (-1, 1, 1)) for bound in (low, high))
-    spread = high - low
-    shares = (values - low) / torch.where(spread > 0, spread, torch.ones_like(spread))
-    return torch.where(spread > 0, shares.clamp(0, 1), torch.zeros_like(shares))
-
-
-def class_map(maps: Tensor, logits: Tensor) -> Tensor:
-    """The map of the predicted class, never of the true one: (B, K, h, w), (B, K) -> (B, 1, h, w)."""
-    index = logits.argmax(dim=1).view(-1, 1, 1, 1).expand(-1, 1, *maps.shape[-2:])
-    return maps.gather(1, index)
+    def prepare(self, batch: Batch) -> Batch:
+        """Change a training batch before the forward pass, as by `batch.target`; by default nothing."""
+        return batch

@@ -4,17 +4,17 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
-from histoloc.methods.base import Method, Setting, class_map
+from histoloc.losses import classification
+from histoloc.methods.base import Method, Setting
 from histoloc.nn.pooling import WildcatHead, lse_score
 from histoloc.types import Batch, Output
 
 
 class ClassMapMethod(Method):
-    """A classifier that scores each class by pooling the class's map; the predicted class's map is the evidence."""
+    """A classifier that scores each class by pooling the class's map; the class maps are the evidence."""
 
     def __init__(self, setting: Setting, options: Any) -> None:
         super().__init__(setting, options)
@@ -25,13 +25,12 @@ class ClassMapMethod(Method):
         """Features (B, C, h, w) -> scores (B, K), class maps (B, K, h, w), both float32."""
 
     def forward(self, image: Tensor) -> Output:
-        """Scores are the pooled class maps, which `terms["class_maps"]` holds as (B, K, h, w)."""
-        logits, maps = self.score(self.backbone(image))
-        return Output(logits, class_map(maps, logits), {"class_maps": maps})
+        """Scores are the pooled class maps, which are the evidence (B, K, h, w)."""
+        return Output(*self.score(self.backbone(image)), {})
 
-    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy of the image's class."""
-        return {"classification": F.cross_entropy(out.logits, batch.label)}
+        return {"classification": classification(output.logits, batch)}
 
 
 class Cam(ClassMapMethod):

@@ -1,16 +1,17 @@
 """Deep MIL: the image is a bag of feature positions, and attention says which of them decide the class."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
-from histoloc.maps import resize
-from histoloc.methods.base import Method, Setting, class_map
-from histoloc.types import Batch, BatchLocalization, Evidence, Output
+from histoloc.losses import classification
+from histoloc.maps import normalise_per_image
+from histoloc.methods.base import Method, Setting
+from histoloc.types import Batch, Output
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class DeepMilOptions:
             classes (the paper's form, published for two classes).
         gated: multiply the hidden units by a sigmoid gate (Eq. 9) instead of leaving them plain (Eq. 8).
         width: hidden units of the attention, L.
-        normalisation: how attention becomes the ROI map: uniform (0.5 is the attention that every position would have
-            if all were equal) or minmax (stretched to [0, 1] in every image).
+        normalisation: how attention becomes the map of `--range image`: uniform (0.5 is the attention that every
+            position would have if all were equal) or minmax (stretched to [0, 1] in every image).
     """
 
     attention: Literal["class", "shared"] = "class"
@@ -44,18 +45,17 @@ class DeepMil(Method):
         S_k = c_k · z_k + b_k
 
     With `attention = class` every class k has its own w, and so its own a and z; with `shared` all classes read the
-    same z. The ROI evidence is the attention map of the predicted class (`shared`: the one map); it sums to one.
+    same z. The evidence for the ROI is what the softmax has not yet made to sum to one, the energy w · tanh(V h_i) of
+    the predicted class (`shared`: the one there is): it can be compared between images and tiles.
 
-    Attention has a natural zero point, which min-max would lose: the uniform attention 1/N. The ROI map is therefore
+    The papers' rule per image (`--range image`) cuts the attention. It has a natural zero point, which min-max would
+    lose: the uniform attention 1/N. That map is therefore
 
         u = a N / (1 + a N)
 
     so that u >= 0.5 exactly where a >= 1/N, the rule by which masks were cut in earlier studies. (Their code for
-    several classes compared with 1/(K N) instead, which is the threshold 1/(K + 1) on u.) The attention is resized
-    before it is squashed, so that the rule holds for every pixel. An image of equal positions has u = 0.5 everywhere.
-    `normalisation = minmax` treats attention as any other evidence.
-
-    Attention maps of different classes each sum to one and are not comparable: there are no class maps here.
+    several classes compared with 1/(K N) instead, which is the threshold 1/(K + 1) on u.) An image of equal positions
+    has u = 0.5 everywhere. `normalisation = minmax` treats attention as any other evidence.
     """
 
     title: ClassVar[str] = "Deep MIL"
@@ -74,34 +74,24 @@ class DeepMil(Method):
         self.head = nn.Conv2d(self.backbone.channels, classes, kernel_size=1)
 
     def forward(self, image: Tensor) -> Output:
-        """Scores of the attended features, and one map per class, or one where shared.
-
-        `terms["attention"]` is (B, K, h, w) or (B, 1, h, w), `terms["energy"]` the same before the softmax.
-        """
+        """Scores of the attended features; the evidence is the energy, (B, K, h, w), or (B, 1, h, w) where shared."""
         features = self.backbone(image)
         energy = self.attention.energies(features)
         attention = over_positions(energy)
         # As the weights sum to one, c · Σ a_i h_i + b = Σ a_i (c · h_i + b); the right side is summed in float32.
         logits = (attention * self.head(features).float()).sum(dim=(2, 3))
-        roi = class_map(attention, logits) if self.options.attention == "class" else attention
-        return Output(logits, roi, {"attention": attention, "energy": energy})
+        return Output(logits, energy.float(), {})
 
-    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy of the image's class."""
-        return {"classification": F.cross_entropy(out.logits, batch.label)}
+        return {"classification": classification(output.logits, batch)}
 
-    def evidence(self, image: Tensor) -> Evidence:
-        """The attention's energies: what the softmax has not yet made to sum to one in every image."""
-        out = self(image)
-        return Evidence(out.logits.float().softmax(dim=1), out.terms["energy"].float())
-
-    def localize(self, image: Tensor) -> BatchLocalization:
-        """Class probabilities, and the attention of the predicted class as u = aN / (1 + aN)."""
+    def image_map(self, output: Output, values: Tensor) -> Tensor:
+        """The map aN / (1 + aN), a the attention over the image's N positions; min-max where the option says so."""
         if self.options.normalisation == "minmax":
-            return super().localize(image)
-        out = self(image)
-        ratio = resize(out.roi, (image.shape[-2], image.shape[-1])) * out.roi[0].numel()
-        return BatchLocalization(out.logits.softmax(dim=1), ratio / (1 + ratio))
+            return normalise_per_image(over_positions(values))
+        log_mean = values.logsumexp(dim=(2, 3), keepdim=True) - math.log(values.shape[-2] * values.shape[-1])
+        return (values - log_mean).sigmoid()
 
 
 class Attention(nn.Module):

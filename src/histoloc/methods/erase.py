@@ -3,16 +3,19 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
-from histoloc.maps import normalise_per_image, resize
-from histoloc.methods.base import Method, Setting, class_map
-from histoloc.types import Batch, BatchLocalization, Evidence, Output
+from histoloc.losses import classification
+from histoloc.maps import class_map, normalise_per_image, place
+from histoloc.methods.base import Method, Setting
+from histoloc.nn.backbone import Backbone
+from histoloc.types import Batch, Output
+
+_TIE = 1e-6  # values of [0, 1] nearer than this are equal up to float32 rounding
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,12 @@ class Erase(Method):
 
         u_r = (A_r - min A_r) / (max A_r - min A_r),  q_r = the (1 - e) quantile of u_r,  E_r = [u_r >= q_r]
 
-    The ROI map is the maximum over rounds of u_r rescaled so that 0.5 lies at q_r: cut at 0.5 it is the union of the
-    mined regions. Erased pixels get the image's mean colour. Every round is a stage of training. The first round, which
-    sees whole images, gives the class, in training as at test time; later rounds have no validation error of their
-    own, so that with the label-based selection rules their last epoch is kept.
+    The paper's map (`--range image`) is the maximum over rounds of u_r rescaled so that 0.5 lies at q_r: cut at 0.5 it
+    is the union of the mined regions. The evidence, which can be compared between images, is the largest A_r. Erased
+    pixels get the image's mean colour. Every round is a stage of training; what it does not see is mined once, in the
+    whole training images, when it begins. The first round, which sees whole images, gives the class, in training as at
+    test time; later rounds have no validation error of their own, so that with the label-based selection rules their
+    last epoch is kept.
     """
 
     title: ClassVar[str] = "ERASE"
@@ -106,51 +111,69 @@ class Erase(Method):
         return self
 
     def forward(self, image: Tensor) -> Output:
-        """Class scores of the first round, fused map of all rounds, scores of the round that is being trained."""
-        logits, fused, maps = self._mined(image)
-        return Output(logits, fused, {"round": maps[-1].mean(dim=(2, 3))})
+        """In training the round of the stage, on images that `prepare` has erased; else all rounds, one by one."""
+        if not self.training:
+            return self._rounds(image, int(self.mined))
+        maps = self.rounds[int(self.mined) - 1](image)
+        logits = maps.mean(dim=(2, 3))
+        return Output(logits, maps, {"round": logits})
 
-    def _mined(self, image: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Class scores, fused map, and the class maps (B, K, h, w) of every round, not normalised."""
+    def _rounds(self, image: Tensor, count: int) -> Output:
+        """Class scores of the first round; evidence: of every position the largest class map over the rounds.
+
+        `terms["mined"]` is the papers' map, which ranks positions within the image: the largest over the rounds, cut at
+        0.5 the union of what they mined. `terms["round"]` are the scores of the last round.
+        """
         maps = [self.rounds[0](image)]
         logits = maps[0].mean(dim=(2, 3))
-        fused = mine(class_map(maps[0].detach(), logits), self.options.erased_share)
-        for classifier in self.rounds[1 : int(self.mined)]:
-            maps.append(classifier(self.erase(image, fused)))
-            fused = torch.maximum(fused, mine(class_map(maps[-1].detach(), logits), self.options.erased_share))
-        return logits, fused, maps
+        mined = mine(class_map(maps[0], logits.argmax(dim=1)), self.options.erased_share)
+        for classifier in self.rounds[1:count]:
+            maps.append(classifier(self.erase(image, place(mined, self.stride, (image.shape[-2], image.shape[-1])))))
+            mined = torch.maximum(mined, mine(class_map(maps[-1], logits.argmax(dim=1)), self.options.erased_share))
+        evidence = torch.stack(maps).amax(dim=0)
+        return Output(logits, evidence, {"round": maps[-1].mean(dim=(2, 3)), "mined": mined})
 
-    def erase(self, image: Tensor, fused: Tensor) -> Tensor:
-        """The image (B, 3, H, W) with its mean colour where the fused map (B, 1, h, w) is at least 0.5."""
-        erased = (resize(fused, (image.shape[-2], image.shape[-1])) >= 0.5).to(image.dtype)
+    def targets(self, image: Tensor) -> Tensor | None:
+        """What the earlier rounds mined, 0 or 1 at every pixel."""
+        earlier = int(self.mined) - 1
+        if earlier < 1:
+            return None
+        mined = self._rounds(image, earlier).terms["mined"]
+        return (place(mined, self.stride, (image.shape[-2], image.shape[-1])) >= 0.5).float()
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Erase what earlier rounds mined."""
+        return batch if batch.target is None else batch._replace(image=self.erase(batch.image, batch.target))
+
+    def erase(self, image: Tensor, mined: Tensor) -> Tensor:
+        """The image (B, 3, H, W) with its mean colour where `mined` (B, 1, H, W) is at least 0.5."""
+        erased = (mined >= 0.5).to(image.dtype)
         return image * (1 - erased) + image.mean(dim=(2, 3), keepdim=True) * erased
 
-    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy of the round that is being trained."""
-        return {"classification": F.cross_entropy(out.terms["round"], batch.label)}
+        return {"classification": classification(output.terms["round"], batch)}
 
     @property
-    def comparable(self) -> bool:
-        """With one round; what later rounds see depends on what was erased in this very image."""
-        return int(self.mined) == 1
+    def extractor(self) -> Backbone:
+        """Of the first round; all rounds have the same."""
+        return cast(Round, self.rounds[0]).backbone
 
-    def evidence(self, image: Tensor) -> Evidence:
-        """The class maps as the rounds give them, the largest of every position: ranks within the image are left out.
+    @property
+    def in_tiles(self) -> str:
+        """With one round nothing is ranked."""
+        return "" if int(self.mined) == 1 else "what later rounds see depends on what was mined and erased in each tile"
 
-        Between a range's ends it is the sum of evidence that counts, not the share of the image that was mined.
-        """
-        logits, _, maps = self._mined(image)
-        return Evidence(logits.softmax(dim=1), torch.stack(maps).amax(dim=0))
-
-    def localize(self, image: Tensor) -> BatchLocalization:
-        """The fused map as it is: it lies in [0, 1], and 0.5 is the border of what was mined."""
-        out = self(image)
-        roi = resize(out.roi, (image.shape[-2], image.shape[-1]))
-        return BatchLocalization(out.logits.softmax(dim=1), roi.clamp(0, 1))
+    def image_map(self, output: Output, values: Tensor) -> Tensor:
+        """The papers' map: cut at 0.5 it is what was mined, whatever class is asked for."""
+        return output.terms["mined"]
 
 
 def mine(evidence: Tensor, share: float) -> Tensor:
     """Rescale each image's evidence to [0, 1] so that its highest `share` of positions lies at or above 0.5.
+
+    Where equal values straddle the border (one colour over much of the image), they are all left out: less than the
+    share is mined, never more.
 
     Args:
         evidence: (B, 1, h, w), any range.
@@ -161,7 +184,11 @@ def mine(evidence: Tensor, share: float) -> Tensor:
         maximum; all zeros where the evidence is constant.
     """
     u = normalise_per_image(evidence)
-    border = torch.quantile(u.flatten(1), 1 - share, dim=1).view(-1, 1, 1, 1)
+    flat = u.flatten(1)
+    quantile = torch.quantile(flat, 1 - share, dim=1, keepdim=True)
+    higher = flat.masked_fill(flat <= quantile + _TIE, 2.0).amin(dim=1, keepdim=True)
+    tied = (flat >= quantile - _TIE).sum(dim=1, keepdim=True) > math.floor(share * (flat.shape[1] - 1)) + 1
+    border = torch.where(tied, (quantile + higher) / 2, quantile).view(-1, 1, 1, 1)
     above = 0.5 + 0.5 * (u - border) / (1 - border).clamp_min(1e-6)
     below = 0.5 * u / border.clamp_min(1e-6)
     return torch.where(u >= border, above, below) * (u.amax(dim=(1, 2, 3), keepdim=True) > 0)

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
-from histoloc.maps import normalise_per_image, resize
-from histoloc.methods.base import Method, Setting, class_map
+from histoloc.losses import classification
+from histoloc.methods.base import Method, Setting
 from histoloc.nn.gradients import Network, layer_gradients
-from histoloc.types import Batch, BatchLocalization, Evidence, Output
+from histoloc.types import Batch, Output
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 _TRIAL_SIDE = 64
@@ -166,7 +166,7 @@ class GradCam(Method):
 
         ReLU(sum_k w_kc A_k),   w_kc = (1/Z) sum_ij dy_c / dA_kij
 
-    The ROI map is that of the predicted class, stretched to [0, 1] per image. With the backbone's output as layer it
+    The ROI map is that of the predicted class. With the backbone's output as layer it
     equals ReLU(CAM) up to a factor.
     """
 
@@ -180,31 +180,29 @@ class GradCam(Method):
         super().__init__(setting, options)
         self.backbone = setting.make_backbone(setting.backbone)
         self.head = nn.Linear(self.backbone.channels, len(setting.classes))
-        self._check_layer()
+        self._stride = self._layer_stride()
 
     def forward(self, image: Tensor) -> Output:
-        """Scores of the averaged features; the evidence is the CAM of the predicted class, which needs no gradient."""
+        """Scores of the averaged features; the evidence of this pass is CAM, which needs no gradient."""
         features = self.backbone(image)
         logits = self.head(features.mean(dim=(2, 3))).float()
         maps = F.conv2d(features, self.head.weight[:, :, None, None]).float()
-        return Output(logits, class_map(maps, logits), {"class_maps": maps})
+        return Output(logits, maps, {})
 
-    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy of the image's class."""
-        return {"classification": F.cross_entropy(out.logits, batch.label)}
+        return {"classification": classification(output.logits, batch)}
 
-    def localize(self, image: Tensor) -> BatchLocalization:
-        """The gradient map of the predicted class; the class maps are those of every class."""
-        logits, maps = gradient_maps(self, self.layer, image, rule=self.rule, noise=self.noise(image))
-        size = (image.shape[-2], image.shape[-1])
-        roi = resize(normalise_per_image(class_map(maps, logits)), size)
-        return BatchLocalization(logits.softmax(dim=1), roi.clamp(0, 1), resize(maps, size))
-
-    def evidence(self, image: Tensor) -> Evidence:
+    def evidence(self, image: Tensor) -> Output:
         """The gradient maps of every class; times the number of positions where they fall with the image's size."""
         logits, maps = gradient_maps(self, self.layer, image, rule=self.rule, noise=self.noise(image))
         positions = maps.shape[-2] * maps.shape[-1] if self.falls_with_size else 1
-        return Evidence(logits.softmax(dim=1), maps * positions)
+        return Output(logits, maps * positions, {})
+
+    @property
+    def stride(self) -> int:
+        """Of the layer whose activations are weighted."""
+        return self._stride
 
     def rule(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Activations (B, C, h, w) and their gradients -> map (B, h, w); what the family's members differ in."""
@@ -220,11 +218,15 @@ class GradCam(Method):
         name = self.options.layer
         return self.backbone.model.get_submodule(name) if name else self.backbone
 
-    def _check_layer(self) -> None:
-        """Fail when the method is built rather than after hours of training."""
+    def _layer_stride(self) -> int:
+        """Input pixels per position of the layer; fails when the method is built rather than after hours of training.
+
+        Raises:
+            InputError: no such layer, or one that gives no map.
+        """
         name = self.options.layer
         if not name:
-            return
+            return self.backbone.stride
         known = [found for found, _ in self.backbone.model.named_modules() if found]
         if name not in known:
             near = get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
@@ -235,9 +237,10 @@ class GradCam(Method):
         size = (getattr(self.backbone.model, "pretrained_cfg", None) or {}).get("input_size")
         height, width = size[1:] if size else (_TRIAL_SIDE, _TRIAL_SIDE)
         try:
-            layer_gradients(self, self.layer, torch.zeros(1, 3, height, width))
+            activations = layer_gradients(self, self.layer, torch.zeros(1, 3, height, width)).activations
         except InputError as error:
             raise InputError(f"--layer {name}: {error}") from error
+        return max(1, round(height / activations.shape[-2]))
 
 
 class GradCamPP(GradCam):

@@ -10,11 +10,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from histoloc.errors import InputError
-from histoloc.losses import absolute_size, empty_map, foreground_size, negative_entropy, uniform_cross_entropy
-from histoloc.maps import normalise_batch, normalise_per_image, resize
-from histoloc.methods.base import Method, Setting, check_empty_class, stretched
+from histoloc.losses import (
+    absolute_size,
+    classification,
+    empty_map,
+    foreground_size,
+    negative_entropy,
+    uniform_cross_entropy,
+)
+from histoloc.maps import normalise_batch, normalise_per_image, place, resize
+from histoloc.methods.base import Method, Setting
+from histoloc.nn.backbone import Backbone
 from histoloc.nn.pooling import WildcatHead
-from histoloc.types import Batch, BatchLocalization, Evidence, Output
+from histoloc.types import Batch, Output, Unit
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,6 @@ class MaxMinOptions:
             (the image's mean colour) or blur (the blurred image).
         joint: pass both masked images through the classifier as one batch, which shares the batch statistics;
             otherwise one after the other, as always with background_trains = localizer.
-        empty_class: name of the class whose images have no ROI (normal tissue); needs normalisation none.
     """
 
     background: Literal["none", "eem", "sem"] = "sem"
@@ -78,7 +85,6 @@ class MaxMinOptions:
     normalisation: Literal["image", "batch", "none"] = "image"
     fill: Literal["grey", "black", "mean", "blur"] = "grey"
     joint: bool = True
-    empty_class: str | None = None
 
 
 class MaxMin(Method):
@@ -99,14 +105,13 @@ class MaxMin(Method):
 
     def __init__(self, setting: Setting, options: MaxMinOptions) -> None:
         super().__init__(setting, options)
-        _check(options, setting.classes)
+        _check(options, setting.empty_class)
         classes = len(setting.classes)
         self.localizer = setting.make_backbone(setting.backbone)
         self.localizer_head = _head(self.localizer.channels, classes, options)
         self.classifier = None if options.networks == "shared" else setting.make_backbone(setting.backbone)
         self.classifier_head = _head(self.localizer.channels, classes, options) if self.classifies_masked else None
-        self.empty_index = -1 if options.empty_class is None else setting.classes.index(options.empty_class)
-        self.roi_head = None if self.empty_index < 0 else nn.Conv2d(self.localizer.channels, 1, kernel_size=1)
+        self.roi_head = None if self.empty_class is None else nn.Conv2d(self.localizer.channels, 1, kernel_size=1)
         black = [-m / s for m, s in zip(setting.mean, setting.std, strict=True)]
         self.register_buffer("black", torch.tensor(black).view(1, 3, 1, 1), persistent=False)
 
@@ -125,25 +130,27 @@ class MaxMin(Method):
         o = self.options
         return min(o.barrier_start * o.barrier_factor**epoch, max(o.barrier_cap, o.barrier_start))
 
-    def locate(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The localizer: image -> its class scores (B, K), evidence (B, 1, h, w), mask M⁺ (B, 1, H, W)."""
+    def locate(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The localizer: image -> class scores (B, K), class maps (B, K, h, w), and what the mask is made of.
+
+        The third is the mask's evidence (B, 1, h, w), the class maps weighted by the classes' probabilities, and the
+        fourth the mask M⁺ (B, 1, H, W).
+        """
         features = self.localizer(image)
         logits, maps = self.localizer_head(features)
-        evidence = self._combined(features, logits, maps)
-        return logits, evidence, self._mask_of(evidence, image)
+        if self.roi_head is None:
+            combined = (logits.softmax(dim=1)[:, :, None, None] * maps).sum(dim=1, keepdim=True)
+        else:
+            combined = self.roi_head(features).float()
+        return logits, maps, combined, self._mask_of(combined, image)
 
-    def _combined(self, features: Tensor, logits: Tensor, maps: Tensor) -> Tensor:
-        """Evidence (B, 1, h, w) of the class maps (B, K, h, w), weighted by the classes' probabilities."""
-        if self.roi_head is not None:
-            return self.roi_head(features).float()
-        return (logits.softmax(dim=1)[:, :, None, None] * maps).sum(dim=1, keepdim=True)
-
-    def _mask_of(self, evidence: Tensor, image: Tensor) -> Tensor:
-        """M⁺ at the image's size."""
-        u = resize(evidence, (image.shape[-2], image.shape[-1]))
-        if self.evidence_is_roi:
+    def _mask_of(self, combined: Tensor, image: Tensor) -> Tensor:
+        """M⁺ at the image's size; in eval mode of each image alone, also where training normalises over the batch."""
+        u = place(combined, self.stride, (image.shape[-2], image.shape[-1]))
+        if self.unit != "score":
             return (self.options.slope * u).sigmoid()
-        return self._mask(normalise_batch(u) if self.options.normalisation == "batch" else normalise_per_image(u))
+        over_batch = self.options.normalisation == "batch" and self.training
+        return self._mask(normalise_batch(u) if over_batch else normalise_per_image(u))
 
     def _mask(self, u: Tensor) -> Tensor:
         """M⁺ of evidence in [0, 1]."""
@@ -162,8 +169,9 @@ class MaxMin(Method):
     def forward(self, image: Tensor) -> Output:
         """Localizer on X, classifier on X⁺ and X⁻."""
         o = self.options
-        logits, evidence, mask = self.locate(image)
-        terms = {"localizer": logits, "mask": mask}
+        logits, maps, combined, mask = self.locate(image)
+        terms = {"localizer": logits, "mask": mask, "combined": combined}
+        evidence = self._evidence(maps, combined)
         if not self.classifies_masked:
             return Output(logits, evidence, terms)
         inside = self.cut(image, mask)
@@ -179,60 +187,57 @@ class MaxMin(Method):
             return Output(certain, evidence, terms)
         return Output(logits, evidence, terms | {"inside": certain})
 
-    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def _evidence(self, maps: Tensor, combined: Tensor) -> Tensor:
+        """The class maps, which tiles can be compared by; where the map needs no range, what the mask is made of."""
+        return maps if self.unit == "score" else self.options.slope * combined
+
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """The terms of Eq. 1, and the localizer's own cross-entropy."""
-        o, label = self.options, batch.label
-        has_roi = (label != self.empty_index).float()
+        o = self.options
+        has_roi = (batch.label != (-1 if self.empty_class is None else self.empty_class)).float()
         losses = {}
         if self.classifies_masked:
-            certain = F.cross_entropy(out.terms.get("inside", out.logits), label, reduction="none")
+            certain = classification(output.terms.get("inside", output.logits), batch, each=True)
             losses["foreground"] = o.foreground_weight * (has_roi * certain).mean()
         if o.localizer_weight:
-            losses["localizer"] = o.localizer_weight * F.cross_entropy(out.terms["localizer"], label)
+            losses["localizer"] = o.localizer_weight * classification(output.terms["localizer"], batch)
         if o.background != "none":
             uncertainty = negative_entropy if o.background == "eem" else uniform_cross_entropy
-            losses["background"] = o.background_weight * (has_roi * uncertainty(out.terms["background"])).mean()
+            losses["background"] = o.background_weight * (has_roi * uncertainty(output.terms["background"])).mean()
         if o.size != "none":
             size = absolute_size if o.size == "asc" else foreground_size
-            losses["size"] = (has_roi * size(out.terms["mask"], self.barrier(epoch))).mean()
+            losses["size"] = (has_roi * size(output.terms["mask"], self.barrier(epoch))).mean()
         if self.roi_head is not None:
-            empty = empty_map(out.roi)
+            empty = empty_map(output.terms["combined"])
             if self.classifies_masked:
                 # The background of an image without ROI is the whole image: it must be recognised for what it is.
-                empty = empty + F.cross_entropy(out.terms["background"], label, reduction="none")
+                empty = empty + classification(output.terms["background"], batch, each=True)
             losses["empty"] = ((1 - has_roi) * empty).mean()
         return losses
 
-    def localize(self, image: Tensor) -> BatchLocalization:
-        """Class from X⁺ (from X where a class has no ROI), ROI map M⁺."""
-        logits, _, mask = self.locate(image)
-        if self.roi_head is None and self.classifies_masked:
-            logits = self.classify(self.cut(image, mask))
-        return BatchLocalization(logits.softmax(dim=1), mask)
-
-    @property
-    def evidence_is_roi(self) -> bool:
-        """Without normalisation sigmoid(w times the evidence) is M⁺."""
-        return self.options.normalisation == "none"
-
-    def evidence(self, image: Tensor) -> Evidence:
-        """Class as `localize` gives it for each image alone; the class maps before they are weighted and normalised.
+    def evidence(self, image: Tensor) -> Output:
+        """Class from X⁺ (from X where a class has no ROI); the class maps, before they are weighted and normalised.
 
         Weighted by the classes' probabilities, maps of normal and of other tissue would be one evidence for both.
         """
-        features = self.localizer(image)
-        logits, maps = self.localizer_head(features)
-        combined = self._combined(features, logits, maps)
-        if self.roi_head is None and self.classifies_masked:
-            # One by one: with normalisation batch an image's class must not depend on its neighbours.
-            masks = [self._mask_of(one[None], image) for one in combined]
-            logits = self.classify(self.cut(image, torch.cat(masks)))
-        values = (self.options.slope * combined).sigmoid() if self.evidence_is_roi else maps
-        return Evidence(logits.softmax(dim=1), values.float())
+        logits, maps, combined, mask = self.locate(image)
+        if self.classifies_masked and self.roi_head is None:
+            logits = self.classify(self.cut(image, mask))
+        return Output(logits, self._evidence(maps, combined), {})
 
-    def roi_of(self, values: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-        """sigmoid(w (u - sigma)), u the class map between `low` and `high`; without normalisation the values."""
-        return values if self.evidence_is_roi else self._mask(stretched(values, low, high))
+    def image_map(self, output: Output, values: Tensor) -> Tensor:
+        """M⁺ of a class map: sigmoid(w (u - sigma)), u in [0, 1] over the image."""
+        return self._mask(normalise_per_image(values))
+
+    @property
+    def unit(self) -> Unit:
+        """Without normalisation sigmoid(w times the evidence) is M⁺."""
+        return "logit" if self.options.normalisation == "none" else "score"
+
+    @property
+    def extractor(self) -> Backbone:
+        """The localizer's."""
+        return self.localizer
 
     def classify(self, image: Tensor, *, frozen: bool = False) -> Tensor:
         """Class scores (B, K) of a masked image; `frozen` keeps the gradient away from the classifier's parameters."""
@@ -267,13 +272,16 @@ def _head(channels: int, classes: int, o: MaxMinOptions) -> WildcatHead:
     )
 
 
-def _check(o: MaxMinOptions, classes: tuple[str, ...]) -> None:
-    check_empty_class(o.empty_class, classes)
-    if o.empty_class is not None and o.background_trains == "localizer":
+def _check(o: MaxMinOptions, empty_class: int | None) -> None:
+    if empty_class is not None and o.background_trains == "localizer":
         raise InputError(
             "--empty-class needs --background-trains both: the classifier learns the class without ROI from backgrounds"
         )
-    if o.empty_class is not None and o.normalisation != "none":
+    if empty_class is not None and not o.localizer_weight:
+        raise InputError(
+            "--empty-class needs a --localizer-weight above 0: the localizer gives the class, and it alone trains that"
+        )
+    if empty_class is not None and o.normalisation != "none":
         raise InputError(
             "--empty-class needs --normalisation none: a map that is stretched to [0, 1] in every image has ROI in "
             "every image"

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
 from histoloc.losses import log_barrier, quadratic_penalty
-from histoloc.maps import resize
-from histoloc.methods.base import Method, Setting, check_empty_class
-from histoloc.types import Batch, BatchLocalization, Output
+from histoloc.methods.base import Method, Setting
+from histoloc.types import Batch, Output, Unit
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class PnOptions:
         barrier_start: t of the log-barrier in the first epoch.
         barrier_factor: t is multiplied by this after each epoch.
         barrier_cap: largest t.
-        empty_class: name of the class whose images have no ROI (normal tissue): its images and its map stay empty.
     """
 
     lower: float = 0.5
@@ -36,7 +35,6 @@ class PnOptions:
     barrier_start: float = 5.0
     barrier_factor: float = 1.01
     barrier_cap: float = 10.0
-    empty_class: str | None = None
 
 
 class Pn(Method):
@@ -68,8 +66,7 @@ class Pn(Method):
 
     def __init__(self, setting: Setting, options: PnOptions) -> None:
         super().__init__(setting, options)
-        _check(options, setting.classes)
-        self.empty_index = -1 if options.empty_class is None else setting.classes.index(options.empty_class)
+        _check(options)
         self.backbone = setting.make_backbone(setting.backbone)
         self.head = nn.Conv2d(self.backbone.channels, len(setting.classes) + 1, kernel_size=1)
 
@@ -85,10 +82,12 @@ class Pn(Method):
         sizes = maps.mean(dim=(2, 3))
         return Output(sizes.new_zeros(sizes.shape), maps.sum(dim=1, keepdim=True), {"sizes": sizes})
 
-    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Penalties of the present class's size and of the absent classes' sizes."""
-        o, sizes = self.options, out.terms["sizes"]
-        present = F.one_hot(batch.label, sizes.shape[1]) * (batch.label != self.empty_index)[:, None]
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Penalties of the present classes' sizes and of the absent classes' sizes; no size is allowed without ROI."""
+        o, sizes = self.options, output.terms["sizes"]
+        present = F.one_hot(batch.label, sizes.shape[1]) if batch.labels is None else batch.labels.long()
+        if self.empty_class is not None:
+            present = present.index_fill(1, torch.tensor([self.empty_class], device=present.device), 0)
         inside = self._penalty(o.lower - sizes, epoch)
         if o.upper < 1:
             inside = inside + self._penalty(sizes - o.upper, epoch)
@@ -96,22 +95,15 @@ class Pn(Method):
         return {name: o.weight * term.sum(dim=1).mean() for name, term in terms.items()}
 
     @property
-    def evidence_is_roi(self) -> bool:
-        """A probability needs no range."""
-        return True
-
-    def localize(self, image: Tensor) -> BatchLocalization:
-        """The probability of not being background at every pixel."""
-        out = self(image)
-        roi = resize(out.roi.float(), (image.shape[-2], image.shape[-1])).clamp(0, 1)
-        return BatchLocalization(out.logits.float().softmax(dim=1), roi)
+    def unit(self) -> Unit:
+        """1 - p(background) needs no range."""
+        return "probability"
 
     def _penalty(self, z: Tensor, epoch: int) -> Tensor:
         return quadratic_penalty(z) if self.options.penalty == "quadratic" else log_barrier(z, self.barrier(epoch))
 
 
-def _check(o: PnOptions, classes: tuple[str, ...]) -> None:
-    check_empty_class(o.empty_class, classes)
+def _check(o: PnOptions) -> None:
     # Written so that NaN fails too.
     if not 0 <= o.lower < o.upper <= 1:
         raise InputError(f"--lower {o.lower} and --upper {o.upper} must be shares with 0 <= lower < upper <= 1")

@@ -48,7 +48,7 @@ class Stain(Method):
     paper: ClassVar[str] = "Ruifrok and Johnston, Quantification of histochemical staining, AQCH 23:291-299, 2001"
     Options: ClassVar[type[Any]] = StainOptions
     options: StainOptions
-    supervision: ClassVar[Supervision] = "none"
+    supervision: ClassVar[frozenset[Supervision]] = frozenset()
     classifies: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: StainOptions) -> None:
@@ -66,7 +66,7 @@ class Stain(Method):
             contrast = rgb[:, 2:] - rgb[:, :1] if self.options.stain == "blue-red" else haematoxylin(rgb)
             return Output(scores, smooth(contrast, self.options.sigma), {})
 
-    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Nothing is learned."""
         return {}
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from histoloc.errors import InputError
 from histoloc.losses import soft_dice
-from histoloc.maps import resize
-from histoloc.methods.base import Method, Setting, Supervision, check_empty_class
+from histoloc.maps import place
+from histoloc.methods.base import Method, Setting, Supervision
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.nn.decoder import UNetDecoder
-from histoloc.types import Batch, BatchLocalization, Evidence, Output
+from histoloc.types import Batch, Output, Unit
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,10 @@ class UNetOptions:
     Attributes:
         cross_entropy_weight: weight of the pixels' binary cross-entropy.
         dice_weight: weight of the soft Dice loss.
-        empty_class: name of the class whose images have no ROI (normal tissue), also without a mask.
     """
 
     cross_entropy_weight: float = 1.0
     dice_weight: float = 1.0
-    empty_class: str | None = None
 
 
 class UNet(Method):
@@ -44,13 +42,12 @@ class UNet(Method):
     paper: ClassVar[str] = "Ronneberger et al., U-Net: convolutional networks for biomedical image segmentation, 2015"
     Options: ClassVar[type[Any]] = UNetOptions
     options: UNetOptions
-    supervision: ClassVar[Supervision] = "pixel"
+    supervision: ClassVar[frozenset[Supervision]] = frozenset({"pixel"})
     classifies: ClassVar[bool] = False
     default_backbone: ClassVar[BackboneConfig] = BackboneConfig(stride=0)
 
     def __init__(self, setting: Setting, options: UNetOptions) -> None:
         super().__init__(setting, options)
-        check_empty_class(options.empty_class, setting.classes)
         weights = (options.cross_entropy_weight, options.dice_weight)
         if not (min(weights) >= 0 and sum(weights) > 0):  # false for NaN too
             raise InputError("--cross-entropy-weight and --dice-weight must be >= 0, one of them > 0; correct them")
@@ -62,12 +59,12 @@ class UNet(Method):
         maps = self.decoder(self.backbone.pyramid(image))
         return Output(maps.new_zeros(len(image), len(self.setting.classes)), maps, {})
 
-    def loss(self, out: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy and Dice against the masks, at their size."""
         if batch.mask is None:
             raise InputError("U-Net learns from masks and this batch has none; fill the table's mask column")
         o, mask = self.options, batch.mask
-        scores = resize(out.roi.float(), (mask.shape[-2], mask.shape[-1]))
+        scores = place(output.evidence.float(), self.stride, (mask.shape[-2], mask.shape[-1]))
         losses = {}
         if o.cross_entropy_weight:
             losses["cross_entropy"] = o.cross_entropy_weight * F.binary_cross_entropy_with_logits(scores, mask)
@@ -76,17 +73,11 @@ class UNet(Method):
         return losses
 
     @property
-    def evidence_is_roi(self) -> bool:
-        """A probability needs no range."""
-        return True
+    def unit(self) -> Unit:
+        """The score before its sigmoid."""
+        return "logit"
 
-    def evidence(self, image: Tensor) -> Evidence:
-        """The ROI's probability at the decoder's stride."""
-        out = self(image)
-        return Evidence(out.logits.float().softmax(dim=1), out.roi.float().sigmoid())
-
-    def localize(self, image: Tensor) -> BatchLocalization:
-        """The ROI's probability at every pixel."""
-        out = self(image)
-        roi = resize(out.roi.float(), (image.shape[-2], image.shape[-1])).sigmoid()
-        return BatchLocalization(out.logits.float().softmax(dim=1), roi)
+    @property
+    def stride(self) -> int:
+        """Of the decoder's finest maps."""
+        return self.decoder.stride

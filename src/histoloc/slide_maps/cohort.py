@@ -17,10 +17,11 @@ import pandas as pd
 from histoloc.checkpoint import ModelConfig, find_model, read_model_config
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
+from histoloc.scale import tile_side
 from histoloc.slide_maps.claim import claimed
-from histoloc.slide_maps.grid import SMALLEST_TILE
-from histoloc.slide_maps.settings import TILE_STEP, WORK, Means, Precision, Scale, Settings
+from histoloc.slide_maps.settings import WORK, Means, Precision, Settings
 from histoloc.slides.jobs import run_jobs
+from histoloc.types import Range
 
 SLIDE_SUFFIXES = {
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi", ".png",
@@ -57,7 +58,8 @@ def predict_slides(
     overlap: float = 0.25,
     threshold: float | None = None,
     empty_class: str | None = None,
-    scale: Scale = "auto",
+    range: Range | None = None,
+    map_class: str | None = None,
     tissue: bool = True,
     min_area_mm2: float = 0.001,
     precision: Precision = "auto",
@@ -82,12 +84,12 @@ def predict_slides(
         out: folder for `slides.csv` and a folder for each slide.
         mpp: µm/px at which tiles are read; None for what the model was trained at.
         slide_mpp: µm/px of level 0 of slides that do not say it; the others keep their own.
-        tile: side of a tile in pixels; None for 512, or, where the model resizes its images, for the side of its
-            training images, since other tiles would be seen at another scale.
+        tile: side of a tile in pixels of that scale; None for that of the model's training images, at most 512.
         overlap: share of a tile that its neighbour sees too, in [0, 0.9].
         threshold: cut the maps here instead of where the model says.
         empty_class: the class without ROI (normal tissue); None for what the model was trained with.
-        scale: what makes evidence a map: `model` (the range learned in training), `slide` (the slide's own), `auto`.
+        range: how evidence becomes a map: probability or learned; None for what the model folder says.
+        map_class: the class whose maps are made; None for the class that each slide is given.
         tissue: look at tissue alone.
         min_area_mm2: smaller regions get no outline.
         precision: float32, bf16, or auto: bf16 on a GPU that has it.
@@ -109,11 +111,12 @@ def predict_slides(
         model=str(find_model(model).absolute()),
         weights_sha256=config.weights_sha256,
         mpp=_working_mpp(model, config, mpp),
-        tile=tile_of(config) if tile is None else tile,
+        tile=tile_side(config) if tile is None else tile,
         overlap=overlap,
         threshold=threshold,
         empty_class=_empty_class(model, config, empty_class),
-        scale=scale,
+        range=config.range if range is None else range,
+        map_class=map_class,
         tissue=tissue,
         min_area_mm2=min_area_mm2,
         precision=precision,
@@ -124,11 +127,14 @@ def predict_slides(
     out = Path(out).absolute()
     items = _items(slides, slide_mpp)
     # Here, and not above: PyTorch takes seconds to load, and what is wrong should be told before.
-    from histoloc.predict import choose_device
+    from histoloc.predict import choose_device, load
     from histoloc.slide_maps.task import predict_slide
 
     if scheduler is None:
         choose_device(device)  # once, and not for each slide
+    predictor = load(model, "cpu", range=settings.range, empty_class=settings.empty_class)
+    predictor.check_range()
+    predictor.threshold(threshold)
     _make_way(out, settings, items, resume)
     result = run_jobs(
         partial(predict_slide, means=means, out=str(out)),
@@ -159,7 +165,7 @@ def _working_mpp(model: Path, config: ModelConfig, asked: float | None) -> float
 
 
 def _empty_class(model: Path, config: ModelConfig, asked: str | None) -> str | None:
-    name = asked or getattr(config.options, "empty_class", None)
+    name = asked or config.empty_class
     if name is not None and name not in config.classes:
         raise InputError(f"--empty-class {name!r} is not a class of {model}; choose of {list(config.classes)}")
     return name
@@ -299,29 +305,11 @@ def _read(file: Path) -> Any:
     return None
 
 
-def tile_of(config: ModelConfig) -> int:
-    """Side of the tiles that a model is used with, in pixels of its own mpp; a multiple of 16."""
-    if not config.input.small_side or config.shorter_side is None:
-        return 512
-    return max(SMALLEST_TILE, round(config.shorter_side / TILE_STEP) * TILE_STEP)
-
-
 def _scale_notes(config: ModelConfig, settings: Settings) -> list[str]:
     """Where the network sees tissue at another scale than in training."""
-    small_side, side = config.input.small_side, config.shorter_side
-    if small_side and side is None:
-        return [
-            f"the model resizes its images to {small_side} px and does not say how large they were: with --tile "
-            f"{settings.tile} it sees {settings.mpp * settings.tile / small_side:.3g} µm/px; choose --tile as large "
-            f"as the shorter side of its training images"
-        ]
-    if config.mpp is None:
-        return []
-    trained = config.mpp * (side / small_side if small_side and side else 1)
-    seen = settings.mpp * (settings.tile / small_side if small_side else 1)
-    if abs(seen - trained) <= 0.1 * trained:
+    if config.mpp is None or abs(settings.mpp - config.mpp) <= 0.1 * config.mpp:
         return []
     return [
-        f"the network was trained at {trained:.3g} µm/px and sees these slides at {seen:.3g}; leave --mpp and --tile "
+        f"the network was trained at {config.mpp:.3g} µm/px and sees these slides at {settings.mpp:.3g}; leave --mpp "
         f"out for results that can be trusted"
     ]

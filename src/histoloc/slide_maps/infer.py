@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from histoloc.errors import InputError
-from histoloc.predict import Predictor
-from histoloc.slide_maps.evidence_file import EvidenceFile
+from histoloc.maps import place
 from histoloc.slide_maps.grid import TileGrid
 from histoloc.slide_maps.settings import Means
 from histoloc.slides.reader import Slide
@@ -27,6 +26,44 @@ Tile = NDArray[np.uint8]
 
 FINEST_CELL = 4  # working pixels
 _AHEAD = 2  # batches, or tiles for each reader, that are read ahead at most
+
+
+class GivesEvidence(Protocol):
+    """A model as it is needed here; `histoloc.predict.Predictor` is one."""
+
+    device: torch.device
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a tile per position of its evidence."""
+        ...
+
+    def evidence(
+        self, tiles: Sequence[Tile], *, precision: Literal["float32", "bf16"] = "float32"
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Class probabilities (B, K) and evidence (B, C, h, w) of tiles of one size."""
+        ...
+
+
+class KeepsTiles(Protocol):
+    """Where evidence is kept: `EvidenceFile` on disk, `TileStore` in memory."""
+
+    @property
+    def done(self) -> int:
+        """How many tiles are known."""
+        ...
+
+    def done_in_batches(self, batch: int) -> int:
+        """How many of them lie in complete batches."""
+        ...
+
+    def truncate(self, number: int) -> None:
+        """Keep the first ones only."""
+        ...
+
+    def append(self, probabilities: NDArray[np.floating], evidence: NDArray[np.floating]) -> None:
+        """Take the next tiles."""
+        ...
 
 
 class Spent(NamedTuple):
@@ -44,7 +81,7 @@ class Spent(NamedTuple):
 
 
 def gather(
-    slide: Slide, grid: TileGrid, predictor: Predictor, store: EvidenceFile, means: Means, *, precision: str
+    slide: Slide, grid: TileGrid, predictor: GivesEvidence, store: KeepsTiles, means: Means, *, precision: str
 ) -> Spent:
     """Predict the tiles that the store does not have yet.
 
@@ -79,7 +116,7 @@ def gather(
                 probabilities, values = predictor.evidence(
                     batch, precision="bf16" if precision == "bf16" else "float32"
                 )
-            store.append(probabilities, on_cells(values, grid.tile // grid.cell))
+            store.append(probabilities, on_cells(values, predictor.stride, grid.tile, grid.tile // grid.cell))
             bar.update(len(batch))
     return Spent(time.perf_counter() - started, waiting, number - first)
 
@@ -105,30 +142,34 @@ def _read_tile(slide: Slide, grid: TileGrid, x: int, y: int) -> Tile:
     return slide.read(x * grid.downsample, y * grid.downsample, grid.tile, grid.tile, grid.mpp)
 
 
-def on_cells(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+def on_cells(values: NDArray[np.float32], stride: int, tile: int, side: int) -> NDArray[np.float32]:
     """Bring evidence from the network's positions to the map's cells: by area means, or bilinearly where it is coarser.
 
     Args:
-        values: (B, C, h, w) that cover a tile evenly.
+        values: (B, C, h, w); position i begins at pixel i x stride, and the last one may reach beyond the tile.
+        stride: pixels per position.
+        tile: side of the tile in pixels.
         side: cells of a tile.
 
     Returns:
         (B, C, side, side).
     """
-    if values.shape[-2:] == (side, side):
+    if values.shape[-2:] == (side, side) and stride * side == tile:
         return values
-    given = torch.from_numpy(np.ascontiguousarray(values))
-    if min(values.shape[-2:]) >= side:
-        return functional.adaptive_avg_pool2d(given, side).numpy()
-    return functional.interpolate(given, size=(side, side), mode="bilinear", align_corners=False).numpy()
+    positions = torch.from_numpy(np.ascontiguousarray(values))
+    if stride * values.shape[-1] != tile:
+        positions = place(positions, stride, (tile, tile))
+    if min(positions.shape[-2:]) >= side:
+        return functional.adaptive_avg_pool2d(positions, side).numpy()
+    return functional.interpolate(positions, size=(side, side), mode="bilinear", align_corners=False).numpy()
 
 
-def probe(predictor: Predictor, tile: int) -> tuple[int, int]:
+def probe(predictor: GivesEvidence, tile: int) -> tuple[int, int]:
     """What the model gives for a tile of this side in pixels.
 
     Returns:
         The number of maps, and working pixels per position of the evidence: at least 4, and the nearest divisor of
-        the tile where images are resized on their way to the network or its stride does not divide the tile.
+        the tile where the network's stride does not divide it.
     """
     with _enough_memory(1, tile):
         _, values = predictor.evidence([np.full((tile, tile, 3), 255, np.uint8)])
@@ -156,34 +197,3 @@ def choose_precision(asked: str, device: torch.device) -> str:
     if asked != "auto":
         return asked
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
-def roi_of_tiles(
-    predictor: Predictor,
-    values: NDArray[np.float32],
-    low: Sequence[float] | None,
-    high: Sequence[float] | None,
-    *,
-    shown: int | None,
-    empty: int | None,
-) -> NDArray[np.float32]:
-    """ROI in [0, 1] of tiles from their evidence.
-
-    Args:
-        predictor: the model, which knows how evidence becomes a map.
-        values: (B, C, n, n) evidence; C maps, one for each class or one for all.
-        low: (C,) evidence that counts as none; None where the evidence is the ROI already.
-        high: (C,) evidence that counts as full.
-        shown: the class whose map is taken, where there is one map per class and none of them is empty.
-        empty: the class without ROI; the greatest of the other classes' maps is taken.
-
-    Returns:
-        (B, n, n).
-    """
-    roi = predictor.roi_of(values, low, high)
-    if roi.shape[1] == 1:
-        return roi[:, 0]
-    if empty is not None:
-        return np.delete(roi, empty, axis=1).max(axis=1)
-    assert shown is not None
-    return roi[:, shown]

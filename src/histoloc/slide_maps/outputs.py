@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
-from histoloc.errors import InputError
 from histoloc.files import atomic_path
 from histoloc.images import write_picture
-from histoloc.predict import Predictor
+from histoloc.predict import Predictor, map_class_of, named_class
 from histoloc.slide_maps.answer import (
     OF_ALL_TILES,
     OF_NO_CLASSIFIER,
@@ -26,12 +25,11 @@ from histoloc.slide_maps.answer import (
 )
 from histoloc.slide_maps.evidence_file import EvidenceFile
 from histoloc.slide_maps.grid import TileGrid
-from histoloc.slide_maps.infer import roi_of_tiles
 from histoloc.slide_maps.outlines import ROI_COLOR, Outline, find_outlines, in_roi, write_regions
 from histoloc.slide_maps.overview import overview
 from histoloc.slide_maps.pyramid import read_level, write_ome_tiff
-from histoloc.slide_maps.settings import WORK, Scale, Settings
-from histoloc.slide_maps.stitch import Band, DiskMap, Tiles, gaussian_window, stitch_bands, write_map
+from histoloc.slide_maps.settings import WORK, Settings
+from histoloc.slide_maps.stitch import Band, DiskMap, Tiles, gaussian_window, stitch_bands, tissue_rows, write_map
 from histoloc.slides.reader import Slide
 
 FORMAT = 1  # of slide.json
@@ -39,22 +37,6 @@ _PICTURE = 1600  # longer side of the overview's thumbnails, pixels
 _BAND = 512  # rows of the map looked at at a time
 
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """How evidence became a map in [0, 1].
-
-    Attributes:
-        source: `model` (the range learned in training), `slide` (1st and 99th percentile over the slide) or `none`
-            (the evidence says by itself what is ROI).
-        low: evidence that counts as none, for each map.
-        high: evidence that counts as full, for each map.
-    """
-
-    source: str
-    low: tuple[float, ...] | None = None
-    high: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,11 +90,11 @@ def write_outputs(found: Found, name: str) -> dict[str, Any]:
     classifies = found.predictor.method.classifies
     of_slide = slide_probabilities(p, grid.tissue, found.empty) if classifies else None
     shown = None if of_slide is None else int(of_slide.argmax())
-    scaling = choose_scaling(found)
+    label = map_label(found, shown)
     cells = grid.mpp * grid.cell
     window = gaussian_window(grid.side)
     roi = write_map(
-        folder / WORK / "map.raw", _on_tissue(found, _roi(found, scaling, shown), window), (grid.rows, grid.columns)
+        folder / WORK / "map.raw", _on_tissue(found, _roi(found, p, label), window), (grid.rows, grid.columns)
     )
     write_ome_tiff(folder / "map.ome.tif", roi.read, roi.shape, cells, name="ROI")
     if classifies:
@@ -131,10 +113,10 @@ def write_outputs(found: Found, name: str) -> dict[str, Any]:
         size=(found.slide.width, found.slide.height),
         min_area_mm2=found.asked.min_area_mm2,
     )
-    roi_class = _roi_class(found, shown)
+    roi_class = map_class_of(found.classes, label, found.store.maps, found.empty)
     write_regions(folder / "regions.geojson", outlines, roi_class or "ROI", ROI_COLOR)
     _write_tiles(folder / "tiles.csv", found, p if classifies else None)
-    told = _told(found, name, of_slide, roi_class, scaling)
+    told = _told(found, name, of_slide, roi_class)
     told["roi"] = _areas(found, roi, threshold, outlines)
     told["map"] = {
         "file": "map.ome.tif", "mpp": cells, "width": grid.columns, "height": grid.rows, "threshold": threshold,
@@ -150,68 +132,39 @@ def write_outputs(found: Found, name: str) -> dict[str, Any]:
     return told
 
 
-def check_scale(predictor: Predictor, asked: Scale) -> None:
-    """Refuse the range learned in training where there is none.
-
-    Raises:
-        InputError: the model has none, and its map needs one.
-    """
-    if asked == "model" and predictor.config.evidence_range is None and not predictor.method.evidence_is_roi:
-        raise InputError("--scale model: the model has learned no range; train it again, or leave --scale out")
-
-
-def choose_scaling(found: Found) -> Scaling:
-    """The range that makes the evidence a map, by the settings and by what the model has."""
-    if found.predictor.method.evidence_is_roi:
-        return Scaling("none")
-    learned = found.predictor.config.evidence_range
-    if learned is not None and found.asked.scale != "slide":
-        return Scaling("model", tuple(learned.low), tuple(learned.high))
-    low, high = found.store.ranges()
-    # Evidence that is the same everywhere is none.
-    high = np.where(high > low, high, low + 1)
-    return Scaling("slide", tuple(map(float, low)), tuple(map(float, high)))
+def map_label(found: Found, predicted: int | None) -> int:
+    """Index of the class whose map every tile gets: the one that was asked for, else that of the whole slide."""
+    asked = found.asked.map_class
+    if asked is not None:
+        return named_class(asked, found.classes, found.store.maps, found.empty)
+    return 0 if predicted is None else predicted
 
 
 def choose_threshold(found: Found, roi: DiskMap) -> float:
     """Where the map is cut: as asked, as the model folder says, or by Otsu's rule over the tissue of the slide."""
-    if found.asked.threshold is not None:
-        return found.asked.threshold
-    kept = found.predictor.config.threshold.value
-    if kept is not None:
-        return kept
+    fixed = found.predictor.threshold(found.asked.threshold)
+    if fixed is not None:
+        return fixed
     counts = np.zeros(256, np.int64)
     for first, rows in _rows(roi):
-        counts += np.bincount(rows[tissue_cells(found, first, len(rows))], minlength=256)
+        counts += np.bincount(rows[tissue_rows(found.grid, found.tissue, first, len(rows))], minlength=256)
     levels = np.flatnonzero(counts)
     if len(levels) < 2:
         return 0.5
     return float(threshold_otsu(hist=(counts, np.arange(256)))) / 255
 
 
-def tissue_cells(found: Found, first: int, number: int) -> Mask:
-    """Which cells of some rows of the map have tissue at their centre: (number, columns) bool."""
-    grid, mask = found.grid, found.tissue
-    if mask is None:
-        return np.ones((number, grid.columns), bool)
-    rows = (np.arange(first, first + number) + 0.5) * grid.cell * mask.shape[0] / grid.height
-    columns = (np.arange(grid.columns) + 0.5) * grid.cell * mask.shape[1] / grid.width
-    i = np.clip(rows.astype(np.int64), 0, mask.shape[0] - 1)
-    j = np.clip(columns.astype(np.int64), 0, mask.shape[1] - 1)
-    return mask[np.ix_(i, j)]
-
-
 def _on_tissue(found: Found, tiles: Tiles, window: NDArray[np.float32]) -> Iterator[Band]:
     """Bands of the map, 0 where there is no tissue."""
     for band in stitch_bands(found.grid, tiles, window):
-        tissue = tissue_cells(found, band.first_row, len(band.values))
+        tissue = tissue_rows(found.grid, found.tissue, band.first_row, len(band.values))
         yield band._replace(values=np.where(tissue, band.values, np.float32(0)))
 
 
-def _roi(found: Found, scaling: Scaling, shown: int | None) -> Tiles:
+def _roi(found: Found, probabilities: NDArray[np.float32], label: int) -> Tiles:
     def tiles(indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        values = found.store.read(indices)
-        return roi_of_tiles(found.predictor, values, scaling.low, scaling.high, shown=shown, empty=found.empty)
+        evidence = found.store.read(indices)
+        return found.predictor.roi_of_tiles(probabilities[indices], evidence, label, found.predictor.calibration)
 
     return tiles
 
@@ -231,7 +184,7 @@ def _areas(found: Found, roi: DiskMap, threshold: float, outlines: list[Outline]
     inside = tissue = 0
     for first, rows in _rows(roi):
         inside += int(in_roi(rows, threshold).sum())
-        tissue += int(tissue_cells(found, first, len(rows)).sum())
+        tissue += int(tissue_rows(found.grid, found.tissue, first, len(rows)).sum())
     # Where there are only regions without an outline, how large they are is not known.
     largest = round(outlines[0].area_mm2, 6) if outlines else (None if inside else 0.0)
     return {
@@ -243,20 +196,11 @@ def _areas(found: Found, roi: DiskMap, threshold: float, outlines: list[Outline]
     }
 
 
-def _roi_class(found: Found, shown: int | None) -> str | None:
-    """The class that the outlines are of; None where the map is not that of a class."""
-    others = [name for index, name in enumerate(found.classes) if index != found.empty]
-    if found.empty is not None:
-        return others[0] if len(others) == 1 else None
-    return None if shown is None or found.store.maps == 1 else found.classes[shown]
-
-
 def _told(
     found: Found,
     name: str,
     of_slide: NDArray[np.float64] | None,
     roi_class: str | None,
-    scaling: Scaling,
 ) -> dict[str, Any]:
     slide, config = found.slide, found.predictor.config
     if of_slide is None:
@@ -279,8 +223,12 @@ def _told(
         "roi_class": roi_class,
         "score": score,
         "aggregation": rule,
-        "scaling": asdict(scaling),
-        "notes": _notes(found, scaling),
+        "calibration": {
+            "range": found.predictor.calibration.range,
+            "centre": list(found.predictor.calibration.centre),
+            "slope": list(found.predictor.calibration.slope),
+        },
+        "notes": _notes(found),
         "settings": vars(found.asked),
         "model": {
             "method": config.method,
@@ -293,25 +241,16 @@ def _told(
     }
 
 
-def _notes(found: Found, scaling: Scaling) -> list[str]:
+def _notes(found: Found) -> list[str]:
     """What a reader of the map must know."""
     notes = []
-    if not found.predictor.method.comparable:
-        notes.append(f"{found.predictor.method.title} ranks positions within each tile: its map may show the tiles")
-    if scaling.source == "slide" and found.asked.scale == "auto":
-        notes.append(
-            "the model has no evidence range of its own (it was trained by an older histoloc, or none was found), so "
-            "maps are stretched between the 1st and 99th percentile of each slide: every slide then shows ROI, normal "
-            "ones too; train again for maps that can be compared between slides"
-        )
-    if scaling.source == "none" and found.asked.scale == "slide":
-        notes.append(
-            f"--scale slide changes nothing: the map of {found.predictor.method.title} means something by itself"
-        )
-    if found.empty is None and found.store.maps > 1:
+    method = found.predictor.method
+    if method.in_tiles:
+        notes.append(f"{method.title} on a slide: {method.in_tiles}")
+    if found.empty is None and found.store.maps > 1 and found.asked.map_class is None:
         notes.append(
             "no class is named as having no ROI, so each map is that of the class which the slide was given; name it "
-            "by --empty-class where there is one"
+            "by --empty-class where there is one, or choose a class by --class"
         )
     return notes
 

@@ -9,10 +9,11 @@ from typing import Literal
 
 from histoloc.errors import InputError
 from histoloc.slide_maps.grid import SMALLEST_TILE
+from histoloc.types import Range
 
 WORK = "work"  # in the folder of a slide, for as long as it is not done
 TILE_STEP = 16  # working pixels; sides of tiles are multiples of it
-Scale = Literal["auto", "model", "slide"]
+TISSUE_MPP = 8.0  # of the tissue mask
 Precision = Literal["auto", "float32", "bf16"]
 
 
@@ -29,8 +30,8 @@ class Settings:
         cell: side of a pixel of the map in pixels of the working scale; 0 for the network's own stride, from 4.
         threshold: where the map is cut, in [0, 1]; None for what the model folder says.
         empty_class: name of the class without ROI (normal tissue), or None.
-        scale: what makes evidence a map in [0, 1]: the range that the model learned in training, the slide's own, or
-            auto, which is the model's where it has one.
+        range: how evidence becomes a map in [0, 1]: probability or learned; None for the model's own.
+        map_class: the class whose map is made; None for the slide's own.
         tissue: look at tissue alone; otherwise at the whole slide.
         min_area_mm2: smaller regions get no outline.
         precision: of the network; auto is bf16 on a GPU that has it, float32 elsewhere.
@@ -44,7 +45,8 @@ class Settings:
     cell: int = 0
     threshold: float | None = None
     empty_class: str | None = None
-    scale: Scale = "auto"
+    range: Range | None = None
+    map_class: str | None = None
     tissue: bool = True
     min_area_mm2: float = 0.001
     precision: Precision = "auto"
@@ -57,6 +59,11 @@ class Settings:
             nearest = max(SMALLEST_TILE, round(self.tile / TILE_STEP) * TILE_STEP)
             raise InputError(
                 f"--tile {self.tile}: give a multiple of {TILE_STEP} from {SMALLEST_TILE} up, as {nearest}"
+            )
+        if self.range == "image":
+            raise InputError(
+                "--range image: stretches every image to its own least and greatest evidence, so that each tile of a "
+                "slide would show ROI and no two could be compared; leave --range out"
             )
         if not 0 <= self.overlap <= 0.9:
             raise InputError(f"--overlap {self.overlap:g}: give the share of a tile's side, from 0 to 0.9")

@@ -122,6 +122,27 @@ class _Sums:
             self.top += r
 
 
+def tissue_rows(grid: TileGrid, tissue: NDArray[np.bool_] | None, first: int, number: int) -> NDArray[np.bool_]:
+    """Which cells of some rows of the map have tissue at their centre.
+
+    Args:
+        grid: of the slide.
+        tissue: (H, W) bool over the whole slide; None where all of it is looked at.
+        first: row of the map.
+        number: of rows.
+
+    Returns:
+        (number, columns) bool.
+    """
+    if tissue is None:
+        return np.ones((number, grid.columns), bool)
+    rows = (np.arange(first, first + number) + 0.5) * grid.cell * tissue.shape[0] / grid.height
+    columns = (np.arange(grid.columns) + 0.5) * grid.cell * tissue.shape[1] / grid.width
+    i = np.clip(rows.astype(np.int64), 0, tissue.shape[0] - 1)
+    j = np.clip(columns.astype(np.int64), 0, tissue.shape[1] - 1)
+    return tissue[np.ix_(i, j)]
+
+
 def _tile_rows(grid: TileGrid) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """First row of cells, and indices, of the tiles of each row."""
     ys = grid.positions[:, 1] // grid.cell

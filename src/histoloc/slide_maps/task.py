@@ -23,12 +23,10 @@ from histoloc.slide_maps.claim import claimed
 from histoloc.slide_maps.evidence_file import EvidenceFile
 from histoloc.slide_maps.grid import TileGrid, tile_grid
 from histoloc.slide_maps.infer import Spent, choose_precision, gather, probe
-from histoloc.slide_maps.outputs import Found, check_scale, write_outputs
-from histoloc.slide_maps.settings import WORK, Means, Settings
+from histoloc.slide_maps.outputs import Found, write_outputs
+from histoloc.slide_maps.settings import TISSUE_MPP, WORK, Means, Settings
 from histoloc.slides.reader import Slide, open_slide
 from histoloc.slides.tissue import tissue as find_tissue
-
-TISSUE_MPP = 8.0  # of the tissue mask
 
 
 def predict_slide(item: Mapping[str, Any], settings: Mapping[str, Any], *, means: Means, out: str) -> dict[str, Any]:
@@ -64,19 +62,18 @@ def _predicted(item: Mapping[str, Any], asked: Settings, means: Means, folder: P
     with _open(Path(item["slide"]), item["slide_mpp"]) as slide:
         # Before the model is there, because looking for tissue takes memory that it gives back.
         tissue = _tissue(slide) if asked.tissue else None
-        predictor = opened_model(asked.model, asked.weights_sha256, means.device)
-        check_scale(predictor, asked.scale)
+        predictor = opened_model(asked, means.device)
         maps, own = probe(predictor, asked.tile)
+        precision = choose_precision(asked.precision, predictor.device)
         grid = _grid(slide, asked, tissue, asked.cell or own)
         store = EvidenceFile(
             folder / WORK,
-            _fingerprint(item, asked, grid),
+            _fingerprint(item, asked, grid, f"{predictor.device.type} {precision}"),
             len(grid.positions),
             len(predictor.config.classes),
             maps,
             grid.side,
         )
-        precision = choose_precision(asked.precision, predictor.device)
         spent = gather(slide, grid, predictor, store, means, precision=precision)
         told = write_outputs(Found(slide, grid, tissue, predictor, store, asked, folder), item["name"])
     told["cost"] = _cost(spent, time.perf_counter() - started) | {
@@ -91,15 +88,15 @@ def _predicted(item: Mapping[str, Any], asked: Settings, means: Means, folder: P
 
 
 @lru_cache(maxsize=1)
-def opened_model(folder: str, weights_sha256: str, device: str) -> Predictor:
+def opened_model(asked: Settings, device: str) -> Predictor:
     """The model, opened once per process.
 
     Raises:
         InputError: as `load`, or the model has changed since the call began.
     """
-    predictor = load(Path(folder), device)
-    if predictor.config.weights_sha256 != weights_sha256:
-        raise InputError(f"{folder}: has changed since this was begun; choose another --out for the new model")
+    predictor = load(Path(asked.model), device, range=asked.range, empty_class=asked.empty_class)
+    if predictor.config.weights_sha256 != asked.weights_sha256:
+        raise InputError(f"{asked.model}: has changed since this was begun; choose another --out for the new model")
     return predictor
 
 
@@ -126,8 +123,9 @@ def _grid(slide: Slide, asked: Settings, tissue: NDArray[np.bool_] | None, cell:
     )
 
 
-def _fingerprint(item: Mapping[str, Any], asked: Settings, grid: TileGrid) -> str:
-    digest = hashlib.sha256(json.dumps([dict(item), vars(asked), grid.cell], sort_keys=True).encode())
+def _fingerprint(item: Mapping[str, Any], asked: Settings, grid: TileGrid, arithmetic: str) -> str:
+    """Of all that the evidence depends on; another device or precision would mix other roundings into one map."""
+    digest = hashlib.sha256(json.dumps([dict(item), vars(asked), grid.cell, arithmetic], sort_keys=True).encode())
     digest.update(np.ascontiguousarray(grid.positions).tobytes())
     return digest.hexdigest()
 

@@ -303,3 +303,20 @@ class PictureSource:
     def close(self) -> None:
         """See `Source`."""
         self._pixels = None
+
+
+def stored_mpp(path: Path) -> float | None:
+    """Micrometres per pixel that a picture or slide says of itself; None where it says none that can be right.
+
+    Values above 20 µm/px are what programs write for screens and paper; pixels that are not square have no one value.
+    """
+    try:
+        source = open_source(path)
+    except InputError:
+        return None
+    try:
+        x, y = source.mpp or (math.nan, math.nan)
+    finally:
+        source.close()
+    plausible = 0 < x <= COARSEST_MPP and 0 < y <= COARSEST_MPP and max(x, y) <= 1.01 * min(x, y)
+    return (x + y) / 2 if plausible else None

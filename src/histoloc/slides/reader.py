@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -54,9 +54,17 @@ class Slide:
         properties: what the file says of itself.
     """
 
-    def __init__(self, path: Path, mpp: float | None = None, option: str = "--mpp") -> None:
-        """Open `path`; see `open_slide`."""
+    def __init__(
+        self,
+        path: Path,
+        mpp: float | None = None,
+        option: str = "--mpp",
+        *,
+        opened: Callable[[Path], Source] = open_source,
+    ) -> None:
+        """Open `path`; see `open_slide`. `opened` gives its pixels, by default those of the file."""
         self.path = path
+        self._opened = opened
         self._sources: dict[int, Source] = {}
         self._closed = False
         source = self._source()
@@ -104,10 +112,10 @@ class Slide:
         source = self._sources.get(process)
         if source is None:
             # No lock, since a fork could copy it locked; a thread that comes second closes what it opened.
-            opened = open_source(self.path)
-            source = self._sources.setdefault(process, opened)
-            if source is not opened:
-                opened.close()
+            own = self._opened(self.path)
+            source = self._sources.setdefault(process, own)
+            if source is not own:
+                own.close()
         return source
 
     def level_for(self, mpp: float) -> int:

@@ -1,0 +1,127 @@
+"""`histoloc predict`: images in, map, mask and picture of each, and one table."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from histoloc.errors import InputError
+from histoloc.files import atomic_path
+from histoloc.images import read_image, write_map, write_mask, write_picture
+from histoloc.pictures import overlay
+from histoloc.predict import Predictor, load
+from histoloc.slides.formats import stored_mpp
+from histoloc.types import Localization, Range
+
+IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
+ALL = "all"
+
+
+def predict_files(
+    model: Path,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    mpp: float | None = None,
+    threshold: float | None = None,
+    range: Range | None = None,
+    map_class: str | None = None,
+    empty_class: str | None = None,
+    tissue: bool = True,
+    device: str = "auto",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Localize in files and folders of images; write mask, heatmap and overlay of each, and one CSV.
+
+    Args:
+        model: a model folder or a run.
+        images: image files, or folders whose images are taken (sub-folders too).
+        out: folder to write `NAME_mask.png`, `NAME_map.png`, `NAME_overlay.png` and `predictions.csv` into.
+        mpp: micrometres per pixel of the images; None for what each file says of itself.
+        threshold: cut the maps here instead of where the model says.
+        range: how evidence becomes a map: probability, learned or image; None for what the model says.
+        map_class: whose map is made: a class, or `all` for one of each (`NAME_CLASS_map.png`); None for the predicted
+            one.
+        empty_class: the class without ROI; None for what the model was trained with.
+        tissue: where an image is cut into tiles, look at tissue alone.
+        device: where to compute.
+        progress: show a bar.
+
+    Returns:
+        The CSV's rows: image, class, prob_<class>, map_class, roi_fraction, roi_mm2, threshold, range, scale.
+
+    Raises:
+        InputError: nothing to do, two images of one name, an unreadable image, a folder that cannot be written.
+    """
+    if mpp is not None and not mpp > 0:
+        raise InputError(f"--mpp {mpp} must be above 0 (micrometres per pixel)")
+    predictor = load(model, device, range=range, empty_class=empty_class)
+    rows: list[dict[str, object]] = []
+    notes: dict[str, list[str]] = {}
+    for name, file in tqdm(_image_files(images).items(), "predicting", disable=not progress):
+        pixels, own = read_image(file), stored_mpp(file) if mpp is None else mpp
+        answer = predictor.look(pixels, own, tissue=tissue)
+        for wanted in _classes(predictor, answer.maps, map_class):
+            result = predictor.localize(answer, own, threshold=threshold, map_class=wanted)
+            stem = f"{name}_{wanted}" if map_class == ALL and wanted else name
+            write_mask(out / f"{stem}_mask.png", result.mask)
+            write_map(out / f"{stem}_map.png", result.roi)
+            write_picture(out / f"{stem}_overlay.png", overlay(pixels, result.roi, result.mask))
+            rows.append({"image": str(file), **describe(result)})
+            for note in result.notes:
+                notes.setdefault(note, []).append(file.name)
+    for note, names in notes.items():
+        tqdm.write(f"note: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}")
+    table = pd.DataFrame(rows)
+    with atomic_path(out / "predictions.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
+def describe(result: Localization) -> dict[str, object]:
+    """One localization as flat values for a CSV row."""
+    row: dict[str, object] = {"class": result.label or ""}
+    if result.probabilities is not None:
+        row |= {f"prob_{c}": round(float(p), 6) for c, p in zip(result.classes, result.probabilities, strict=True)}
+    mm2 = result.roi_mm2
+    row |= {"map_class": result.map_class or "", "roi_fraction": round(result.roi_fraction, 6)}
+    row |= {"roi_mm2": "" if mm2 is None else round(mm2, 6), "threshold": round(result.threshold, 6)}
+    return row | {"range": result.range or "", "scale": result.scale}
+
+
+def _classes(predictor: Predictor, maps: int, map_class: str | None) -> list[str | None]:
+    """Whose maps are made; None is the predicted class's, or the only one."""
+    if map_class != ALL:
+        return [map_class]
+    if maps == 1:
+        return [None]
+    empty = predictor.calibration.empty
+    return [name for index, name in enumerate(predictor.config.classes) if index != empty]
+
+
+def _image_files(paths: Sequence[Path]) -> dict[str, Path]:
+    """Output name -> image, for files and for all images below folders."""
+    files: dict[str, Path] = {}
+    for file in _expand(paths):
+        name = file.stem
+        if name in files:
+            raise InputError(
+                f"{file}: has the same name as {files[name]}, and their results would overwrite each other; "
+                "predict them into different folders"
+            )
+        files[name] = file
+    return files
+
+
+def _expand(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_file():
+            yield path
+            continue
+        if not path.is_dir():
+            raise InputError(f"{path}: no such image or folder; check the path")
+        images = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not images:
+            raise InputError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); check the folder")
+        yield from images

@@ -1,0 +1,177 @@
+"""At how many micrometres per pixel a network looks: learned from its training images, applied to every other one."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from histoloc.checkpoint import ModelConfig
+from histoloc.data.pixels import sample_mpp, sample_size
+from histoloc.data.table import Sample, Table
+from histoloc.data.transforms import InputConfig
+from histoloc.errors import InputError
+
+ALIKE = 1.25  # scales, and sizes, that differ by no more than this factor are alike
+LARGEST_TILE = 512
+_LOOKED_AT = 200  # training images whose header is read
+
+
+@dataclass(frozen=True)
+class TrainingScale:
+    """What training images look like to the network.
+
+    Attributes:
+        input: the run's input, with the µm/px to which images are resampled where that is needed.
+        mpp: micrometres per pixel at which the network looks, the median; None where unknown.
+        extent: (shorter, longer) side of the largest images in pixels of that scale.
+        shorter_side: median of the images' shorter sides before they are resized.
+        notes: what was decided, one sentence each.
+    """
+
+    input: InputConfig
+    mpp: float | None = None
+    extent: tuple[int, int] | None = None
+    shorter_side: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image is brought to the network.
+
+    Attributes:
+        size: (H, W) in pixels at which the network sees it.
+        tiled: whether it is cut into tiles, because training images were smaller.
+        name: of the rule, for outputs.
+        notes: what the user must know, one sentence each.
+    """
+
+    size: tuple[int, int]
+    tiled: bool = False
+    name: str = "as it is"
+    notes: tuple[str, ...] = ()
+
+
+def training_scale(config: InputConfig, table: Table) -> TrainingScale:
+    """Decide at which scale a network is trained on a table.
+
+    Images that differ by more than 1.25 times in µm/px, after the input's own resizing, are all resampled to their
+    median.
+
+    Args:
+        config: the run's input.
+        table: its training images are looked at, at most 200 of them and one of each µm/px.
+
+    Raises:
+        InputError: the images differ in scale, or a scale was asked for, and some do not say theirs.
+    """
+    samples = _looked_at([sample for sample in table.samples if sample.split == "train"])
+    if not samples:
+        return TrainingScale(config)
+    sizes = [sample_size(sample) for sample in samples]
+    own = [sample_mpp(sample) for sample in samples]
+    shorter = round(median(min(size) for size in sizes))
+    unknown = sum(value is None for value in own)
+    known = [value for value in own if value is not None]
+    seen = [m * _shrinkage(config, s) for m, s in zip(own, sizes, strict=True) if m is not None]
+    differ = bool(seen) and max(seen) > ALIKE * min(seen)
+    notes: tuple[str, ...] = ()
+    if (config.mpp is not None or differ) and unknown:
+        why = f"--mpp {config.mpp:g} was asked for" if config.mpp else _spread("images are seen at", seen)
+        raise InputError(
+            f"{table.path}: {why}, and {unknown} of {len(samples)} training images do not say their scale; fill the "
+            "column mpp of every row, or empty all of them"
+        )
+    if differ and config.mpp is None:
+        config = dataclasses.replace(config, mpp=float(median(seen)), small_side=0)
+        notes = (f"{_spread('training images would be seen at', seen)}: all are resampled to {config.mpp:.4g} µm/px",)
+    factors = [
+        m / config.mpp if config.mpp and m else 1 / _shrinkage(config, s) for m, s in zip(own, sizes, strict=True)
+    ]
+    scaled = [sorted(round(side * f) for side in size) for f, size in zip(factors, sizes, strict=True)]
+    extent = (max(short for short, _ in scaled), max(long for _, long in scaled))
+    mpp = config.mpp or (float(median(seen)) if known else None)
+    return TrainingScale(config, mpp, extent, shorter, notes)
+
+
+def view(config: ModelConfig, size: tuple[int, int], mpp: float | None) -> View:
+    """How a model sees an image.
+
+    A model that was trained by the published rule (shorter side to N pixels) sees an image so, if that gives its own
+    µm/px within 1.25 times, or if the scale is unknown. Any other image of known scale is brought to the model's µm/px,
+    and cut into tiles where it is more than 1.25 times as large as training images were.
+
+    Args:
+        config: of the model folder.
+        size: (H, W) of the image in pixels.
+        mpp: of the image in µm/px; None where unknown.
+    """
+    small_side, trained = config.input.small_side, config.mpp
+    if config.input.mpp is None and small_side:
+        seen = None if mpp is None else mpp * min(size) / small_side
+        if seen is None or trained is None or _alike(seen, trained):
+            fitted = (
+                max(small_side, small_side * size[0] // size[1]),
+                max(small_side, small_side * size[1] // size[0]),
+            )
+            return View(fitted, False, f"shorter side to {small_side} px", _unknown_scale(config, size, mpp))
+    factor = mpp / trained if mpp is not None and trained is not None else 1.0
+    fitted = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
+    if abs(factor - 1) <= 0.01:
+        factor, fitted = 1.0, size
+    name = f"{trained:.4g} µm/px" if mpp is not None and trained is not None else "as it is"
+    notes = _unknown_scale(config, size, mpp)
+    if factor > ALIKE:
+        notes = (*notes, f"the image has {mpp:.4g} µm/px, coarser than the {trained:.4g} at which the model looks: "
+                 "it is enlarged, and shows less than training images did")  # fmt: skip
+    return View(fitted, larger_than_training(config, fitted), name, notes)
+
+
+def larger_than_training(config: ModelConfig, size: tuple[int, int]) -> bool:
+    """Whether an image of (H, W) pixels at the model's scale is more than 1.25 times as large as training images."""
+    if config.extent is None:
+        return False
+    return any(side > ALIKE * most for side, most in zip(sorted(size), config.extent, strict=True))
+
+
+def tile_side(config: ModelConfig) -> int:
+    """Side of the tiles that a model is used with, in pixels of its own scale.
+
+    That of its training images, from 32 to 512, rounded down to a multiple of 32.
+    """
+    side = LARGEST_TILE if config.extent is None else min(LARGEST_TILE, config.extent[0])
+    return max(32, side // 32 * 32)
+
+
+def _unknown_scale(config: ModelConfig, size: tuple[int, int], mpp: float | None) -> tuple[str, ...]:
+    trained = config.shorter_side
+    if mpp is not None and config.mpp is not None:
+        return ()
+    if trained is None or _alike(min(size), trained):
+        return ()
+    what = "the image's scale" if mpp is None else "the scale of the model's training images"
+    return (
+        f"{what} is unknown, and its shorter side of {min(size)} px is {min(size) / trained:.2g} times that of "
+        f"training images ({trained} px): if it shows tissue at another scale, the map cannot be trusted; give --mpp",
+    )
+
+
+def _looked_at(samples: Sequence[Sample]) -> list[Sample]:
+    """At most 200 samples, evenly spaced, and the first one of each µm/px."""
+    step = max(1, -(-len(samples) // _LOOKED_AT))
+    first = {sample.mpp: sample for sample in reversed(samples)}
+    chosen = {sample.name: sample for sample in (*samples[::step], *list(first.values())[:_LOOKED_AT])}
+    return list(chosen.values())
+
+
+def _shrinkage(config: InputConfig, size: tuple[int, int]) -> float:
+    """Image pixels per pixel that the network sees."""
+    return min(size) / config.small_side if config.small_side and config.mpp is None else 1.0
+
+
+def _spread(what: str, values: Sequence[float]) -> str:
+    return f"{what} {min(values):.4g} to {max(values):.4g} µm/px"
+
+
+def _alike(a: float, b: float) -> bool:
+    return max(a, b) <= ALIKE * min(a, b)
