@@ -20,7 +20,6 @@ from histoloc.predict import Predictor
 
 MOST_IMAGES = 200
 _QUANTILES = np.linspace(0, 1, 1001)
-_TIED = 0.05  # share of positions that may be ROI beyond the one wanted, because their evidence is equal
 
 
 class Look(NamedTuple):
@@ -129,8 +128,9 @@ def _fit(looks: Sequence[Look]) -> tuple[float, float, float]:
     values = np.sort(np.concatenate([look.quantiles for look in looks]))
     share = float(np.mean([look.share for look in looks]))
     centre = float(np.quantile(values, 1 - share))
-    if np.mean(values >= centre) > share + _TIED and values[-1] > centre:
-        # Equal evidence over much of the images, as the zeros of a ReLU: it is no ROI.
+    beyond, within = np.mean(values >= centre) - share, share - np.mean(values > centre)
+    if beyond > within and values[-1] > centre:
+        # Equal evidence over much of the images, as the zeros of a ReLU: without it the share is nearer.
         centre = float((centre + values[values > centre][0]) / 2)
     spread = _spread(values)
     return centre, 2 * math.log(3) / spread, share

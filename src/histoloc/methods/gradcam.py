@@ -25,6 +25,7 @@ from histoloc.types import Batch, Output
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 _TRIAL_SIDE = 64
+WEIGHTS_PER_TILE = "channels are weighted by what each tile shows"
 
 
 class GradientMaps(NamedTuple):
@@ -200,6 +201,11 @@ class GradCam(Method):
         return Output(logits, maps * positions, {})
 
     @property
+    def in_tiles(self) -> str:
+        """At the backbone's output the gradient of a linear head is the same in every image."""
+        return WEIGHTS_PER_TILE if self.options.layer else ""
+
+    @property
     def stride(self) -> int:
         """Of the layer whose activations are weighted."""
         return self._stride
@@ -258,6 +264,11 @@ class GradCamPP(GradCam):
     title: ClassVar[str] = "Grad-CAM++"
     paper: ClassVar[str] = "Chattopadhay et al., Grad-CAM++: generalized gradient-based visual explanations, WACV 2018"
     falls_with_size: ClassVar[bool] = False  # its weights sum over positions
+
+    @property
+    def in_tiles(self) -> str:
+        """Its weights depend on the activations of all positions."""
+        return WEIGHTS_PER_TILE
 
     def rule(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Channels weighted by higher derivatives."""
@@ -318,7 +329,7 @@ class SmoothGradCamPPOptions(GradCamOptions):
     noise_seed: int = 0
 
 
-class SmoothGradCamPP(GradCam):
+class SmoothGradCamPP(GradCamPP):
     """Smooth Grad-CAM++ (Omeiza et al., 2019).
 
     Grad-CAM++ with the powers of the gradient averaged over noisy copies of the normalised image:
@@ -332,7 +343,6 @@ class SmoothGradCamPP(GradCam):
     title: ClassVar[str] = "Smooth Grad-CAM++"
     paper: ClassVar[str] = "Omeiza et al., Smooth Grad-CAM++: an enhanced inference level visualization, 2019"
     Options: ClassVar[type[Any]] = SmoothGradCamPPOptions
-    falls_with_size: ClassVar[bool] = False  # as Grad-CAM++
 
     def __init__(self, setting: Setting, options: SmoothGradCamPPOptions) -> None:
         if not (options.samples >= 1 and 0 <= options.noise < float("inf") and 0 <= options.noise_seed < 2**63):
