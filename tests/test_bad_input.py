@@ -145,6 +145,10 @@ def class_without_samples(scene: Scene) -> list[str]:
     return scene.train(data=scene.write(rows[(rows["split"] != "train") | (rows["label"] == "benign")]))
 
 
+def one_class(scene: Scene) -> Path:
+    return scene.write(scene.rows().assign(label="benign"))
+
+
 def mask_of_another_size(scene: Scene) -> Path:
     mask = scene.image("mask.png", Image.fromarray(np.zeros((64, 95), dtype=np.uint8)))
     return scene.with_cell("mask", mask)
@@ -310,6 +314,13 @@ CASES: dict[str, tuple[Callable[[Scene], list[str]], str]] = {
     "unknown class at evaluation": (
         lambda s: s.evaluate(s.gap_run, s.with_cell("label", "malignat", "test")), "malignat.*malignant"),
     "class without samples": (class_without_samples, "malignant.*no samples"),
+    "train on one class": (lambda s: s.train(data=one_class(s)), "has one class only .benign in 12 row.s."),
+    "train nothing on one class": (lambda s: s.train("stain", data=one_class(s)), "has one class only"),
+    "benchmark on one class": (
+        lambda s: ["benchmark", "table1", "--data", str(one_class(s)), "--out", str(s.folder / "out")],
+        "has one class only"),
+    "two spellings of a class": (
+        lambda s: s.train(data=s.with_cell("label", "Benign")), "labels 'Benign' .1 row.s.. and 'benign' "),
     "split without rows": (lambda s: s.train(data=split_without_rows(s)), "no row is of split 'valid'"),
     "all-ones without validation": (lambda s: s.train("allones", data=split_without_rows(s)), "split 'valid'"),
     "evaluate split without rows": (

@@ -103,7 +103,8 @@ def test_train_then_evaluate_then_predict_then_report(command, tiny_flags, tiny_
 
 def test_data_commands_write_tables(command, tmp_path):
     printed = command("data", "synthetic", "--out", tmp_path / "s", "--count", 10, "--height", 64, "--width", 64)
-    assert printed.strip() == str(tmp_path / "s" / "table.csv")
+    assert printed.splitlines()[-1] == str(tmp_path / "s" / "table.csv")
+    assert re.search(r"train +3 +3\n", printed)
     for name in ("benign", "malignant"):
         (tmp_path / "f" / name).mkdir(parents=True)
     for image in (tmp_path / "s" / "images").iterdir():

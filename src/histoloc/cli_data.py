@@ -35,7 +35,7 @@ def glas(
     from histoloc.data.glas import glas_table
 
     rows, warnings = glas_table(root, split=split, seed=seed, folds=folds)
-    _write(out, rows, warnings)
+    _write(out, rows, warnings, notes=split != "official")  # its own warning says the same
 
 
 @app.command
@@ -48,8 +48,11 @@ def folder(
     valid: float = 0.2,
     seed: int = 0,
     mpp: float | None = None,
+    group: str | None = None,
 ) -> None:
     """One folder of images per class -> a table.
+
+    A folder `a|b` holds images of both classes.
 
     Args:
         root: holds one folder per class, or train/valid/test folders that hold them.
@@ -59,10 +62,15 @@ def folder(
         valid: share of images for the validation split.
         seed: of the random splits.
         mpp: micrometres per pixel of the images, for areas in mm².
+        group: keep patients or slides together: a regular expression that is searched for in each image's path below
+            root; its first group, or all that it matches, is the patient or slide. Splits are made of whole groups.
     """
     from histoloc.data.folder import folder_table
+    from histoloc.data.groups import torn_names
 
-    _write(out, folder_table(root, masks=masks, test=test, valid=valid, seed=seed, mpp=mpp))
+    rows = folder_table(root, masks=masks, test=test, valid=valid, seed=seed, mpp=mpp, group=group)
+    paths = [Path(image).relative_to(root.absolute()).as_posix() for image in rows["image"]]
+    _write(out, rows, [] if group else torn_names(paths, rows["label"].tolist(), rows["split"].tolist()))
 
 
 @app.command
@@ -182,7 +190,6 @@ def camelyon16(
         memory_gb: a worker process above it is ended, and its slide tried again.
     """
     from histoloc.data.camelyon16 import camelyon16_table
-    from histoloc.data.table import read_table
     from histoloc.slides.protocol import Sampling
 
     made = camelyon16_table(
@@ -200,8 +207,7 @@ def camelyon16(
     )
     _warn(made.warnings)
     print(made.summary())
-    print(read_table(made.table).counts().to_string())
-    print(made.table)
+    _describe(made.table)
     if made.provenance["failed"]:
         raise SystemExit(1)
 
@@ -228,15 +234,23 @@ def synthetic(
     """
     from histoloc.data.synthetic import generate
 
-    print(generate(out, count=count, seed=seed, height=height, width=width, scene=scene))
+    _describe(generate(out, count=count, seed=seed, height=height, width=width, scene=scene))
 
 
-def _write(out: Path, rows: "pd.DataFrame", warnings: Iterable[str] = ()) -> None:
-    from histoloc.data.table import read_table, write_table
+def _write(out: Path, rows: "pd.DataFrame", warnings: Iterable[str] = (), *, notes: bool = True) -> None:
+    from histoloc.data.table import write_table
 
     _warn(warnings)
     write_table(out, rows)
-    print(read_table(out).counts().to_string())
+    _describe(out, notes=notes)
+
+
+def _describe(out: Path, *, notes: bool = True) -> None:
+    from histoloc.data.table import read_table
+
+    table = read_table(out)
+    _warn(table.notes if notes else ())
+    print(table.summary())
     print(out)
 
 

@@ -89,6 +89,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool 
         InputError: the table, an option or the folder cannot be used; the loss is no longer finite.
     """
     table = read_table(config.data, fold=config.fold)
+    table.check_classes()
     check_splits(config, table)
     check_claim(out, config, resume)
     fabric = _fabric(config.training, out)

@@ -123,6 +123,39 @@ def test_what_cannot_be_listed_is_refused(tmp_path, names, options, message):
         folder_table(touch(tmp_path, *names), **options)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (
+            "benign",
+            "Benign",
+            "the folder of labels 'Benign' (9 image(s)) and 'benign' (8 image(s)) differ by case alone",
+        ),
+        ("benign", "benign ", "the folders 'benign ' and 'benign' differ by spaces at the end alone"),
+        ("0", "0.0", "differ by '.0' alone"),
+        ("a", "NA", "label 'NA' (9 image(s)) is what programs write for an empty cell"),
+        ("a", "b\u200b", "label 'b<U+200B>' (9 image(s)) has characters that cannot be seen"),
+        ("a", "a|", "label 'a|' (9 image(s)) names an empty class"),
+    ],
+)
+def test_class_folders_that_nobody_tells_apart_are_refused(tmp_path, one, other, message):
+    touch(tmp_path, *[f"{one}/{i}.png" for i in range(8)], *[f"{other}/{i}.png" for i in range(9)])
+    with pytest.raises(InputError) as caught:
+        folder_table(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_class_folders_of_splits_are_compared_with_each_other(tmp_path):
+    touch(tmp_path, "train/a/1.png", "train/b/1.png", "test/A/1.png", "test/b/1.png")
+    with pytest.raises(InputError, match=r"labels 'A' \(1 image\(s\)\) and 'a' \(1 image\(s\)\) differ by case"):
+        folder_table(tmp_path)
+
+
+def test_a_folder_may_be_of_two_classes(tmp_path):
+    touch(tmp_path, *many("a", 5), *many("b", 5), *many("a|b", 5))
+    assert counts(folder_table(tmp_path, test=0))["train", "a|b"] == 4
+
+
 def test_missing_folders_and_masks_of_nothing_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         folder_table(tmp_path / "none")

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histoloc.data.glas import FOLDS, balance, glas_table
+from histoloc.data.glas import FOLDS, glas_table
+from histoloc.data.groups import balance
 from histoloc.data.table import read_table, write_table
 from histoloc.errors import InputError
 
@@ -50,7 +51,7 @@ def test_the_whole_official_set(tmp_path, extension):
     assert [Path(p).stem for p in table["image"]] == ALL
     assert table["split"].value_counts().to_dict() == {"train": 85, "test": 80}
     assert (table.loc[table["split"] == "test", "fold"] == "").all()
-    assert (table["group"] == "").all()
+    assert (table["group"] == table["patient"]).all()
     assert (table["mpp"] == 0.62).all()
     assert set(table["label"]) == {"benign", "malignant"}
     assert len(warnings) == 1
@@ -60,6 +61,7 @@ def test_the_whole_official_set(tmp_path, extension):
     assert read.folds == (0, 1, 2, 3, 4)
     assert [s.image.stem for s in read.split("valid")] == [f"train_{n}" for n in FOLDS[0]]
     assert read.has_masks(read.samples)
+    assert "10 of 10 groups" in read.notes[0]
     assert read.samples[0].image.parent == folder.resolve()
 
 

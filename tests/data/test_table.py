@@ -1,3 +1,5 @@
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +44,16 @@ def test_rows_become_samples(tmp_path):
         tmp_path,
         " images/a.png , tumour ,masks/a.png,test, p1,0.5,Ann",
         "",
-        "images/b.png,NA,,,,,",
+        "images/b.png,none,,,,,",
         header=HEADER + ",mpp,remark",
     )
     table = read_table(path)
-    assert table.classes == ("NA", "tumour")
+    assert table.classes == ("none", "tumour")
     a, b = table.samples
     assert (a.name, a.label, a.split, a.group, a.mpp) == ("images/a.png", "tumour", "test", "p1", 0.5)
     assert a.image == (tmp_path / "images" / "a.png").resolve()
     assert a.mask == (tmp_path / "masks" / "a.png").resolve()
-    assert (b.label, b.split, b.mask, b.group, b.mpp, b.x) == ("NA", None, None, None, None, None)
+    assert (b.label, b.split, b.mask, b.group, b.mpp, b.x) == ("none", None, None, None, None, None)
     assert [table.label_index(s) for s in table.samples] == [1, 0]
     assert table.has_masks([a])
     assert not table.has_masks([a, b])
@@ -123,7 +125,10 @@ def test_folds_that_make_no_sense_are_refused(tmp_path):
         (["1,a,,zzz,"], "unknown split 'zzz'; write one of train, valid, test"),
         (["1,a,,train,", "1,a,,train,"], "1: is listed twice"),
         (["1,a,,train,", "x/../1,a,,test,"], "x/../1, which is the same file as 1: is listed twice"),
-        (["1,a,,train,p", "2,a,,test,p"], "group 'p' is on both sides of a split (train and test)"),
+        (["1,a,,train\u00a0,"], "unknown split 'train<U+00A0>'; did you mean 'train'?"),
+        (["1,a,nan,train,", "2,a,nan,None,"], "mask 'nan' (2 row(s)) is what programs write for an empty cell"),
+        (["1,a,nan,train,", "2,a,nan,None,"], "split 'None' (1 row(s)) is what programs write for an empty cell"),
+        (["\0,a,,train,"], "line 2 (<U+0000>): the cell image holds a zero byte"),
         (["1,a,,train,", "2,b,,test,"], "class 'b' has no samples in the split train"),
         (["1,a,,train,,,,"], "is no readable CSV"),
     ],
@@ -132,12 +137,123 @@ def test_each_problem_is_named(tmp_path, lines, message):
     assert message in bare(tmp_path, *lines)
 
 
-def test_groups_are_kept_apart_in_folds_too(tmp_path):
-    lines = ["1,a,,train,p,0", "2,a,,train,p,1", "3,a,,train,q,", "4,a,,train,q,1"]
-    message = bare(tmp_path, *lines, header=HEADER + ",fold")
-    assert "group 'p' is in more than one fold (fold 0 and fold 1)" in message
-    assert "group 'q' is in more than one fold (fold 1 and no fold)" in message
-    read_table(write(tmp_path, "1,a,,train,p,0", "2,a,,train,p,0", header=HEADER + ",fold"), check_files=False)
+def test_groups_on_both_sides_of_a_split_are_a_note(tmp_path):
+    lines = [
+        "1,a,,train,p",
+        "2,b,,train,q",
+        "3,a,,valid,p",
+        "4,b,,valid,r",
+        "5,a,,test,p",
+        "6,b,,test,r",
+        "7,b,,test,s",
+    ]
+    [note] = read_table(write(tmp_path, *lines, "8,a,,test,"), check_files=False).notes
+    assert note.startswith(
+        "2 of 4 groups (p: train, valid, test; r: valid, test) are on both sides of a split, with 50% of the samples "
+        "of valid and 50% of the samples of test: numbers are optimistic there"
+    )
+    assert "histoloc data folder --group" in note
+    assert "histoloc data glas --split patient" in note
+    assert "empty" not in note
+    assert read_table(write(tmp_path, *lines[:2], *lines[6:]), check_files=False).notes == ()
+
+
+def test_many_torn_groups_are_counted_and_three_are_named(tmp_path):
+    lines = [f"{split}{i},{'ab'[i % 2]},,{split},p{i}" for split in ("train", "test") for i in range(5)]
+    [note] = read_table(write(tmp_path, *lines), check_files=False).notes
+    assert note.startswith("5 of 5 groups (p0: train, test; p1: train, test; p2: train, test; and 2 more) are")
+    assert "with 100% of the samples of test:" in note
+
+
+def test_groups_in_several_folds_are_a_note_of_the_whole_and_of_the_fold(tmp_path):
+    lines = ["1,a,,train,p,0", "2,b,,train,p,1", "3,a,,train,q,", "4,b,,train,q,1", "5,a,,train,r,2", "6,b,,train,s,2"]
+    path = write(tmp_path, *lines, header=HEADER + ",fold")
+    [note] = read_table(path, check_files=False).notes
+    assert note.startswith(
+        "2 of 4 groups (p: fold 0, fold 1; q: fold 1, no fold) are in more than one fold: validation"
+    )
+    [note] = read_table(path, fold=1, check_files=False).notes
+    assert note.startswith("2 of 4 groups (p: train, valid; q: train, valid) are on both sides of a split, with 100%")
+    assert read_table(path, fold=2, check_files=False).notes == ()
+
+
+def test_labels_of_several_classes(tmp_path):
+    path = write(tmp_path, "1,b,,train,", "2,c | a,,train,", "3,a|b|c,,test,")
+    table = read_table(path, check_files=False)
+    one, two, three = table.samples
+    assert table.classes == ("a", "b", "c")
+    assert (two.label, two.labels, one.labels) == ("c | a", ("c", "a"), ("b",))
+    assert [table.label_indices(s) for s in table.samples] == [(1,), (2, 0), (0, 1, 2)]
+    assert [table.label_index(s) for s in (one, two, three)] == [1, 2, 0]
+    assert table.counts().to_dict("index") == {"train": {"a": 1, "b": 1, "c": 1}, "test": {"a": 1, "b": 1, "c": 1}}
+    assert table.summary().splitlines()[-1] == "3 samples of 3 classes, 2 of several classes, 0 with mask, 0 groups"
+    table = read_table(path, classes=["c", "b", "a"], check_files=False)
+    assert [table.label_indices(s) for s in table.samples] == [(1,), (0, 2), (2, 1, 0)]
+    assert "unknown class 'c' in 2 row(s)" in refusal(path, classes=["a", "b"], check_files=False)
+    assert "class 'c' has no samples in the split train" in bare(tmp_path, "1,a|b,,train,", "2,a|c,,test,")
+
+
+def test_a_table_of_one_class_cannot_be_learned_from(tmp_path):
+    path = write(tmp_path, "1,a,,train,", "2,a,,train,", "3,a,,test,")
+    table = read_table(path, check_files=False)
+    assert "one class only (a): nothing can be learned from this table" in table.notes[0]
+    with pytest.raises(
+        InputError, match=r"table\.csv: has one class only \(a in 2 row\(s\)\); .* add images of another"
+    ):
+        table.check_classes()
+    known = read_table(path, classes=["a", "b"], check_files=False)
+    assert (known.classes, known.notes) == (("a", "b"), ())
+    both = read_table(write(tmp_path, "1,a|b,,train,", "2,b|a,,train,", "3,a,,test,"), check_files=False)
+    with pytest.raises(InputError, match=r"has one label only \(a\|b in 2 row\(s\)\)"):
+        both.check_classes()
+    read_table(write(tmp_path, "1,a|b,,train,", "2,b,,train,"), check_files=False).check_classes()
+
+
+def test_known_classes_need_not_all_be_there(tmp_path):
+    path = write(tmp_path, "1,b,,train,", "2,a,,test,")
+    table = read_table(path, classes=["a", "b", "c"], check_files=False)
+    assert table.counts().to_dict("index") == {"train": {"a": 0, "b": 1, "c": 0}, "test": {"a": 1, "b": 0, "c": 0}}
+    assert "class 'a' has no samples" in refusal(path, check_files=False)
+
+
+def test_labels_and_groups_that_nobody_tells_apart_are_refused(tmp_path):
+    message = bare(tmp_path, "1,Benign,,train,1", "2,benign,,train,1.0", "3,benign,,train,1", "4,x\u200b,,train,")
+    assert message.splitlines()[1:] == [
+        "  labels 'Benign' (1 row(s)) and 'benign' (2 row(s)) differ by case alone; write the one or rename the other",
+        "  label 'x<U+200B>' (1 row(s)) has characters that cannot be seen; type it anew",
+        "  groups '1' (2 row(s)) and '1.0' (1 row(s)) differ by '.0' alone; write the one or rename the other",
+    ]
+
+
+def test_whole_numbers_may_be_written_as_pandas_does(tmp_path):
+    header = HEADER + ",fold,x,y,width,height"
+    path = write(tmp_path, "s,a,,train,,0.0,0.0,8.0,64.0,32.00", "s,b,,train,,0,64,8,64,32", header=header)
+    first, second = read_table(path, check_files=False).samples
+    assert (first.fold, first.x, first.y, first.width, first.height) == (0, 0, 8, 64, 32)
+    assert (first.name, second.fold) == ("s@0_8_64_32", 0)
+    assert "fold '0.5' is no whole number" in bare(tmp_path, "1,a,,train,,0.5", header=HEADER + ",fold")
+    assert "is no whole number" in bare(tmp_path, f"1,a,,train,,{'9' * 5000}", header=HEADER + ",fold")
+
+
+def test_names_that_no_disk_has_are_a_problem(tmp_path):
+    message = refusal(write(tmp_path, f"{'x' * 300}.png,a,,train,"))
+    assert "image or mask cannot be looked at" in message
+    with pytest.raises(InputError, match=r"cannot hold the name .*<U\+DCE9>.*rename the file"):
+        write_table(tmp_path / "t.csv", pd.DataFrame({"image": [tmp_path / "\udce9.png"], "label": ["a"]}))
+
+
+def test_the_summary_counts_everything(tmp_path):
+    lines = ["1,a,m,train,p,0", "2,b,,train,p,1", "3,b,m,test,,"]
+    lines = read_table(write(tmp_path, *lines, header=HEADER + ",fold"), check_files=False).summary().splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["label", "a", "b"],
+        ["split"],
+        ["train", "1", "1"],
+        ["test", "0", "1"],
+    ]
+    assert lines[4] == "3 samples of 2 classes, 2 with mask, 1 groups (1 samples without), folds 0, 1"
+    wide = read_table(write(tmp_path, *[f"{i},c{i},,train," for i in range(9)]), check_files=False).summary()
+    assert [line.split() for line in wide.splitlines()[2:5]] == [["c0", "1"], ["c1", "1"], ["c2", "1"]]
 
 
 @pytest.mark.parametrize("mpp", ["0", "-1", "nan", "inf", "half"])
@@ -231,3 +347,73 @@ def test_written_tables_hold_relative_paths_and_read_back(tmp_path, monkeypatch)
 def test_writing_needs_the_two_columns(tmp_path):
     with pytest.raises(ValueError, match="image and label"):
         write_table(tmp_path / "t.csv", pd.DataFrame({"image": ["a"]}))
+
+
+PRINTED = ["1.png,a,m1.png,train,p", "2.png,b,,train,p", "3.png,b,,test,"]
+
+
+def test_a_fingerprint_is_of_content_not_of_order_or_time(tmp_path):
+    for name in ("1.png", "2.png", "3.png", "m1.png"):
+        picture(tmp_path / name)
+    path = write(tmp_path, *PRINTED)
+    before = read_table(path).fingerprint()
+    assert re.fullmatch("[0-9a-f]{64}", before)
+    os.utime(tmp_path / "1.png", (0, 0))
+    assert read_table(write(tmp_path, *reversed(PRINTED))).fingerprint() == before
+    assert (
+        read_table(write(tmp_path, *[f"{line},x" for line in PRINTED], header=HEADER + ",remark")).fingerprint()
+        == before
+    )
+    train = read_table(path).fingerprint(read_table(path).split("train"))
+    assert train != before
+    tmp_path.rename(tmp_path.with_name("moved"))
+    table = read_table(tmp_path.with_name("moved") / "table.csv")
+    assert (table.fingerprint(), table.fingerprint(table.split("train"))) == (before, train)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("2.png,b", "2.png,a|b"),
+        ("2.png,b,", "2.png,b,m1.png"),
+        ("m1.png", "m2.png"),
+        ("3.png,b,,test", "3.png,b,,valid"),
+        ("train,p,0", "train,p,1"),
+        ("train,q,1", "train,r,1"),
+        ("1,0.5", "1,0.25"),
+        ("2.png", "./2x.png"),
+        ("3.png,b,,test,,,\n", ""),
+        ("1.png,a", "1.png,c"),
+    ],
+)
+def test_a_fingerprint_notices_cells(tmp_path, old, new):
+    lines = ["1.png,a,m1.png,train,p,0,", "2.png,b,,train,q,1,0.5", "3.png,b,,test,,,"]
+    path = write(tmp_path, *lines, header=HEADER + ",fold,mpp")
+    before = read_table(path, check_files=False).fingerprint()
+    header, body = path.read_text().split("\n", 1)
+    path.write_text(f"{header}\n{body.replace(old, new)}")
+    assert body != body.replace(old, new)
+    assert read_table(path, check_files=False).fingerprint() != before
+
+
+@pytest.mark.parametrize("name", ["1.png", "m1.png", "scan/1.dcm"])
+def test_a_fingerprint_notices_files(tmp_path, name):
+    (tmp_path / "scan").mkdir()
+    for file in ("1.png", "m1.png", "scan/1.dcm"):
+        (tmp_path / file).write_bytes(b"\0" * 300_000)
+    lines = ["1.png,a,m1.png,train,,,,,", "scan,b,,train,,0,0,64,64"]
+    table = read_table(write(tmp_path, *lines, header=HEADER + ",x,y,width,height"), check_files=False)
+    before = table.fingerprint()
+    (tmp_path / name).write_bytes(b"\0" * 300_001)
+    seen = {before, table.fingerprint()}
+    assert len(seen) == 2
+    if name == "scan/1.dcm":
+        return
+    for position in (0, 65_535, 300_000 - 65_536, 299_999):
+        (tmp_path / name).write_bytes(b"\0" * position + b"x" + b"\0" * (299_999 - position))
+        seen.add(table.fingerprint())
+    assert len(seen) == 6
+    (tmp_path / name).write_bytes(b"\0" * 150_000 + b"x" + b"\0" * 149_999)
+    assert table.fingerprint() == before  # as the docstring says
+    (tmp_path / name).unlink()
+    assert table.fingerprint() not in seen

@@ -246,6 +246,14 @@ def test_the_command(folder, tmp_path, capsys):
         ("slide,label,annotation", ["a.tif,x,a.geojson"], "exactly one, not none"),
         ("slide,label,annotation", ["a.tif,x,a.geojson", "b.tif,y,", "c.tif,z,"], "exactly one, not y, z"),
         ("slide,label,annotation", ["a.tif,x,a.geojson", "b.tif,x,"], "class x has slides with and without"),
+        (
+            "slide,label",
+            ["a.tif,x", "b.tif,X"],
+            r"labels 'X' \(1 row\(s\)\) and 'x' \(1 row\(s\)\) differ by case alone",
+        ),
+        ("slide,label", ["a.tif,x\u00a0"], r"label 'x<U\+00A0>' \(1 row\(s\)\) has characters that cannot be seen"),
+        ("slide,label,group", ["a.tif,x,p 1", "b.tif,y,P1"], r"groups 'P1' .* and 'p 1' .* differ by case and spaces"),
+        ("slide,label,group", ["a.tif,x,nan", "b.tif,y,nan"], r"group 'nan' \(2 row\(s\)\) is what programs write"),
         ("slide,label", ["a.tif,x", "b.tif,y"], r"the class x has too few groups \(1\)"),
     ],
 )

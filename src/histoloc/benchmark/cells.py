@@ -112,6 +112,7 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
     rows = choose_rows(kind, choices.rows)
     _check_published(kind, choices)
     table = read_table(choices.data)
+    table.check_classes()
     _check_empty_class(choices, table)
     folds = choose_folds(choices.folds, table)
     seeds = [seed for seed in parse_numbers(choices.seeds, "--seeds") if seed is not None]

@@ -1,11 +1,14 @@
 """Tables of the user's own images: one folder per class, optionally a parallel folder of masks."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from histoloc.data.groups import groups_by_pattern, split_groups_of_images
+from histoloc.data.labels import group_problems, label_problems
+from histoloc.data.table_problems import report
 from histoloc.errors import InputError
 from histoloc.images import IMAGE_EXTENSIONS
 
@@ -21,11 +24,13 @@ def folder_table(
     valid: float = 0.2,
     seed: int = 0,
     mpp: float | None = None,
+    group: str | None = None,
 ) -> pd.DataFrame:
     """List a folder that has one sub-folder of images per class.
 
     Each class is shuffled on its own and cut into test, valid and train, so that the shares hold within every
-    class. The result depends on the file names and the seed alone. Where the sub-folders of `root` are called
+    class. With `group`, whole groups are put into the splits, so that the shares hold as well as they can. The result
+    depends on the file names and the seed alone. Where the sub-folders of `root` are called
     `train`, `test`, `valid` or `val` and hold the class folders, those splits are kept, and only a validation
     set that is absent is cut from `train`.
 
@@ -38,25 +43,31 @@ def folder_table(
         valid: share of each class for the split valid, likewise.
         seed: seed of the shuffling.
         mpp: micrometres per pixel of all images, where known.
+        group: a regular expression that is searched for in the path of each image relative to `root`, with slashes;
+            its first group, or all that it matches, names the patient or slide of the image.
 
     Returns:
-        Columns image, label, mask (absolute paths; empty where there is no mask), split, group (empty) and,
-        if given, mpp.
+        Columns image, label, mask (absolute paths; empty where there is no mask), split, group (empty without
+        `group`) and, if given, mpp.
 
     Raises:
-        InputError: no folder, fewer than two classes, a class with too few images to be cut, folders where
-            images are expected, masks among the images, or masks that belong to no image.
+        InputError: no folder, fewer than two classes, classes or groups whose names cannot be told apart, a class with
+            too few images or groups to be cut, images that `group` does not match, folders where images are expected,
+            masks among the images, or masks that belong to no image.
     """
     root = Path(root).absolute()
     masks = None if masks is None else Path(masks).absolute()
     _check_arguments(root, masks, test, valid, seed, mpp)
     folders = _class_folders(root, masks)
     rows = _list_rows(root, masks, folders)
+    if group is not None:
+        _name_groups(rows, group, root)
+    cut = _cut if group is None else _cut_groups
     given = {split for split, _ in folders}
     if given == {None}:
-        _cut(rows, {"test": test, "valid": valid}, seed, root)
+        cut(rows, {"test": test, "valid": valid}, seed, root)
     elif "train" in given and "valid" not in given:
-        _cut(rows, {"valid": valid}, seed, root)
+        cut(rows, {"valid": valid}, seed, root)
     table = pd.DataFrame(rows, columns=["image", "label", "mask", "split", "group"])
     return table if mpp is None else table.assign(mpp=float(mpp))
 
@@ -97,10 +108,25 @@ def _class_folders(root: Path, masks: Path | None) -> list[tuple[str | None, Pat
         raise InputError(f"{root}: holds no class folders; put the images of each class into a folder of its own")
     if len(classes) == 1:
         raise InputError(f"{root}: holds one class only ({classes[0]}); learning needs at least two class folders")
+    _check_labels(root, [p for _, p in folders])
     for name in classes:
         if "train" in splits and ("train", name) not in {(split, p.name) for split, p in folders}:
             raise InputError(f"{root}: the class {name} is not under train; add its folder there, or remove it")
     return folders
+
+
+def _check_labels(root: Path, folders: list[Path]) -> None:
+    images: Counter[str] = Counter()
+    for folder in folders:
+        images[folder.name] += len(_image_files(folder))
+    problems = [
+        f"the folders '{name}' and '{name.strip()}' differ by spaces at the end alone; rename or merge them"
+        for name in sorted(images)
+        if name != name.strip() and name.strip() in images
+    ]
+    problems += [f"the folder of {problem}" for problem in label_problems(images, unit="image(s)")]
+    if problems:
+        raise InputError(report(root, problems))
 
 
 def _images(folder: Path, *, masks_inside: bool) -> list[Path]:
@@ -189,3 +215,30 @@ def _cut(rows: list[dict[str, str]], shares: dict[str, float], seed: int, root: 
             for index in order[start : start + size]:
                 pool[index]["split"] = split
             start += size
+
+
+def _name_groups(rows: list[dict[str, str]], pattern: str, root: Path) -> None:
+    """Fill the group of each row, in place."""
+    paths = [Path(row["image"]).relative_to(root).as_posix() for row in rows]
+    groups = groups_by_pattern(paths, pattern)
+    problems = [
+        f"{path}: --group '{pattern}' does not match it; rename it or widen the expression"
+        for path, group in zip(paths, groups, strict=True)
+        if group is None
+    ]
+    problems += group_problems(Counter(group for group in groups if group), unit="image(s)")
+    if problems:
+        raise InputError(report(root, problems))
+    for row, group in zip(rows, groups, strict=True):
+        row["group"] = str(group)
+
+
+def _cut_groups(rows: list[dict[str, str]], shares: dict[str, float], seed: int, root: Path) -> None:
+    """Move whole groups from train to other splits, in place."""
+    pool = [row for row in rows if row["split"] == "train"]
+    try:
+        splits = split_groups_of_images([r["group"] for r in pool], [r["label"] for r in pool], shares, seed)
+    except InputError as error:
+        raise InputError(f"{root}: {error}") from error
+    for row in pool:
+        row["split"] = splits[row["group"]]

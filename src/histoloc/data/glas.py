@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from histoloc.data.groups import balance
 from histoloc.errors import InputError
 
 MPP = 0.62
@@ -49,10 +49,9 @@ def glas_table(
 ) -> tuple[pd.DataFrame, list[str]]:
     """List the official GlaS folder.
 
-    The official split keeps testA and testB as test and cuts train into the five published folds. Images of
-    one patient lie on both sides of it, so the column `group` stays empty and `patient` tells who is who. The
-    split by patient puts all images of a patient into the test set (about 30 % of images) or one fold, and
-    fills `group`; sets are balanced by class as well as whole patients allow.
+    The official split keeps testA and testB as test and cuts train into the five published folds; images of one
+    patient lie on both sides of it. The split by patient puts all images of a patient into the test set (about 30 %
+    of images) or one fold; sets are balanced by class as well as whole patients allow. The group is the patient.
 
     Args:
         root: the folder of the images and Grade.csv, or its parent.
@@ -85,7 +84,7 @@ def glas_table(
             "label": image.label,
             "mask": str(image.mask),
             "split": "test" if fold is None else "train",
-            "group": image.patient if split == "patient" else "",
+            "group": image.patient,
             "fold": "" if fold is None else str(fold),
             "mpp": MPP,
             "patient": image.patient,
@@ -214,52 +213,3 @@ def _by_patient(folder: Path, images: list[_Image], seed: int, folds: int) -> tu
         f"{sizes[0].sum() / len(images):.0%} of the images and {(where == 0).sum()} of {len(patients)} "
         f"patients; validation sets of the folds {listed}"
     ]
-
-
-def balance(
-    counts: NDArray[np.int_], shares: NDArray[np.floating], weights: NDArray[np.floating], seed: int
-) -> NDArray[np.int_]:
-    r"""Assign indivisible groups to sets so that each set gets its share of every class.
-
-    Minimises \(\sum_{s,c} w_s (n_{sc}/n_c - \text{share}_s)^2\), plus 100 for every class that a set lacks,
-    by steepest descent over moves of one group and swaps of two, from 100 random starts.
-
-    Args:
-        counts: (G, C) number of samples of each class in each group; every class has some.
-        shares: (S,) the wanted shares, positive, which sum to one.
-        weights: (S,) how much a set's misfit counts.
-        seed: seed of the starts.
-
-    Returns:
-        (G,) index of the set of each group.
-    """
-    rng = np.random.default_rng(seed)
-    groups, sets = len(counts), len(shares)
-    totals = counts.sum(axis=0)
-
-    def cost(assigned: NDArray[np.int_]) -> NDArray[np.floating]:
-        member = assigned[:, None, :] == np.arange(sets)[:, None]  # (candidates, S, G)
-        sizes = member.astype(int) @ counts
-        misfit = weights[:, None] * (sizes / totals - shares[:, None]) ** 2
-        return (misfit + 100 * (sizes == 0)).sum(axis=(1, 2))
-
-    moved = np.repeat(np.arange(groups), sets)
-    first, second = np.triu_indices(groups, k=1)
-    best, lowest = np.zeros(groups, dtype=int), np.inf
-    for _ in range(100):
-        here = rng.permutation(np.arange(groups) % sets)
-        height = cost(here[None])[0]
-        while True:
-            moves = np.tile(here, (groups * sets, 1))
-            moves[np.arange(len(moves)), moved] = np.tile(np.arange(sets), groups)
-            swaps = np.tile(here, (len(first), 1))
-            rows = np.arange(len(swaps))
-            swaps[rows, first], swaps[rows, second] = here[second], here[first]
-            candidates = np.concatenate([moves, swaps])
-            costs = cost(candidates)
-            if costs.min() >= height - 1e-9:
-                break
-            here, height = candidates[costs.argmin()], costs.min()
-        if height < lowest - 1e-9:
-            best, lowest = here, height
-    return best

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import string
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from histoloc.data.labels import group_problems, label_problems
 from histoloc.data.table import SPLITS
 from histoloc.errors import InputError
 from histoloc.slides.patches import random_for
@@ -60,7 +62,7 @@ def read_slides(table: Path) -> list[OwnSlide]:
     problems: list[str] = []
     seen: dict[Path, int] = {}
     for line, row in enumerate(rows.to_dict("records"), start=2):
-        cells = {str(name): str(cell).strip() for name, cell in row.items()}
+        cells = {str(name): str(cell).strip(string.whitespace) for name, cell in row.items()}
         slide = _own_slide(table.absolute().parent, cells)
         found = _problems(slide, cells)
         first = seen.setdefault(slide.path.resolve(), line)
@@ -68,6 +70,8 @@ def read_slides(table: Path) -> list[OwnSlide]:
             found.append(f"is the same slide as line {first}; delete one of the rows")
         problems += [f"line {line} ({slide.name or 'no slide'}): {problem}" for problem in found]
         slides.append(slide)
+    problems += label_problems(Counter(slide.label for slide in slides if slide.label))
+    problems += group_problems(Counter(slide.group for slide in slides if slide.group != slide.name))
     if problems:
         more = len(problems) - _LISTED_PROBLEMS
         said = "; ".join(problems[:_LISTED_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")

@@ -43,12 +43,13 @@ class SlideTiles:
     warnings: tuple[str, ...]
 
     def summary(self) -> str:
-        """Tiles by split and label, and what was left out.
+        """Tiles by split and label, what was left out, and what to know of numbers from the table.
 
         Raises:
             InputError: the table cannot be trained on, for want of a class in the split train.
         """
-        lines = [read_table(self.out, check_files=False).counts().to_string()]
+        table = read_table(self.out, check_files=False)
+        lines = [table.summary(), *(f"warning: {note}" for note in table.notes)]
         if self.left_out:
             lines.append(f"{self.left_out} tiles with less ROI than asked for are left out")
         return "\n".join(lines)

@@ -1,37 +1,51 @@
 """The table: the one CSV that lists samples, whatever data set they come from."""
 
-import difflib
 import math
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import string
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast
 
 import pandas as pd
 
+from histoloc.data.fingerprint import fingerprint
+from histoloc.data.groups import torn_groups
+from histoloc.data.labels import group_problems, label_problems, parts, show
+from histoloc.data.table_problems import (
+    REGION,
+    SPLITS,
+    Split,
+    classes_without_samples,
+    duplicates,
+    empty_words,
+    file_problems,
+    fold_problems,
+    nearest,
+    positive,
+    report,
+    row_problems,
+    unknown_classes,
+    whole,
+)
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
-from histoloc.images import check_image, image_size
 
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 REQUIRED = ("image", "label", "mask", "split", "group")
-REGION = ("x", "y", "width", "height")
 OPTIONAL = ("fold", "mpp", *REGION, "slide_mpp")
-LISTED_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, or one region of a slide, with its class label.
+    """One image, or one region of a slide, with its label.
 
     Attributes:
         name: the `image` cell as written, followed by `@x_y_width_height` for a region; unique in its table.
         image: absolute path of the image.
-        label: name of the class.
+        label: name of the class, or `a|b` for several.
         split: the set that the sample belongs to, or None where the table leaves it open.
         mask: absolute path of the ROI mask, or None.
         group: what must not be on both sides of a split (patient, slide), or None.
@@ -41,6 +55,7 @@ class Sample:
         height: height of the region in pixels.
         mpp: micrometres per pixel, or None where unknown.
         slide_mpp: micrometres per pixel of the slide's level 0, where the slide does not say it.
+        fold: the fold in which it is in the validation set, or None.
     """
 
     name: str
@@ -55,6 +70,12 @@ class Sample:
     height: int | None = None
     mpp: float | None = None
     slide_mpp: float | None = None
+    fold: int | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, one or several, in the order of the cell."""
+        return parts(self.label)
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,7 @@ class Table:
         classes: names of the classes; a label's index in them is the class index.
         folds: numbers of the folds that the file offers; empty without a column `fold`.
         fold: the fold that was made the validation set, or None.
+        notes: what to know of numbers from this table, a sentence each: groups on both sides of a split, one class.
     """
 
     path: Path
@@ -74,6 +96,7 @@ class Table:
     classes: tuple[str, ...]
     folds: tuple[int, ...] = ()
     fold: int | None = None
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """Samples of one split, in the order of the file.
@@ -82,7 +105,7 @@ class Table:
             InputError: there is no such split or it has no samples.
         """
         if name not in SPLITS:
-            raise InputError(f"split '{name}': there is no such split; {_nearest(name, SPLITS)}")
+            raise InputError(f"split '{name}': there is no such split; {nearest(name, SPLITS)}")
         found = tuple(sample for sample in self.samples if sample.split == name)
         if not found:
             sizes = {s: sum(sample.split == s for sample in self.samples) for s in (*SPLITS, None)}
@@ -94,15 +117,70 @@ class Table:
         return found
 
     def label_index(self, sample: Sample) -> int:
-        """Index of the sample's label in `classes`."""
-        return self.classes.index(sample.label)
+        """Index of the sample's label in `classes`; of several, that of the first."""
+        return self.label_indices(sample)[0]
+
+    def label_indices(self, sample: Sample) -> tuple[int, ...]:
+        """Indices of the sample's labels in `classes`, in the order of its cell."""
+        return tuple(self.classes.index(label) for label in sample.labels)
 
     def counts(self) -> pd.DataFrame:
-        """Number of samples: a row per split that has any (`none` for rows without), a column per class."""
-        splits = pd.Series([sample.split or "none" for sample in self.samples], name="split")
-        labels = pd.Series([sample.label for sample in self.samples], name="label")
-        rows = [s for s in (*SPLITS, "none") if (splits == s).any()]
-        return pd.crosstab(splits, labels).reindex(index=rows, columns=list(self.classes), fill_value=0)
+        """Number of samples: a row per split that has any (`none` for rows without), a column per class.
+
+        A sample of several classes counts in each of them.
+        """
+        pairs = [(sample.split or "none", label) for sample in self.samples for label in sample.labels]
+        long = pd.DataFrame(pairs, columns=["split", "label"])
+        rows = [split for split in (*SPLITS, "none") if (long["split"] == split).any()]
+        table = pd.crosstab(long["split"], long["label"])
+        return table.reindex(index=rows, columns=list(self.classes), fill_value=0)
+
+    def summary(self) -> str:
+        """Counts by split and class, then a line on classes, masks and groups; what a command prints at its start."""
+        counts = self.counts()
+        several = sum(len(sample.labels) > 1 for sample in self.samples)
+        masks = sum(sample.mask is not None for sample in self.samples)
+        groups = [sample.group for sample in self.samples if sample.group]
+        lone = len(self.samples) - len(groups)
+        facts = [
+            f"{len(self.samples)} samples of {len(self.classes)} class{'es' * (len(self.classes) != 1)}",
+            *([f"{several} of several classes"] if several else []),
+            f"{masks} with mask",
+            f"{len(set(groups))} groups" + (f" ({lone} samples without)" if groups and lone else ""),
+            *([f"folds {', '.join(map(str, self.folds))}"] if self.folds else []),
+        ]
+        return f"{(counts if len(self.classes) <= 8 else counts.T).to_string()}\n{', '.join(facts)}"
+
+    def check_classes(self) -> None:
+        """Make sure that there is something to learn: rows of split train, or all where it has none, differ in label.
+
+        Raises:
+            InputError: they do not.
+        """
+        train = [sample for sample in self.samples if sample.split == "train"] or self.samples
+        if len({frozenset(sample.labels) for sample in train}) == 1:
+            what = "class" if len(train[0].labels) == 1 else "label"
+            raise InputError(
+                f"{self.path}: has one {what} only ({train[0].label} in {len(train)} row(s)); learning needs at least "
+                f"two: add images of another class, or correct the column label"
+            )
+
+    def fingerprint(self, samples: Sequence[Sample] | None = None) -> str:
+        """SHA-256 that changes when rows or files change, in hexadecimal digits.
+
+        It notices: rows more or less; another image cell, label, split, fold, group, region, mpp or name of the mask
+        file; of each image and mask file another size or other bytes in its first or last 64 KiB; of a folder (a DICOM
+        slide) other names or sizes in it. It does not notice: the order of rows, times of files, other columns, a
+        changed middle of a file larger than 128 KiB, and a move of the table with all its files. The choice of a fold
+        is noticed, as it changes splits.
+
+        Args:
+            samples: those to look at; None for all of the table.
+
+        Raises:
+            InputError: a file cannot be read; one that is absent is no error.
+        """
+        return fingerprint(self.samples if samples is None else samples)
 
     @staticmethod
     def has_masks(samples: Sequence[Sample]) -> bool:
@@ -118,12 +196,14 @@ def read_table(
     Columns: `image,label,mask,split,group`, where all cells but image and label may be empty; optionally
     `fold` (of a row of split train: the fold in which it is in the validation set), `mpp`, and
     `x,y,width,height` together for a region of a slide. Other columns are ignored. Paths are relative to the
-    table's folder.
+    table's folder. A label is one class, or several as `a|b`. Labels or groups that differ by case, spaces, `.0`,
+    Unicode form or characters that cannot be seen are refused, as is what programs write for an empty cell (`nan`).
 
     Args:
         path: the CSV file (UTF-8, separated by commas).
         fold: turn the training rows of this fold into split valid; None leaves them in train.
-        classes: the known classes in order; by default the sorted labels of the table.
+        classes: the known classes in order, of which the table may lack some; by default the sorted labels of the
+            table, of which split train, where it has rows, may lack none.
         check_files: look at the header of every image and mask; False trusts the paths.
 
     Raises:
@@ -131,28 +211,33 @@ def read_table(
     """
     path = Path(path)
     rows = _read_csv(path)
-    problems: list[str] = []
-    samples, folds = _parse(path, rows, problems)
-    known = tuple(sorted({s.label for s in samples if s.label}) if classes is None else classes)
+    problems = list(empty_words(rows))
+    samples = _parse(path, rows, problems)
+    counts = Counter(name for s in samples if s.label for name in set(s.labels) if name)
+    known = tuple(sorted(counts) if classes is None else classes)
     if len(set(known)) < len(known):
         raise InputError(f"classes {', '.join(known)}: a class is named twice; name each once")
-    problems += _duplicates(samples)
-    problems += _straddling_groups(samples, folds)
-    problems += _unknown_classes(samples, known, given=classes is not None)
-    offered = tuple(sorted({k for k in folds if k is not None}))
+    problems += label_problems(Counter(s.label for s in samples if s.label), known=classes or ())
+    problems += group_problems(Counter(s.group for s in samples if s.group))
+    problems += duplicates(samples)
+    problems += unknown_classes(counts, known)
+    offered = tuple(sorted({s.fold for s in samples if s.fold is not None}))
     if fold is not None:
-        problems += _fold_problems(fold, offered, samples)
-        samples = [
-            replace(sample, split="valid") if sample.split == "train" and k == fold else sample
-            for sample, k in zip(samples, folds, strict=True)
-        ]
-    problems += _classes_without_samples(samples, known)
+        problems += fold_problems(fold, offered, samples)
+        samples = [replace(s, split="valid") if s.split == "train" and s.fold == fold else s for s in samples]
+    if classes is None:
+        problems += classes_without_samples(samples, known)
     if check_files:
         with ThreadPoolExecutor(8) as pool:
-            problems += [problem for found in pool.map(_file_problems, samples) for problem in found]
+            problems += [problem for listed in pool.map(file_problems, samples) for problem in listed]
     if problems:
-        raise InputError(_report(path, problems))
-    return Table(path.absolute(), tuple(samples), known, offered, fold)
+        raise InputError(report(path, problems))
+    notes = torn_groups(samples, with_folds=fold is None)
+    if len(known) == 1:
+        notes.append(
+            f"one class only ({known[0]}): nothing can be learned from this table; add images of another class"
+        )
+    return Table(path.absolute(), tuple(samples), known, offered, fold, tuple(notes))
 
 
 def write_table(path: Path, rows: pd.DataFrame) -> None:
@@ -178,7 +263,12 @@ def write_table(path: Path, rows: pd.DataFrame) -> None:
         for column in columns
     }
     with atomic_path(path) as temporary:
-        pd.DataFrame(cells, columns=columns).to_csv(temporary, index=False, lineterminator="\n")
+        try:
+            pd.DataFrame(cells, columns=columns).to_csv(temporary, index=False, lineterminator="\n", encoding="utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{path}: cannot hold the name {show(error.object)[:200]}, which is no UTF-8; rename the file"
+            ) from error
 
 
 def _cell(value: object, column: str, folder: Path) -> str:
@@ -212,8 +302,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: the table is empty; list one image per row") from error
     except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: is no readable CSV ({str(error).strip()}); save it as UTF-8 CSV") from error
-    raw = raw.fillna("").apply(lambda column: column.str.strip())
-    columns = raw.iloc[0].tolist()
+    # Not other spaces: in a label or group they are refused, where they could make two of one.
+    raw = raw.fillna("").apply(lambda column: column.str.strip(string.whitespace))
+    columns = raw.iloc[0].str.strip().tolist()
     _check_columns(path, columns)
     rows = raw.iloc[1:].set_axis(columns, axis=1).set_axis(range(2, len(raw) + 1), axis=0)
     rows = rows[(rows != "").any(axis=1)]
@@ -234,23 +325,21 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         hint = "; separate cells by commas, not semicolons" if any(";" in c for c in columns) else ""
         problems.append(f"missing columns: {', '.join(missing)}; the header has {', '.join(columns)}{hint}")
     if problems:
-        raise InputError(_report(path, problems))
+        raise InputError(report(path, problems))
 
 
-def _parse(path: Path, rows: pd.DataFrame, problems: list[str]) -> tuple[list[Sample], list[int | None]]:
-    """Turn rows into samples and their folds; cells that cannot be used become problems and None."""
+def _parse(path: Path, rows: pd.DataFrame, problems: list[str]) -> list[Sample]:
+    """Turn rows into samples; cells that cannot be used become problems and None."""
     folder = path.parent.resolve()
     samples: list[Sample] = []
-    folds: list[int | None] = []
     for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
         cells = {str(key): str(value) for key, value in row.items()}
-        where = f"line {line} ({cells['image'] or 'no image'})"
-        problems += [f"{where}: {problem}" for problem in _row_problems(cells)]
-        if not cells["image"]:
+        where = f"line {line} ({show(cells['image']) or 'no image'})"
+        problems += [f"{where}: {problem}" for problem in row_problems(cells)]
+        if not cells["image"] or "\0" in cells["image"] + cells["mask"]:
             continue
-        region = [_whole(cells.get(key, "")) for key in REGION]
+        region = [whole(cells.get(key, "")) for key in REGION]
         suffix = "" if None in region else "@" + "_".join(map(str, region))
-        folds.append(_whole(cells.get("fold", "")))
         samples.append(
             Sample(
                 name=Path(cells["image"]).as_posix() + suffix,
@@ -260,139 +349,9 @@ def _parse(path: Path, rows: pd.DataFrame, problems: list[str]) -> tuple[list[Sa
                 mask=(folder / cells["mask"]).resolve() if cells["mask"] else None,
                 group=cells["group"] or None,
                 **dict(zip(REGION, region, strict=True)),
-                mpp=_positive(cells.get("mpp", "")),
-                slide_mpp=_positive(cells.get("slide_mpp", "")),
+                mpp=positive(cells.get("mpp", "")),
+                slide_mpp=positive(cells.get("slide_mpp", "")),
+                fold=whole(cells.get("fold", "")),
             )
         )
-    return samples, folds
-
-
-def _row_problems(cells: dict[str, str]) -> Iterator[str]:
-    if not cells["image"]:
-        yield "the cell image is empty; name a file or delete the row"
-    if not cells["label"]:
-        yield "the cell label is empty; name the class"
-    if cells["split"] and cells["split"] not in SPLITS:
-        yield f"unknown split '{cells['split']}'; {_nearest(cells['split'], SPLITS)}"
-    for column in ("mpp", "slide_mpp"):
-        if (mpp := cells.get(column)) and _positive(mpp) is None:
-            yield f"{column} '{mpp}' is no positive number; give micrometres per pixel or leave it empty"
-    if fold := cells.get("fold"):
-        if _whole(fold) is None:
-            yield f"fold '{fold}' is no whole number from 0 up"
-        elif cells["split"] != "train":
-            yield "only rows of split train have a fold; leave the cell empty"
-    region = {key: cells.get(key, "") for key in REGION}
-    if any(region.values()):
-        if not all(region.values()):
-            yield "x, y, width and height come together; fill all four or none"
-        elif any(_whole(value) is None for value in region.values()):
-            yield "x, y, width and height are whole numbers from 0 up"
-        elif not int(region["width"]) or not int(region["height"]):
-            yield "width and height of a region are at least 1"
-
-
-def _whole(cell: str) -> int | None:
-    return int(cell) if cell.isascii() and cell.isdigit() else None
-
-
-def _positive(cell: str) -> float | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and value > 0 else None
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.3)
-    return f"did you mean '{near[0]}'?" if near else f"write one of {', '.join(known)}"
-
-
-def _duplicates(samples: list[Sample]) -> Iterator[str]:
-    seen: dict[tuple[object, ...], str] = {}
-    for s in samples:
-        key = (s.image, s.x, s.y, s.width, s.height)
-        if key in seen:
-            same = "" if seen[key] == s.name else f", which is the same file as {seen[key]}"
-            yield f"{s.name}{same}: is listed twice; delete one of the rows"
-        seen.setdefault(key, s.name)
-
-
-def _straddling_groups(samples: list[Sample], folds: list[int | None]) -> Iterator[str]:
-    """Groups in more than one split, or, where a fold becomes the validation set, in more than one fold."""
-    splits: dict[str, set[str]] = defaultdict(set)
-    parts: dict[str, set[str]] = defaultdict(set)
-    for sample, fold in zip(samples, folds, strict=True):
-        if sample.group and sample.split:
-            splits[sample.group].add(sample.split)
-            if sample.split == "train":
-                parts[sample.group].add("no fold" if fold is None else f"fold {fold}")
-    for group in sorted(splits):
-        if len(splits[group]) > 1:
-            sides = " and ".join(s for s in SPLITS if s in splits[group])
-            yield f"group '{group}' is on both sides of a split ({sides}); move it to one, or empty its cells"
-        if len(parts[group]) > 1:
-            sides = " and ".join(sorted(parts[group]))
-            yield f"group '{group}' is in more than one fold ({sides}); move it to one, or empty its cells"
-
-
-def _unknown_classes(samples: list[Sample], classes: tuple[str, ...], *, given: bool) -> Iterator[str]:
-    if not given:
-        return
-    for label in sorted({s.label for s in samples if s.label and s.label not in classes}):
-        number = sum(s.label == label for s in samples)
-        yield f"unknown class '{label}' in {number} row(s); {_nearest(label, classes)}"
-
-
-def _classes_without_samples(samples: list[Sample], classes: tuple[str, ...]) -> Iterator[str]:
-    there = {s.label for s in samples if s.split == "train"}
-    if there:
-        for label in classes:
-            if label not in there:
-                yield f"class '{label}' has no samples in the split train; add some or leave the class out"
-
-
-def _fold_problems(fold: int, offered: tuple[int, ...], samples: list[Sample]) -> Iterator[str]:
-    if not offered:
-        yield f"fold {fold} was asked for, but there is no fold in the table; leave the fold out"
-    elif fold not in offered:
-        yield f"there is no fold {fold}; the folds are {', '.join(map(str, offered))}"
-    if offered and any(s.split == "valid" for s in samples):
-        yield "there are rows of split valid besides the folds; leave the fold out, or empty the column fold"
-
-
-def _file_problems(sample: Sample) -> list[str]:
-    """Look at the headers of image and mask; a region's slide is only looked for, its reader checks it."""
-    problems: list[str] = []
-    size = None
-    try:
-        if sample.x is None:
-            size = check_image(sample.image)
-        elif not sample.image.exists():
-            problems.append(f"{sample.image}: there is no such file; correct the path")
-    except InputError as error:
-        problems.append(str(error))
-    if sample.mask is None:
-        return problems
-    if sample.x is not None and sample.mask.suffix.lower() in (".xml", ".geojson", ".json"):
-        return problems if sample.mask.is_file() else [*problems, f"{sample.mask}: there is no such file"]
-    try:
-        mask_size = image_size(sample.mask)
-    except InputError as error:
-        return [*problems, f"mask of {sample.name}: {error}"]
-    if size is not None and mask_size != size:
-        problems.append(
-            f"{sample.mask}: the mask is {mask_size[0]}x{mask_size[1]} px but its image {sample.name} is "
-            f"{size[0]}x{size[1]} px; give the mask of this image"
-        )
-    return problems
-
-
-def _report(path: Path, problems: list[str]) -> str:
-    if len(problems) == 1:
-        return f"{path}: {problems[0]}"
-    lines = [f"{path}: {len(problems)} problems:", *(f"  {p}" for p in problems[:LISTED_PROBLEMS])]
-    if len(problems) > LISTED_PROBLEMS:
-        lines.append(f"  ... and {len(problems) - LISTED_PROBLEMS} more")
-    return "\n".join(lines)
+    return samples
