@@ -1,5 +1,6 @@
 """A model, or anybody's heatmaps, against a table: closed forms, and the same numbers by every way."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import cast
@@ -10,13 +11,15 @@ import pytest
 import tifffile
 from PIL import Image
 
+from histoloc.cli import main
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
-from histoloc.evaluate import evaluate, summary_line
+from histoloc.evaluate import Asked, evaluate, run_evaluation, summary_line
 from histoloc.images import read_image, read_map, read_mask
 from histoloc.metrics import dice
 from histoloc.metrics.summary import Metrics
-from histoloc.predict import load, predict_files
+from histoloc.predict import load
+from histoloc.predict_files import predict_files
 
 
 def run(source: Path, table: Path, out: Path, **options) -> Metrics:
@@ -77,10 +80,10 @@ def test_the_truth_as_heatmaps_scores_hundred(tiny_table, tmp_path):
 def test_the_threshold_cuts_where_it_says(tiny_table, graded, tmp_path):
     folder = write_maps(tmp_path / "maps", graded, "npy")
     for t in (0.3, 0.5, 0.7):
-        metrics = run(folder, tiny_table, tmp_path / "out", threshold=t)
+        metrics = run(folder, tiny_table, tmp_path / f"out{t}", threshold=t)
         expected = np.mean([dice(graded[k] >= np.float32(t), mask) for k, mask in truth(tiny_table).items()])
         assert metrics.f1_plus.value == pytest.approx(expected)
-        written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        written = json.loads((tmp_path / f"out{t}" / "metrics.json").read_text())
         assert written["threshold"] == {"rule": "given", "value": t}
 
 
@@ -116,16 +119,67 @@ def test_what_an_evaluation_writes(gap_run, tiny_table, tmp_path):
         np.testing.assert_array_equal(read_mask(out / "images" / f"{file}_mask.png"), found.mask)
 
 
-def test_the_results_of_a_run_go_into_the_run(tiny, tiny_table, tmp_path):
-    from histoloc.train import train
+def test_evaluations_are_kept_apart_and_the_runs_own_numbers_stay(tiny_flags, tiny_table, tmp_path, capsys):
+    out = tmp_path / "run"
+    main(["train", "gap", *tiny_flags(out=out, epochs=1, seed=3)])
+    own = (out / "metrics.json").read_bytes()
+    assert own == (out / "evaluation" / "valid" / "metrics.json").read_bytes()
+    other = tmp_path / "other.csv"
+    rows = pd.read_csv(tiny_table, dtype=str, keep_default_na=False)
+    for column in ("image", "mask"):
+        rows[column] = [str(tiny_table.parent / cell) for cell in rows[column]]
+    rows[rows["split"] != "test"].assign(split="test").to_csv(other, index=False)
+    common = ["evaluate", str(out), "--device", "cpu", "--data"]
+    for flags in ([], ["--threshold", "0.4"], ["--range", "image"], ["--class", "benign"], ["--empty-class", "benign"]):
+        main([*common, str(tiny_table), *flags])
+    main([*common, str(other)])
+    rows[rows["split"] == "test"].to_csv(other, index=False)  # the same name, other content
+    main([*common, str(other)])
+    names = {
+        "test",
+        "test-threshold0.4",
+        "test-image",
+        "test-map-benign",
+        "test-empty-benign",
+        "other-test",
+        "other-test-2",
+    }
+    assert {p.name for p in (out / "evaluation").iterdir()} == names | {"valid"}
+    assert (out / "metrics.json").read_bytes() == own
+    written = {n: json.loads((out / "evaluation" / n / "metrics.json").read_text()) for n in names}
+    assert written["other-test"]["n_images"] == 16
+    assert [written[n]["range"] for n in ("test", "test-image")] == ["learned", "image"]
+    assert written["test"]["per_image_rule"]["f1_plus"]["value"] == pytest.approx(
+        written["test-image"]["metrics"]["f1_plus"]["value"]
+    )
+    assert f"written: {out / 'evaluation' / 'test-map-benign'}" in capsys.readouterr().out
+    stale = out / "evaluation" / "test" / "images" / "99999_old_map.png"
+    stale.write_bytes(b"of an earlier call")
+    main([*common, str(tiny_table)])  # the same once more takes its own place
+    assert not stale.exists()
+    assert len(list((out / "evaluation").iterdir())) == len(names) + 1
+    with pytest.raises(SystemExit, match="2"):
+        main([*common, str(other), "--out", str(out / "evaluation" / "test")])
+    assert "has the evaluation of another table, model or option" in capsys.readouterr().err
 
-    out = train(tiny("gap", epochs=1), tmp_path / "run", progress=False)
-    evaluate(out, tiny_table, split="valid", device="cpu", progress=False)
-    for name in ("metrics.json", "per_image.csv"):
-        assert (out / name).read_bytes() == (out / "evaluation" / "valid" / name).read_bytes()
-    before = (out / "metrics.json").read_bytes()
-    evaluate(out, tiny_table, split="test", out=tmp_path / "elsewhere", device="cpu", progress=False)
-    assert (out / "metrics.json").read_bytes() == before
+
+def test_what_learns_nothing_stands_beside(gap_run, allones_run, tiny_table, tmp_path, capsys):
+    evaluated = run_evaluation(gap_run, tiny_table, Asked("test"), out=tmp_path / "a", device="cpu", progress=False)
+    written = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    alone = run(allones_run, tiny_table, tmp_path / "b")
+    assert written["floors"]["allones"]["f1_plus"] == pytest.approx(alone.f1_plus.value)
+    assert written["floors"]["stain"]["pxap"] > 60
+    assert evaluated.lines[1].startswith("beside it, learning nothing: All-ones F1+ ")
+    assert any(line.startswith("note: Stain (per image), which learns nothing, has ") for line in evaluated.lines)
+
+
+def test_masks_of_the_class_without_roi_are_overruled_aloud(gap_run, tiny_table, tmp_path):
+    asked = Asked("test", empty_class="benign")
+    evaluated = run_evaluation(gap_run, tiny_table, asked, out=tmp_path / "a", device="cpu", progress=False)
+    plain = run(gap_run, tiny_table, tmp_path / "b")
+    assert (evaluated.metrics.f1_plus.n, plain.f1_plus.n) == (2, 4)
+    assert evaluated.metrics.specificity_without_roi.value is not None
+    assert "note: 2 images of the class without ROI have masks with ROI" in "\n".join(evaluated.lines)
 
 
 # --- one answer by every way ---
@@ -190,8 +244,6 @@ def with_folds(table: Path, to: Path) -> Path:
 
 
 def test_the_fold_is_that_of_training_where_the_table_has_it(tiny, tiny_table, tmp_path):
-    import dataclasses
-
     from histoloc.train import train
 
     folds = with_folds(tiny_table, tmp_path / "folds.csv")
@@ -212,8 +264,8 @@ def test_images_of_the_empty_class_need_no_mask(tiny, tiny_table, tmp_path):
     for column in ("image", "mask"):
         rows[column] = [str(tiny_table.parent / cell) if cell else "" for cell in rows[column]]
     rows.to_csv(tmp_path / "table.csv", index=False)
-    options = {"empty_class": "benign", "normalisation": "none"}
-    config = tiny("maxmin", tmp_path / "table.csv", epochs=1, options=options, monitor="masks")
+    config = tiny("maxmin", tmp_path / "table.csv", epochs=1, options={"normalisation": "none"}, monitor="masks")
+    config = dataclasses.replace(config, empty_class="benign")
     out = train(config, tmp_path / "run", progress=False)
     metrics = run(out, tmp_path / "table.csv", tmp_path / "out")
     assert (metrics.f1_plus.n, metrics.f1_minus.n) == (2, 4)
@@ -253,7 +305,7 @@ def test_images_of_the_empty_class_have_no_roi_without_a_mask_file(gap_run, tiny
     images = pd.read_csv(tmp_path / "b" / "per_image.csv")
     outside = 1 - images.loc[images["label"] == "benign", "roi_fraction"].mean()
     assert known.specificity_without_roi.value == pytest.approx(100 * outside)
-    assert known.f1_plus == unknown.f1_plus
+    assert known.f1_plus.n == unknown.f1_plus.n
     assert known.f1_minus.n == unknown.f1_minus.n + 2
     with pytest.raises(InputError, match=r"--empty-class 'normal' is not a class"):
         evaluate(gap_run, tmp_path / "t.csv", out=tmp_path / "c", empty_class="normal", progress=False)

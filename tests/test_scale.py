@@ -144,7 +144,7 @@ def test_a_ruler_is_as_long_at_every_scale(tmp_path, stain_run):
         pixels = np.full((side, side, 3), (230, 170, 200), np.uint8)
         pixels[round(96 / mpp) : round(144 / mpp), round(60 / mpp) : round(180 / mpp)] = (90, 60, 150)
         Image.fromarray(pixels).save(tmp_path / f"{mpp}.png")
-        main(["predict", str(stain_run), str(tmp_path / f"{mpp}.png"), "--out", str(tmp_path / "out"), "--mpp", str(mpp),
+        main(["predict", str(stain_run), f"{tmp_path}/{mpp}.png", "--out", str(tmp_path / "out"), "--mpp", str(mpp),
               "--range", "image", "--device", "cpu", "--no-tissue"])  # fmt: skip
         row = pd.read_csv(tmp_path / "out" / "predictions.csv").iloc[0]
         areas[mpp] = float(row["roi_mm2"])

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from histoloc.data.transforms import InputConfig
+from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
 from histoloc.files import write_text
 from histoloc.methods import METHODS
-from histoloc.nn.backbone import BackboneConfig
+from histoloc.nn.backbone import BackboneConfig, statistics
 from histoloc.types import Range
 
 T = TypeVar("T")
@@ -216,9 +216,16 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     backbone = values.get("backbone")
     if isinstance(values.get("method"), str) and (backbone is None or isinstance(backbone, Mapping)):
         values["backbone"] = {**plain(method_class(values["method"]).default_backbone), **(backbone or {})}
-    config = strict(RunConfig, values, where)
+    config = _with_statistics(strict(RunConfig, values, where))
     chosen = strict(method_class(config.method).Options, options, f"{where}, options of {config.method}")
     return dataclasses.replace(config, options=chosen)
+
+
+def _with_statistics(config: RunConfig) -> RunConfig:
+    """The same with the mean and standard deviation of the backbone's own weights where none are named."""
+    mean, std = statistics(config.backbone.backbone) or (HALF, HALF)
+    named = dataclasses.replace(config.input, mean=config.input.mean or mean, std=config.input.std or std)
+    return dataclasses.replace(config, input=named)
 
 
 def read_run(path: Path) -> RunConfig:

@@ -7,8 +7,6 @@ from importlib.metadata import version
 from histoloc.checkpoint import ModelConfig, Selection, Threshold, empty_index
 from histoloc.config import RunConfig, TrainingConfig
 from histoloc.data.table import Table
-from histoloc.data.transforms import HALF
-from histoloc.nn.backbone import statistics
 from histoloc.scale import training_scale
 from histoloc.select import number_of_masks
 
@@ -25,14 +23,12 @@ def describe(config: RunConfig, table: Table) -> tuple[ModelConfig, tuple[str, .
     }
     empty_index(config.empty_class, table.classes, str(config.data))
     scale = training_scale(config.input, table)
-    own = statistics(config.backbone.backbone) or (HALF, HALF)
-    mean, std = config.input.mean or own[0], config.input.std or own[1]
     described = ModelConfig(
         config.method,
         table.classes,
         config.options,
         config.backbone,
-        dataclasses.replace(scale.input, mean=mean, std=std),
+        scale.input,
         config.empty_class,
         scale.mpp,
         scale.extent,

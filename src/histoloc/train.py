@@ -118,8 +118,9 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
     torch.manual_seed(seed_of(training.seed))
     described, notes = describe(config, table)
     method = build_method(described, load_backbone=True)
-    for note in notes if fabric.is_global_zero else ():
-        tqdm.write(f"note: {note}", file=sys.stderr)
+    if fabric.is_global_zero:
+        for line in (table.summary(), *(f"note: {note}" for note in (*table.notes, *notes))):
+            tqdm.write(line, file=sys.stderr)
     if not method.supervision:
         if fabric.is_global_zero and not (out / "model" / "config.json").is_file():
             write_run(out / "run.yaml", config)

@@ -247,7 +247,7 @@ def _check_table(cells: Sequence[PlannedCell], folds: Sequence[int | None], data
         table = read_table(data, fold=fold, check_files=False)
         for split in {"valid", cells[0].split, *(["train"] if learned else [])}:
             table.split(split)
-        with_roi = [sample for sample in table.split("train") if sample.label != empty_class]
+        with_roi = [sample for sample in table.split("train") if sample.labels != (empty_class,)]
         if supervised and not table.has_masks(with_roi):
             remedy = f"leave them out by --rows {','.join(others)}" if others else "choose other --rows"
             raise InputError(
@@ -285,7 +285,8 @@ def image_sides(table: Table) -> tuple[int, int]:
 
 
 def _notes(choices: Choices, table: Table, split: str) -> list[str]:
-    notes = [f"split {split} is measured"] if choices.split == "auto" else []
+    notes = [table.summary(), *table.notes]
+    notes += [f"split {split} is measured"] if choices.split == "auto" else []
     small_side = PRESETS[choices.preset]["input"]["small_side"]
     smallest, _ = image_sides(table)
     if smallest < small_side:

@@ -71,7 +71,7 @@ class TrainSet(Dataset[Item]):
     ) -> None:
         self.table, self.samples, self.config, self.seed = table, tuple(samples), config, seed
         self.with_masks, self.empty_class, self.augment = with_masks, empty_class, Augment(config)
-        unknown = [s.name for s in samples if s.mask is None and s.label != empty_class]
+        unknown = [s.name for s in samples if s.mask is None and s.labels != (empty_class,)]
         if with_masks and unknown:
             raise InputError(
                 f"{table.path}: {unknown[0]} has no mask, and this method learns from masks; fill the mask column, "
@@ -117,7 +117,7 @@ class TrainSet(Dataset[Item]):
             )
         if not self.with_masks:
             return pixels, None
-        truth = read_truth(sample)
+        truth = None if sample.labels == (self.empty_class,) else read_truth(sample)
         if truth is None:
             return pixels, torch.zeros((1, *pixels.shape[-2:]), dtype=torch.uint8)
         mask = torch.from_numpy(truth.astype(np.uint8))[None]
