@@ -153,9 +153,10 @@ def measure(
     for i, sample in enumerate(tqdm(samples, "evaluating", disable=not progress)):
         found = localizes(sample)
         truth = true_mask(sample, found.mask.shape, empty_class)
-        metrics.update(sample.name, table.label_index(sample), found.probabilities, found.roi, found.mask, truth)
+        label, group = table.label_index(sample), sample.group
+        metrics.update(sample.name, label, found.probabilities, found.roi, found.mask, truth, group)
         if found.argmax_mask is not None:
-            argmax.update(sample.name, table.label_index(sample), mask_pred=found.argmax_mask, mask_true=truth)
+            argmax.update(sample.name, label, mask_pred=found.argmax_mask, mask_true=truth, group=group)
         if keep is not None and i in kept:
             files[sample.name] = stem = f"{i:05d}_{sample.image.stem}"
             write_map(keep / f"{stem}_map.png", found.roi)
@@ -308,19 +309,18 @@ def _shown(folder: Path, measured: Measured, sample: Sample, what: Literal["imag
 
 
 def summary_line(metrics: Metrics) -> str:
-    """The main numbers with their 95 % intervals in one line; a dash where undefined.
+    """The main numbers with their 95 % intervals, and what must be known of them, in one line; a dash where undefined.
 
-    The specificity on images without ROI stands there where some have none.
+    Where some images have no ROI, PxAP over the others and the specificity follow.
     """
     names = {"cl_error": "Cl. error", "f1_plus": "F1+", "f1_minus": "F1-", "pxap": "PxAP"}
+    if metrics.pxap_images_without_roi and metrics.pxap.value is not None:
+        names |= {"pxap": "PxAP over all", "pxap_with_roi": "PxAP over images with ROI"}
     if metrics.specificity_without_roi.value is not None:
         names["specificity_without_roi"] = "specificity without ROI"
-    parts = []
-    for key, name in names.items():
-        e = getattr(metrics, key)
-        shown = "–" if e.value is None else f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
-        parts.append(f"{name} {shown}")
-    return f"{metrics.images} images: " + ", ".join(parts)
+    of_groups = "" if metrics.groups is None else f" ({metrics.groups} group{'s' if metrics.groups > 1 else ''})"
+    numbers = ", ".join(f"{name} {getattr(metrics, key)}" for key, name in names.items())
+    return " ".join([f"{metrics.images} images{of_groups}: {numbers}", *(f"({note})" for note in metrics.notes)])
 
 
 def _model(source: Path, device: str, threshold: float | None) -> Localizes:
