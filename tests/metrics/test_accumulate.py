@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 
 from histoloc.errors import InputError
+from histoloc.evaluate import summary_line
 from histoloc.metrics import LocalizationMetrics, functional
 
 CLASSES = ("benign", "malignant", "normal")
@@ -187,6 +188,7 @@ def test_images_without_roi_are_in_the_pool_of_pxap():
     assert got.pxap.value == pytest.approx(100 * (1 + 2 / 4) / 2)
     assert got.pxap_with_roi.value == pytest.approx(100 * (1 + 2 / 3) / 2)
     assert (got.pxap.n, got.pxap_with_roi.n, got.pxap_images_without_roi) == (2, 1, 1)
+    assert ", PxAP over all 75.00, PxAP over images with ROI 83.33, specificity without ROI 75.00" in summary_line(got)
     alone = LocalizationMetrics(CLASSES)
     alone.update("tumour", 0, None, with_roi[0], None, with_roi[1])
     assert alone.compute(bootstrap=0).pxap == got.pxap_with_roi
