@@ -159,19 +159,18 @@ def keep_as_own(run: Path, folder: Path) -> None:
 
 
 def summary_line(metrics: Metrics) -> str:
-    """The main numbers with their 95 % intervals in one line; a dash where undefined.
+    """The main numbers with their 95 % intervals, and what must be known of them, in one line; a dash where undefined.
 
-    The specificity on images without ROI stands there where some have none.
+    Where some images have no ROI, PxAP over the others and the specificity follow.
     """
     names = {"cl_error": "Cl. error", "f1_plus": "F1+", "f1_minus": "F1-", "pxap": "PxAP"}
+    if metrics.pxap_images_without_roi and metrics.pxap.value is not None:
+        names |= {"pxap": "PxAP over all", "pxap_with_roi": "PxAP over images with ROI"}
     if metrics.specificity_without_roi.value is not None:
         names["specificity_without_roi"] = "specificity without ROI"
-    parts = []
-    for key, name in names.items():
-        e = getattr(metrics, key)
-        interval = "" if e.low is None else f" [{e.low:.2f}, {e.high:.2f}]"
-        parts.append(f"{name} –" if e.value is None else f"{name} {e.value:.2f}{interval}")
-    return f"{metrics.images} images: " + ", ".join(parts)
+    of_groups = "" if metrics.groups is None else f" ({metrics.groups} group{'s' if metrics.groups > 1 else ''})"
+    numbers = ", ".join(f"{name} {getattr(metrics, key)}" for key, name in names.items())
+    return " ".join([f"{metrics.images} images{of_groups}: {numbers}", *(f"({note})" for note in metrics.notes)])
 
 
 def _config(source: Path) -> ModelConfig | None:

@@ -231,7 +231,7 @@ def validate(job: Job) -> dict[str, float]:
     row: dict[str, float] = {}
     if method.classifies:
         state = metrics.state()
-        truth = state["probabilities"][range(len(metrics)), state["label"]]
+        truth = (state["probabilities"] * state["labels"]).sum(axis=1)
         row["valid/cross_entropy"] = float(-torch.tensor(truth).clamp_min(1e-12).log().mean())
     for name in ("cl_error", *(("f1_plus", "f1_minus", "pxap") if with_masks else ())):
         value = getattr(result, name).value

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 
 from histoloc.errors import InputError
+from histoloc.evaluate import summary_line
 from histoloc.metrics import LocalizationMetrics, functional
 
 CLASSES = ("benign", "malignant", "normal")
@@ -123,7 +124,22 @@ def test_intervals_hold_the_value_and_depend_on_the_seed_only():
         assert other[key]["value"] == value
         assert other[key]["low"] == pytest.approx(low, abs=8)
     without = collect(samples()).compute(bootstrap=0).to_dict()
-    assert without["f1_plus"] == {"value": first["f1_plus"]["value"], "low": None, "high": None, "n": 8}
+    assert without["f1_plus"] == {"value": first["f1_plus"]["value"], "low": None, "high": None, "n": 8, "groups": None}
+
+
+def test_numbers_stay_what_they_were():
+    """Written by version 0.1: value and interval for this seed."""
+    got = collect(samples()).compute(bootstrap=200, seed=5)
+    recorded = {
+        "cl_error": (77.77777777777779, 44.44444444444444, 100.0),
+        "f1_plus": (75.6877587364962, 66.05807155465567, 85.73915026794586),
+        "f1_mean": (77.10254461953863, 72.80033256413698, 80.98521362956839),
+        "tnr": (73.37579617834395, 71.01265249972849, 74.86307564859715),
+        "pxap": (91.00714078619167, 85.3144645340531, 95.38205482058778),
+    }
+    for key, numbers in recorded.items():
+        estimate = getattr(got, key)
+        assert (estimate.value, estimate.low, estimate.high) == pytest.approx(numbers, rel=1e-12), key
 
 
 def test_interval_is_that_of_resampled_images():
@@ -159,6 +175,32 @@ def test_order_and_flips_change_nothing(order, vertical, horizontal):
     flip = (slice(None, None, -1 if vertical else 1), slice(None, None, -1 if horizontal else 1))
     moved = ((*rows[i][:3], *(array[flip] for array in rows[i][3:])) for i in order)
     assert collect(moved).compute(bootstrap=10) == collect(rows).compute(bootstrap=10)
+
+
+def test_images_without_roi_are_in_the_pool_of_pxap():
+    """Two images by hand: with ROI precision 1 and 2/3 at recall 1/2 and 1; the other adds a false alarm at 0.8."""
+    with_roi = np.array([[0.9, 0.7, 0.5, 0.1]], dtype=np.float32), np.array([[1, 0, 1, 0]], dtype=bool)
+    without = np.array([[0.8, 0.2, 0.2, 0.2]], dtype=np.float32), np.zeros((1, 4), dtype=bool)
+    metrics = LocalizationMetrics(CLASSES)
+    for name, (roi, truth) in {"tumour": with_roi, "normal": without}.items():
+        metrics.update(name, 0, None, roi, roi >= 0.5, truth)
+    got = metrics.compute(bootstrap=0)
+    assert got.pxap.value == pytest.approx(100 * (1 + 2 / 4) / 2)
+    assert got.pxap_with_roi.value == pytest.approx(100 * (1 + 2 / 3) / 2)
+    assert (got.pxap.n, got.pxap_with_roi.n, got.pxap_images_without_roi) == (2, 1, 1)
+    assert ", PxAP over all 75.00, PxAP over images with ROI 83.33, specificity without ROI 75.00" in summary_line(got)
+    alone = LocalizationMetrics(CLASSES)
+    alone.update("tumour", 0, None, with_roi[0], None, with_roi[1])
+    assert alone.compute(bootstrap=0).pxap == got.pxap_with_roi
+    assert alone.compute(bootstrap=0).pxap_images_without_roi == 0
+
+
+def test_pxap_with_roi_is_that_of_the_other_images():
+    rows = samples()
+    everything, others = collect(rows).compute(bootstrap=0), collect(rows[:-1]).compute(bootstrap=0)
+    assert everything.pxap_images_without_roi == 1
+    assert everything.pxap_with_roi == others.pxap == others.pxap_with_roi
+    assert everything.pxap.value != others.pxap.value
 
 
 def test_complement_swaps_f1():

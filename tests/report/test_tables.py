@@ -1,9 +1,10 @@
+import json
 import math
 
 import pytest
 
-from histoloc.report import read_runs, results_frame, to_html, to_markdown
-from histoloc.report.tables import interval, percent, table_rows
+from histoloc.report import read_runs, results_frame, to_html, to_markdown, write_report
+from histoloc.report.tables import headings, interval, percent, resampling, table_rows
 
 
 def test_results_frame_is_tidy_and_in_percent(runs):
@@ -81,3 +82,55 @@ def test_published_numbers_of_another_split_are_called_incomparable(runs):
     path = runs[0] / "evaluation" / "test" / "metrics.json"
     path.write_text(path.read_text().replace('"test"', '"valid"'))
     assert "not directly comparable" in table_rows(read_runs(runs)[0])[0][0].published
+
+
+# --- what intervals and PxAP are computed over ---
+
+
+def change_metrics(run, **values):
+    path = run / "evaluation" / "test" / "metrics.json"
+    content = json.loads(path.read_text())
+    content["metrics"] |= values
+    path.write_text(json.dumps(content))
+
+
+def test_a_row_by_group_has_a_footnote_and_the_legend_says_where(runs):
+    found = read_runs(runs)[0]
+    assert resampling(found) == "images"
+    change_metrics(runs[1], resampled="groups", groups=5, notes=["Images without a group: 2 of 6."])
+    found = read_runs(runs)[0]
+    rows, notes = table_rows(found)
+    assert [notes[number - 1] for number in rows[1].notes[2:]] == [
+        "Intervals: bootstrap over 5 groups, all images of a group together.",
+        "Images without a group: 2 of 6.",
+    ]
+    assert len(rows[0].notes) == 1
+    assert resampling(found) == "images, or over groups of images (patients, slides) where a footnote says so"
+    change_metrics(runs[0], resampled="groups", groups=5)
+    assert resampling(read_runs(runs)[0]) == "groups of images (patients, slides; see the footnotes)"
+    page = " ".join(write_report(runs, runs[0].parent / "report.html").read_text("utf-8").split())
+    assert "95 % bootstrap interval over groups of images (patients, slides; see the footnotes), none where" in page
+
+
+def test_pxap_has_two_columns_where_images_without_roi_are_in_its_pool(runs):
+    without = {"pxap_images_without_roi": 2, "pxap_with_roi": {"value": 80.0, "low": 70.0, "high": 90.0, "n": 4}}
+    change_metrics(runs[0], **without)
+    found = read_runs(runs)[0]
+    assert list(headings(found).values())[4:6] == ["PxAP", "PxAP, images with ROI"]
+    assert "| **61.23** | 80.00 (70.0 to 90.0) |" in to_markdown(results_frame(found))
+    rows, notes = table_rows(found)
+    without_roi = "2 of them without ROI (all their pixels are background)."
+    assert notes[rows[0].notes[-1] - 1] == f"PxAP pools the pixels of all images whose truth is known, {without_roi}"
+    change_metrics(runs[0], pxap=None, pxap_with_roi=None)
+    assert "PxAP, images with ROI" not in headings(read_runs(runs)[0]).values()
+
+
+def test_metrics_of_the_class_have_columns_where_they_are_defined(runs):
+    kappa = {"value": -3.0, "low": -12.0, "high": 8.0, "n": 6, "groups": None}
+    change_metrics(runs[0], kappa=kappa, auc={"value": 91.0, "low": 80.0, "high": 99.0, "n": 6}, balanced_accuracy=None)
+    found = read_runs(runs)[0]
+    assert list(headings(found))[:4] == ["cl_error", "auc", "kappa", "f1_plus"]
+    assert "| 91.00 (80.0 to 99.0) | -3.00 (-12.0 to 8.0) |" in to_markdown(results_frame(found))
+    page = write_report(runs, runs[0].parent / "report.html").read_text("utf-8")
+    assert "AUC: area under the ROC curve" in page
+    assert "Balanced" not in page

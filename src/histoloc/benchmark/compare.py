@@ -1,17 +1,19 @@
-"""Is a row better than the best baseline? Paired bootstrap over the images that both were evaluated on."""
+"""Is a row better than the best baseline? Paired bootstrap over the images that both have, or over their groups."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from histoloc.benchmark.results import Bench, Cell
 from histoloc.benchmark.rows import Row
-from histoloc.metrics.bootstrap import bootstrap, percentile_interval, weighted_ratio
+from histoloc.errors import InputError
+from histoloc.metrics.bootstrap import Units, bootstrap, percentile_interval, weighted_ratio
 from histoloc.metrics.functional import Floats
 
 METRICS = ("f1_plus", "f1_minus", "f1_mean")
@@ -24,10 +26,13 @@ class Difference:
 
     Attributes:
         value: on all common images.
-        low: lower bound of the 95 % percentile interval over resampled images.
+        low: lower bound of the 95 % percentile interval over resampled images or groups; NaN, as the next two, where
+            the metric is defined on fewer than two of them.
         high: upper bound.
         above: share of the resamples with a difference above 0, in [0, 1].
         n: common images on which the metric is defined.
+        groups: how many groups of the common images were resampled; None where the images were.
+        ungrouped: how many common images have no group and were resampled as groups of their own.
     """
 
     value: float
@@ -35,6 +40,8 @@ class Difference:
     high: float
     above: float
     n: int
+    groups: int | None = None
+    ungrouped: int = 0
 
 
 def per_image(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -47,12 +54,18 @@ def per_image(cells: Sequence[Cell]) -> pd.DataFrame:
         cells: of one row.
 
     Returns:
-        Columns f1_plus and f1_minus in percent, NaN where an image has no ROI or no background; index: image name.
+        Columns f1_plus and f1_minus in percent, NaN where an image has no ROI or no background, and group, empty where
+        unknown; index: image name.
+
+    Raises:
+        InputError: an image is of one group in one cell and of another in another.
     """
-    columns = ["name", "f1_plus", "f1_minus"]
+    pair = list(METRICS[:2])
     if not cells:
-        return pd.DataFrame(columns=columns[1:], index=pd.Index([], name="name"), dtype=float)
-    return pd.concat([cell.evaluation.images[columns] for cell in cells]).groupby("name").mean()
+        return pd.DataFrame(columns=[*pair, "group"], index=pd.Index([], name="name"), dtype=float)
+    images = pd.concat([cell.evaluation.images[["name", *pair, "group"]] for cell in cells]).set_index("name")
+    means = images[pair].groupby(level="name").mean()
+    return means.assign(group=_groups(means.index, [images["group"]]))
 
 
 def paired_difference(
@@ -60,23 +73,29 @@ def paired_difference(
 ) -> dict[str, Difference | None]:
     """Differences of F1⁺, F1⁻ and their mean on the common images, with paired bootstrap intervals.
 
+    Groups (patients, slides) are resampled where the group of any common image is known, else images.
+
     The mean F1 of a set of images is the mean of two means, as everywhere: F1⁺ over its images with ROI and F1⁻
     over its images with background.
 
     Args:
-        ours: what `per_image` returned for the row.
+        ours: what `per_image` returned for the row; a column `group` is not needed.
         baseline: and for the baseline.
         replicates: number of resamples.
         seed: of the resampling.
 
     Returns:
         By name of METRICS; None where no common image defines the metric.
+
+    Raises:
+        InputError: an image has different groups in the two.
     """
     common = ours.index.intersection(baseline.index).sort_values()
     if common.empty:
         return dict.fromkeys(METRICS)
     pair = list(METRICS[:2])
     delta = (ours.loc[common, pair] - baseline.loc[common, pair]).to_numpy(dtype=float)
+    units = Units(_groups(common, [frame["group"].loc[common] for frame in (ours, baseline) if "group" in frame]))
     defined = ~np.isnan(delta)
     above, below = np.where(defined, delta, 0) / 100, defined.astype(float)
 
@@ -85,9 +104,9 @@ def paired_difference(
         return {"f1_plus": plus, "f1_minus": minus, "f1_mean": (plus + minus) / 2}
 
     points = statistics(np.ones((1, len(common))))
-    samples = bootstrap(statistics, len(common), replicates, seed)
-    n = {"f1_plus": defined[:, 0].sum(), "f1_minus": defined[:, 1].sum(), "f1_mean": defined.any(axis=1).sum()}
-    return {name: _difference(float(points[name][0]), samples[name], int(n[name])) for name in METRICS}
+    samples = bootstrap(statistics, units, replicates, seed)
+    images = {"f1_plus": defined[:, 0], "f1_minus": defined[:, 1], "f1_mean": defined.any(axis=1)}
+    return {name: _difference(float(points[name][0]), samples.get(name), images[name], units) for name in METRICS}
 
 
 def best_baseline(bench: Bench) -> Row | None:
@@ -118,13 +137,48 @@ def compare(bench: Bench, baseline: Row | None) -> dict[str, dict[str, Differenc
     return {name: paired_difference(per_image(cells), reference) for name, cells in rows.items() if cells}
 
 
+def resampled(differences: Mapping[str, Mapping[str, Difference | None]], titles: Mapping[str, str]) -> str:
+    """What the intervals of the differences resample, as the end of `bootstrap over`.
+
+    Args:
+        differences: of `compare`.
+        titles: of the rows, by name.
+    """
+    first = {name: next((d for d in found.values() if d is not None), None) for name, found in differences.items()}
+    known = {titles[name]: difference for name, difference in first.items() if difference is not None}
+    groups = {difference.groups for difference in known.values()} - {None}
+    if not groups:
+        return "images (per_image.csv names no groups)" if known else "images"
+    counts = sorted({f"{count}" for count in groups}, key=int)
+    text = f"{' or '.join(counts)} groups (patients, slides), all images of a group together"
+    if any(difference.ungrouped for difference in known.values()):
+        text += "; images without a group are groups of their own"
+    by_image = [title for title, difference in known.items() if difference.groups is None]
+    return text + (f"; over images for {', '.join(by_image)}, whose per_image.csv names no groups" if by_image else "")
+
+
+def _groups(names: pd.Index, columns: Iterable[pd.Series]) -> list[str]:
+    """The group of every image, empty where unknown, from columns of groups indexed by image name."""
+    groups: dict[str, str] = {}
+    for column in columns:
+        for name, group in zip(column.index, column, strict=True):
+            if group and groups.setdefault(name, group) != group:
+                raise InputError(
+                    f"{name}: is of group {groups[name]} in one per_image.csv and of group {group} in another; "
+                    "evaluate all cells again with one table"
+                )
+    return [groups.get(name, "") for name in names]
+
+
 def _expects_baselines(bench: Bench) -> bool:
     return bench.settings["kind"] != "ablation"
 
 
-def _difference(value: float, samples: Floats, n: int) -> Difference | None:
+def _difference(value: float, samples: Floats | None, images: NDArray[np.bool_], units: Units) -> Difference | None:
     if math.isnan(value):
         return None
-    low, high = percentile_interval(samples)
-    defined = samples[~np.isnan(samples)]
-    return Difference(value, low, high, float((defined > 0).mean()) if defined.size else math.nan, n)
+    known = samples[~np.isnan(samples)] if samples is not None and units.among(images) > 1 else np.array([])
+    low, high = percentile_interval(known)
+    above = float((known > 0).mean()) if known.size else math.nan
+    groups = units.count if units.grouped else None
+    return Difference(value, low, high, above, int(images.sum()), groups, units.ungrouped if units.grouped else 0)

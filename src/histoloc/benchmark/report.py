@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from histoloc.benchmark import markup
 from histoloc.benchmark.charts import forest, scatter, sensitivity
-from histoloc.benchmark.compare import Difference, best_baseline, compare, mean_f1
+from histoloc.benchmark.compare import Difference, best_baseline, compare, mean_f1, resampled
 from histoloc.benchmark.results import Bench, Cell, is_bench, read_bench, write_results
 from histoloc.benchmark.rows import Row
 from histoloc.benchmark.tables import KINDS, SPLITS, Table, benchmark_table, duration, interval, signed, spread
@@ -118,6 +118,7 @@ def render(bench: Bench, table: Table, *, title: str | None = None, images: Sequ
         table=Markup(markup.to_html(table)),
         finished=bool(bench.cells),
         baseline=baseline,
+        resampled=resampled(differences, {row.name: row.title for row in bench.rows}),
         scatter=scatter(bench),
         forest=forest(bench.rows, differences),
         compared=_compared(bench, differences),
@@ -258,9 +259,9 @@ def _finding(bench: Bench, baseline: Row | None, differences: Mapping[str, Mappi
     if baseline is None or found is None:
         return f"{said}.{floor}"
     clear = "" if found.low > 0 or found.high < 0 else ", which includes no difference"
+    spread = f"95 % interval {interval(found)}{clear}" if interval(found) else "no interval: too few images or groups"
     return (
-        f"{said}: {signed(found.value)} points against {baseline.title} on the images that both have "
-        f"(95 % interval {interval(found)}{clear}).{floor}"
+        f"{said}: {signed(found.value)} points against {baseline.title} on the images that both have ({spread}).{floor}"
     )
 
 
@@ -296,8 +297,9 @@ def _compared(bench: Bench, differences: Mapping[str, Mapping[str, Difference | 
         found = differences.get(row.name)
         if not found or (mean := found["f1_mean"]) is None:
             continue
-        texts = [NOT_DEFINED if d is None else f"{signed(d.value)} {interval(d)}" for d in found.values()]
-        lines.append((row.title, [*texts, f"{100 * mean.above:.1f} %", str(mean.n)]))
+        texts = [NOT_DEFINED if d is None else f"{signed(d.value)} {interval(d)}".strip() for d in found.values()]
+        above = NOT_DEFINED if math.isnan(mean.above) else f"{100 * mean.above:.1f} %"
+        lines.append((row.title, [*texts, above, str(mean.n)]))
     return lines
 
 

@@ -15,6 +15,7 @@ import yaml
 from histoloc.benchmark.rows import DATASETS, KINDS, Row, rows_of
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
+from histoloc.metrics.classification import BY_CLASS
 from histoloc.report.read import Evaluation, read_evaluation
 
 SETTINGS_FILE, CELL_FILE, ERROR_FILE = "benchmark.json", "cell.json", "error.txt"
@@ -30,7 +31,7 @@ COST = (
 )
 ARGMAX = ("f1_plus", "f1_minus", "f1_mean")
 _IDENTITY = ("row", "title", "method", "group", "fold", "seed", "split", "table", "n_images")
-_RULES = ("threshold_rule", "threshold", "selection_rule")
+_RULES = ("threshold_rule", "threshold", "selection_rule", "resampled", "image_groups")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,16 +186,17 @@ def results_frame(bench: Bench) -> pd.DataFrame:
 
     Returns:
         Columns row, title, method, group, fold, seed, split, table, n_images, threshold_rule, threshold,
-        selection_rule; every metric of metrics.json in percent with `_low` and `_high` (95 % interval over images),
-        recalls as `recall_<class>`, `argmax_...` for the published CAM rule; `oracle_...` values, chosen on the
-        evaluated images themselves; and the cost: train_seconds, evaluate_seconds, peak_memory_mb, epochs,
-        selected_epoch, parameters, device. Empty where undefined.
+        selection_rule; resampled (images or groups, by the intervals), image_groups (their number); every metric of
+        metrics.json in percent with `_low` and `_high` (95 % interval), those by class as `recall_<class>`,
+        `precision_<class>` and `class_f1_<class>`; pxap_images_without_roi; `argmax_...` for the published CAM
+        rule; `oracle_...` values, chosen on the evaluated images themselves; and the cost: train_seconds,
+        evaluate_seconds, peak_memory_mb, epochs, selected_epoch, parameters, device. Empty where undefined.
     """
     frame = pd.DataFrame.from_records([_record(cell) for cell in bench.cells])
     first = [*_IDENTITY, *_RULES]
     metrics = [column for column in frame.columns if column not in (*first, *COST)]
     frame = frame.reindex(columns=[*first, *metrics, *COST])
-    whole = ["fold", "seed", "n_images", "epochs", "selected_epoch", "parameters"]
+    whole = ["fold", "seed", "n_images", "image_groups", "epochs", "selected_epoch", "parameters"]
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
@@ -221,11 +223,15 @@ def _record(cell: Cell) -> dict[str, Any]:
         "threshold_rule": result.threshold.rule,
         "threshold": result.threshold.value,
         "selection_rule": (result.selection or {}).get("rule"),
+        "resampled": result.metrics.resampled,
+        "image_groups": result.metrics.groups,
     }
     metrics = result.metrics.model_dump()
-    recall = metrics.pop("recall", None) or {}
-    for name, estimate in (metrics | {f"recall_{key}": value for key, value in recall.items()}).items():
+    by_class = {key: metrics.pop(key, None) or {} for key in BY_CLASS}
+    metrics |= {f"{key}_{name}": estimate for key, found in by_class.items() for name, estimate in found.items()}
+    for name, estimate in metrics.items():
         record |= _columns(name, estimate)
+    record["pxap_images_without_roi"] = result.metrics.pxap_images_without_roi
     for name in ARGMAX:
         record |= _columns(f"argmax_{name}", cell.argmax_rule.get(name) or dict.fromkeys(("value", "low", "high")))
     return record | {name: cell.cost.get(name) for name in COST}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from histoloc.benchmark.compare import REPLICATES, Difference, best_baseline, compare
+from histoloc.benchmark.compare import REPLICATES, Difference, best_baseline, compare, resampled
 from histoloc.benchmark.presets import WITH_EMPTY_CLASS
 from histoloc.benchmark.published import set_apart
 from histoloc.benchmark.results import Bench, Cell
@@ -19,6 +19,8 @@ from histoloc.report.tables import (
     LESS_IS_BETTER,
     METRICS,
     NOT_DEFINED,
+    PXAP_WITH_ROI,
+    PXAP_WITH_ROI_HEADING,
     SPECIFICITY,
     percent,
     sentence,
@@ -122,12 +124,13 @@ def best_rows(rows: Sequence[Row], values: Mapping[str, Spread], metric: str) ->
 def benchmark_table(bench: Bench) -> Table:
     """Build the table of a benchmark, finished or not."""
     baseline = best_baseline(bench)
+    differences = compare(bench, baseline)
     columns = [
         _cells_column(bench),
         *_measured_columns(bench),
         *_argmax_columns(bench),
         *_published_columns(bench),
-        _difference_column(baseline, compare(bench, baseline)),
+        _difference_column(baseline, differences),
         _time_column(bench),
     ]
     marked, notes = _footnotes(bench)
@@ -135,7 +138,8 @@ def benchmark_table(bench: Bench) -> Table:
         Line(row.name, row.title, row.group, marked[row.name], tuple(entry(row) for _, entry in columns))
         for row in bench.rows
     )
-    return Table(_title(bench), tuple(h for h, _ in columns), lines, tuple(_general(bench, baseline)), tuple(notes))
+    general = [*_general(bench), *_compared(bench, baseline, differences)]
+    return Table(_title(bench), tuple(h for h, _ in columns), lines, tuple(general), tuple(notes))
 
 
 def duration(seconds: float) -> str:
@@ -164,6 +168,7 @@ def _cells_column(bench: Bench) -> Column:
 def _measured_columns(bench: Bench) -> list[Column]:
     empty = bench.empty_class
     headings = {name: METRICS[name] for name in MEASURED}
+    headings |= {PXAP_WITH_ROI: PXAP_WITH_ROI_HEADING} if _without_roi(bench) else {}
     headings |= {} if empty is None else {SPECIFICITY: specificity_heading([empty])}
     values = measured(bench, list(headings))
 
@@ -223,8 +228,8 @@ def signed(value: float) -> str:
 
 
 def interval(difference: Difference) -> str:
-    """[low, high] of a difference."""
-    return f"[{signed(difference.low)}, {signed(difference.high)}]"
+    """[low, high] of a difference, empty where it has no interval."""
+    return "" if math.isnan(difference.low) else f"[{signed(difference.low)}, {signed(difference.high)}]"
 
 
 def _title(bench: Bench) -> str:
@@ -232,7 +237,7 @@ def _title(bench: Bench) -> str:
     return f"{KINDS[bench.settings['kind']]} on {bench.table}, {split} split"
 
 
-def _general(bench: Bench, baseline: Row | None) -> list[str]:
+def _general(bench: Bench) -> list[str]:
     """What holds for all rows: how the numbers were made."""
     made_of = _count(len(bench.settings["seeds"]), "seed")
     if bench.settings["folds"] != [None]:
@@ -251,6 +256,11 @@ def _general(bench: Bench, baseline: Row | None) -> list[str]:
             f"on them; the {specificity_heading([bench.empty_class])} does: mean of the share of the image that is not "
             "marked."
         )
+    if counts := " or ".join(map(str, _without_roi(bench))):
+        said.append(
+            f"PxAP pools the pixels of all images whose truth is known, {counts} of them without ROI (all their pixels "
+            f"are background); {PXAP_WITH_ROI_HEADING}: the same without these."
+        )
     if any(cell.argmax_rule for cell in bench.cells):
         said.append(
             "argmax rule: the published CAM rule, by which a pixel is ROI where the predicted class has the largest "
@@ -260,14 +270,28 @@ def _general(bench: Bench, baseline: Row | None) -> list[str]:
         said.append(
             f"Published: Belharbi et al., MIDL 2022 and IEEE TMI 2022, measured on the test set.{_apart(bench)}"
         )
-    if baseline is not None:
-        kind = "the best label-supervised baseline by mean F1" if baseline.group == "baseline" else "the first row"
-        said.append(
-            f"Δ mean F1: difference to {baseline.title}, {kind}, on the images that both have; in brackets "
-            f"the 95 % interval of the paired bootstrap over images ({REPLICATES} resamples; seeds are averaged, "
-            "folds pooled)."
-        )
     return said
+
+
+def _compared(
+    bench: Bench, baseline: Row | None, differences: Mapping[str, Mapping[str, Difference | None]]
+) -> list[str]:
+    """How the differences to the baseline were made."""
+    if baseline is None:
+        return []
+    kind = "the best label-supervised baseline by mean F1" if baseline.group == "baseline" else "the first row"
+    drawn = resampled(differences, {row.name: row.title for row in bench.rows})
+    return [
+        f"Δ mean F1: difference to {baseline.title}, {kind}, on the images that both have; in brackets "
+        f"the 95 % interval of the paired bootstrap over {drawn} ({REPLICATES} resamples; seeds are averaged, "
+        "folds pooled)."
+    ]
+
+
+def _without_roi(bench: Bench) -> list[int]:
+    """How many images without ROI PxAP pools, over the cells; nothing where it pools none."""
+    metrics = [cell.evaluation.result.metrics for cell in bench.cells]
+    return sorted({m.pxap_images_without_roi for m in metrics if m.pools_without_roi})
 
 
 def _apart(bench: Bench) -> str:

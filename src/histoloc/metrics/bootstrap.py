@@ -1,58 +1,102 @@
-"""Percentile bootstrap over images.
+"""Percentile bootstrap over images, or over groups of images.
 
-An image is drawn with replacement as a whole: a resample is a row of weights, how often each image was
-drawn, so a metric of sums over images becomes `weights @ sums` for all resamples at once. Images are taken as
-independent; where they are not (several from one patient, patches of one slide) intervals are too narrow.
+A unit (an image, or a patient or slide with all its images) is drawn with replacement as a whole: a resample is
+a row of weights, how often each image was drawn, so a metric of sums over images becomes `weights @ sums` for all
+resamples at once. Units are taken as independent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histoloc.metrics.functional import BINS, Floats, pxap, ratio
+from histoloc.metrics.functional import Floats, ratio
 
 _WEIGHTS_PER_BLOCK = 2**24  # 128 MiB of float64
 _IMAGES_PER_BLOCK = 2048  # 33 MB of histograms as float64
 
 
-def resampling_weights(images: int, replicates: int, seed: int) -> Iterator[Floats]:
+class Units:
+    """What a bootstrap draws: images, or, where any image has a group, groups with all their images.
+
+    Args:
+        groups: (N,) the group of every image, empty where unknown. Among images with groups an image without one is
+            a unit of its own.
+
+    Attributes:
+        index: (N,) number of every image's unit, in the order of first appearance.
+        count: number of units.
+        grouped: whether any image has a group.
+        ungrouped: number of images without a group.
+    """
+
+    def __init__(self, groups: Sequence[str] | NDArray[np.str_]) -> None:
+        names = np.asarray(groups, dtype=str).tolist()
+        numbers: dict[str | int, int] = {}
+        self.index = np.array([numbers.setdefault(name or i, len(numbers)) for i, name in enumerate(names)], np.intp)
+        self.count = len(numbers)
+        self.grouped = any(names)
+        self.ungrouped = names.count("")
+
+    def among(self, chosen: NDArray[np.bool_]) -> int:
+        """Number of units that have an image among the chosen (N,)."""
+        return len(np.unique(self.index[chosen]))
+
+    def notes(self) -> list[str]:
+        """What a reader of the intervals must know besides the number of groups, in sentences."""
+        notes = []
+        if self.grouped and self.ungrouped:
+            share = f"{self.ungrouped} of {len(self.index)}"
+            notes.append(f"Images without a group: {share}; each is resampled as a group of its own.")
+        if self.count < 2:
+            what = "All images are of one group" if self.grouped else "There is one image only"
+            notes.append(f"{what}: no interval can be computed.")
+        return notes
+
+
+def resampling_weights(units: int, replicates: int, seed: int, width: int = 1) -> Iterator[Floats]:
     """Draw multinomial bootstrap weights, in blocks that fit memory.
 
     Args:
-        images: N, the number of images.
+        units: U, the number of images or groups.
         replicates: R, the number of resamples.
-        seed: the weights are a function of (images, seed), and more replicates begin with the same rows.
+        seed: the weights are a function of (units, seed), and more replicates begin with the same rows.
+        width: how many columns the caller makes of a row, where more than U.
 
     Yields:
-        (r, N) float64 with whole numbers; every row sums to N; the r of all blocks sum to R.
+        (r, U) float64 with whole numbers; every row sums to U; the r of all blocks sum to R.
     """
     generator = np.random.default_rng(seed)
-    rows = max(1, _WEIGHTS_PER_BLOCK // max(images, 1))
+    rows = max(1, _WEIGHTS_PER_BLOCK // max(units, width))
     for start in range(0, replicates, rows):
-        block = np.empty((min(rows, replicates - start), images))
+        block = np.empty((min(rows, replicates - start), units))
         for row in block:
-            row[:] = np.bincount(generator.integers(images, size=images), minlength=images)
+            row[:] = np.bincount(generator.integers(units, size=units), minlength=units)
         yield block
 
 
 def bootstrap(
-    statistics: Callable[[Floats], Mapping[str, Floats]], images: int, replicates: int, seed: int
+    statistics: Callable[[Floats], Mapping[str, Floats]], units: Units, replicates: int, seed: int
 ) -> dict[str, Floats]:
-    """Evaluate statistics on resamples of the images.
+    """Evaluate statistics on resamples of the units.
 
     Args:
-        statistics: maps weights (r, N) to named arrays (r,); weights of one give the point estimates.
-        images: N.
+        statistics: maps weights (r, N) of the images to named arrays (r,); weights of one give the point estimates.
+        units: of the N images.
         replicates: R; 0 gives an empty dictionary.
         seed: of the resampling.
 
     Returns:
-        For every name, (R,) values.
+        For every name, (R,) values; nothing for fewer than two units, which say nothing of the spread.
     """
-    blocks = [statistics(weights) for weights in resampling_weights(images, replicates, seed)]
+    if units.count < 2:
+        return {}
+    drawn = resampling_weights(units.count, replicates, seed, width=len(units.index))
+    whole = units.count == len(units.index)
+    blocks = [statistics(weights if whole else weights.take(units.index, axis=1)) for weights in drawn]
     return {name: np.concatenate([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())}
 
 
@@ -88,18 +132,19 @@ def weighted_ratio(weights: Floats, numerator: Floats, denominator: Floats) -> F
     return ratio(weights @ numerator, weights @ denominator)
 
 
-def weighted_pxap(weights: Floats, histograms: NDArray[np.int32]) -> Floats:
-    """PxAP of weighted images.
+def weighted_sum(weights: Floats, counts: NDArray[np.int32]) -> Floats:
+    """Σ w_i counts_i: the histograms of weighted images, pooled; exact, since all are whole numbers.
 
     Args:
         weights: (R, N) whole numbers.
-        histograms: (N, 2, 1001), one per image.
+        counts: (N, ...), one histogram per image.
 
     Returns:
-        (R,) in percent, NaN where no image drawn has ROI.
+        (R, ...).
     """
-    pooled = np.zeros((len(weights), 2 * BINS))
-    for start in range(0, len(histograms), _IMAGES_PER_BLOCK):  # never all of them as float64
-        block = histograms[start : start + _IMAGES_PER_BLOCK].reshape(-1, 2 * BINS)
-        pooled += weights[:, start : start + len(block)] @ block.astype(np.float64)
-    return pxap(pooled.reshape(-1, 2, BINS))
+    flat = counts.reshape(len(counts), math.prod(counts.shape[1:]))
+    total = np.zeros((len(weights), flat.shape[1]))
+    for start in range(0, len(flat), _IMAGES_PER_BLOCK):  # never all of them as float64
+        block = flat[start : start + _IMAGES_PER_BLOCK]
+        total += weights[:, start : start + len(block)] @ block.astype(np.float64)
+    return total.reshape(len(weights), *counts.shape[1:])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histoloc.metrics import functional as fn
+from histoloc.metrics.bootstrap import Units, percentile_interval, weighted_ratio, weighted_sum
 from histoloc.metrics.bootstrap import bootstrap as resample
-from histoloc.metrics.bootstrap import percentile_interval, weighted_pxap, weighted_ratio
+from histoloc.metrics.classification import BY_CLASS, Classification
 from histoloc.metrics.functional import Floats, PixelCounts
 
 COUNTS = ("pixels", "pred", "true", "tp")  # the columns of a state's counts
@@ -23,19 +24,29 @@ _TIE = 1e-9  # percent; matrix products may differ in the last bit between equal
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % bootstrap interval over images.
+    """A number with its 95 % bootstrap interval over images or groups, as `Metrics.resampled` says.
 
     Attributes:
-        value: the metric on the images given; None where undefined.
-        low: lower bound; None where undefined or when no bootstrap was asked for.
+        value: the metric on all its images; None where undefined.
+        low: lower bound; None where undefined, when no bootstrap was asked for, and where the number rests on fewer
+            than two images or groups.
         high: upper bound.
         n: how many images it rests on.
+        groups: of how many groups these images are; None where images were resampled.
     """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
+    groups: int | None = None
+
+    def __str__(self) -> str:
+        """`66.67 [50.00, 80.00]`, without an interval where there is none, and a dash where undefined."""
+        if self.value is None:
+            return "–"
+        bounds = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{bounds}"
 
 
 @dataclass(frozen=True)
@@ -46,9 +57,19 @@ class Metrics:
 
     Attributes:
         images: number of images.
+        resampled: what the intervals draw with replacement: images, or groups (patients, slides) with all their
+            images, where the group of any image is known.
+        groups: number of groups; None where images are resampled.
+        notes: what a reader of the numbers must know, in sentences.
         classes: the K class names.
         cl_error: images whose predicted class is wrong.
+        balanced_accuracy: mean recall of the classes that have images.
+        kappa: Cohen's kappa times 100: agreement beyond chance, negative below it.
+        auc: area under the ROC curve of the second of two classes; of more, the mean over the classes of each against
+            the others. None where the probabilities are all 0 or 1 and so do not rank images.
         recall: by class, its images that are predicted as such.
+        precision: by class, the images predicted as such that are of it.
+        class_f1: by class, harmonic mean of precision and recall.
         confusion: (K, K) image counts, rows true, columns predicted.
         f1_plus: F1⁺, mean Dice of the ROI over the images that have ROI.
         f1_minus: F1⁻, mean Dice of the background over the images that have background.
@@ -58,7 +79,10 @@ class Metrics:
         pixel_confusion: 2 x 2 pooled pixels in percent of each true class; rows predicted, columns true,
             background before ROI.
         specificity_without_roi: mean over images without any ROI of the share predicted as background.
-        pxap: area under the pooled pixel precision-recall curve; needs no threshold.
+        pxap: area under the pixel precision-recall curve, pixels pooled over all images whose truth is known, also
+            those without ROI, whose pixels are all background; needs no threshold.
+        pxap_with_roi: the same over the images that have ROI alone.
+        pxap_images_without_roi: number of images without ROI in the pool of `pxap`; 0: both are the same.
         threshold_curve: `threshold`, and `f1_plus` and `f1_minus` if the maps were cut there.
         oracle_threshold: the threshold of the curve with the best f1_mean *on these very images*. Chosen by
             their masks, so optimistic: a bound, never a result. Its interval chooses anew in every resample.
@@ -68,9 +92,17 @@ class Metrics:
     """
 
     images: int
+    resampled: Literal["images", "groups"]
+    groups: int | None
+    notes: list[str]
     classes: list[str]
     cl_error: Estimate
+    balanced_accuracy: Estimate
+    kappa: Estimate
+    auc: Estimate
     recall: dict[str, Estimate]
+    precision: dict[str, Estimate]
+    class_f1: dict[str, Estimate]
     confusion: list[list[int]]
     f1_plus: Estimate
     f1_minus: Estimate
@@ -80,6 +112,8 @@ class Metrics:
     pixel_confusion: list[list[float | None]]
     specificity_without_roi: Estimate
     pxap: Estimate
+    pxap_with_roi: Estimate
+    pxap_images_without_roi: int
     threshold_curve: dict[str, list[float | None]]
     oracle_threshold: Estimate
     oracle_f1_mean: Estimate
@@ -87,7 +121,7 @@ class Metrics:
     oracle_f1_minus: Estimate
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; an estimate becomes {"value", "low", "high", "n"}."""
+        """As plain JSON values; an estimate becomes {"value", "low", "high", "n", "groups"}."""
         return dataclasses.asdict(self)
 
 
@@ -96,10 +130,9 @@ class Split:
 
     def __init__(self, state: Mapping[str, NDArray]) -> None:
         self.state = state
-        self.label = state["label"]
-        probabilities = state["probabilities"]
-        self.classified = ~np.isnan(probabilities).any(axis=1)
-        self.predicted = np.where(self.classified, np.nan_to_num(probabilities).argmax(axis=1), UNKNOWN)
+        self.units = Units(state["group"])
+        self.classes: list[str] = state["classes"].tolist()
+        self.named = Classification(self.classes, state["label"], state["labels"], state["probabilities"])
         self.count: dict[str, NDArray[np.int64]] = dict(zip(COUNTS, state["counts"].T, strict=True))
         self.located = self.count["tp"] != UNKNOWN
         pixels, pred, true, tp = (np.where(self.located, self.count[key], 0) for key in COUNTS)
@@ -107,6 +140,7 @@ class Split:
         self.f1_plus, self.f1_minus = fn.f1_plus(self.pixels), fn.f1_minus(self.pixels)
         self._collect_sums()
         self.has_histogram = state["has_histogram"]
+        self.map_without_roi = self.count["true"][self.has_histogram] == 0
         curve = fn.counts_at_thresholds(state["histogram"])
         self.curves = [_mean_terms(score(curve)) for score in (fn.f1_plus, fn.f1_minus)]
 
@@ -119,29 +153,34 @@ class Split:
         c = self.pixels
         background = c.tn + c.fp
         specificity = np.where(self.located & (c.tp + c.fn == 0), fn.true_negative_rate(c), np.nan)
-        correct = self.predicted == self.label
         sums = {
-            "cl_error": (self.classified & ~correct, self.classified),
             "f1_plus": _mean_terms(self.f1_plus),
             "f1_minus": _mean_terms(self.f1_minus),
             "tpr": (c.tp, c.tp + c.fn),
             "tnr": (c.tn, background),
             "specificity_without_roi": _mean_terms(specificity),
         }
-        for k, name in enumerate(self.state["classes"].tolist()):
-            of_class = self.classified & (self.label == k)
-            sums[f"recall {name}"] = (of_class & correct, of_class)
         self.ratios = list(sums)
         self.above = np.stack([above for above, _ in sums.values()], axis=1).astype(np.float64)
         self.below = np.stack([below for _, below in sums.values()], axis=1).astype(np.float64)
 
     def statistics(self, weights: Floats) -> dict[str, Floats]:
         """Every metric for every row of `weights` (R, N), as (R,) arrays."""
-        values = dict(zip(self.ratios, weighted_ratio(weights, self.above, self.below).T, strict=True))
+        values = self.named.statistics(weights)
+        values |= dict(zip(self.ratios, weighted_ratio(weights, self.above, self.below).T, strict=True))
         values["f1_mean"] = (values["f1_plus"] + values["f1_minus"]) / 2
         with_map = weights[:, self.has_histogram]
-        values["pxap"] = weighted_pxap(with_map, self.state["histogram"])
+        values |= self._pxap(with_map)
         return values | self._oracle(*(weighted_ratio(with_map, *terms) for terms in self.curves))
+
+    def _pxap(self, weights: Floats) -> dict[str, Floats]:
+        histograms, without = self.state["histogram"], self.map_without_roi
+        pooled = weighted_sum(weights, histograms)
+        values = {"pxap": fn.pxap(pooled)}
+        if not without.any():
+            return values | {"pxap_with_roi": values["pxap"]}
+        pooled[:, 0] -= weighted_sum(weights[:, without], histograms[without, 0])
+        return values | {"pxap_with_roi": fn.pxap(pooled)}
 
     @staticmethod
     def _oracle(f1_plus: Floats, f1_minus: Floats) -> dict[str, Floats]:
@@ -155,35 +194,49 @@ class Split:
         values |= {"f1_plus": f1_plus[row, best], "f1_minus": f1_minus[row, best]}
         return {f"oracle_{name}": np.where(undefined, np.nan, value) for name, value in values.items()}
 
-    def _numbers_of_images(self) -> dict[str, int]:
-        """How many images every metric rests on."""
-        count = dict(zip(self.ratios, np.count_nonzero(self.below, axis=0).tolist(), strict=True))
-        maps = int(np.count_nonzero(self.has_histogram))
+    def _rests_on(self) -> dict[str, NDArray[np.bool_]]:
+        """By name of the metric, (N,) which images it is computed from."""
+        images = self.named.rests_on() | dict(zip(self.ratios, self.below.T > 0, strict=True))
         of_maps = ("pxap", "oracle_threshold", "oracle_f1_mean", "oracle_f1_plus", "oracle_f1_minus")
-        return count | {"f1_mean": int(np.count_nonzero(self.located))} | dict.fromkeys(of_maps, maps)
+        images |= dict.fromkeys(of_maps, self.has_histogram)
+        return images | {"f1_mean": self.located, "pxap_with_roi": self.has_histogram & (self.count["true"] > 0)}
+
+    def _estimates(self, replicates: int, seed: int) -> dict[str, Estimate]:
+        """The point estimates (every weight one) with their intervals."""
+        points = self.statistics(np.ones((1, len(self.units.index))))
+        samples = resample(self.statistics, self.units, replicates, seed)
+        rests_on = self._rests_on()
+        estimates = {}
+        for key, (point,) in points.items():
+            images = np.zeros_like(rests_on[key]) if np.isnan(point) else rests_on[key]
+            units = self.units.among(images)
+            interval = percentile_interval(samples[key]) if samples and units > 1 else (np.nan, np.nan)
+            value, low, high = _json([point, *interval])
+            groups = units if self.units.grouped else None
+            estimates[key] = Estimate(value, low, high, int(np.count_nonzero(images)), groups)
+        return estimates
 
     def metrics(self, replicates: int, seed: int) -> Metrics:
-        """The point estimates (every weight one) with their intervals."""
-        images = len(self.label)
-        once = np.ones((1, images))
-        points, samples = self.statistics(once), resample(self.statistics, images, replicates, seed)
-        n = self._numbers_of_images()
-        estimates = {key: _estimate(float(value[0]), samples.get(key), n[key]) for key, value in points.items()}
-        classes: list[str] = self.state["classes"].tolist()
-        curve = [weighted_ratio(once[:, self.has_histogram], *terms)[0] for terms in self.curves]
+        """Everything measured, with intervals from so many resamples."""
+        estimates, classes, named = self._estimates(replicates, seed), self.classes, self.named
+        once = np.ones((1, len(self.map_without_roi)))
+        curve = [_json(weighted_ratio(once, *terms)[0]) for terms in self.curves]
         pooled = PixelCounts(*(count.sum() for count in self.pixels))
-        known = self.classified
+        by_class = {key: {name: estimates.pop(f"{key} {name}") for name in classes} for key in BY_CLASS}
+        confusion = fn.confusion_matrix(named.label[named.known], named.predicted[named.known], len(classes))
         return Metrics(
-            images=images,
+            images=len(self.units.index),
+            resampled="groups" if self.units.grouped else "images",
+            groups=self.units.count if self.units.grouped else None,
+            notes=self.units.notes(),
             classes=classes,
-            recall={name: estimates.pop(f"recall {name}") for name in classes},
-            confusion=fn.confusion_matrix(self.label[known], self.predicted[known], len(classes)).tolist(),
+            recall=by_class["recall"],
+            precision=by_class["precision"],
+            class_f1=by_class["class_f1"],
+            confusion=confusion.tolist(),
             pixel_confusion=[_json(row) for row in fn.pixel_confusion(pooled)],
-            threshold_curve={
-                "threshold": _json(fn.CURVE_THRESHOLDS),
-                "f1_plus": _json(curve[0]),
-                "f1_minus": _json(curve[1]),
-            },
+            pxap_images_without_roi=int(np.count_nonzero(self.map_without_roi)),
+            threshold_curve={"threshold": _json(fn.CURVE_THRESHOLDS), "f1_plus": curve[0], "f1_minus": curve[1]},
             **estimates,
         )
 
@@ -194,13 +247,5 @@ def _mean_terms(percent: Floats) -> tuple[Floats, Floats]:
     return np.where(defined, percent, 0) / 100, defined.astype(np.float64)
 
 
-def _estimate(value: float, samples: Floats | None, n: int) -> Estimate:
-    if np.isnan(value):
-        return Estimate(None, None, None, 0)
-    interval = (np.nan, np.nan) if samples is None else percentile_interval(samples)
-    low, high = _json(np.array(interval))
-    return Estimate(value, low, high, n)
-
-
-def _json(values: Floats) -> list[float | None]:
+def _json(values: Iterable[float]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]

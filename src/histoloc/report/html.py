@@ -15,7 +15,7 @@ from histoloc.files import write_text
 from histoloc.report.charts import curves, run_colours, threshold_sensitivity
 from histoloc.report.gallery import galleries
 from histoloc.report.read import Metric, Run, read_runs
-from histoloc.report.tables import headings, interval, percent, table_rows
+from histoloc.report.tables import headings, interval, percent, resampling, table_rows
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def render(runs: Sequence[Run], skipped: Sequence[str] = (), *, title: str | Non
         introduction=_introduction(runs),
         skipped=skipped,
         metrics=headings(runs),
+        resampling=resampling(runs),
         interval=interval,
         rows=rows,
         several_tables=len({row.table for row in rows}) > 1,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import yaml
@@ -19,7 +19,8 @@ from histoloc.errors import InputError
 log = logging.getLogger(__name__)
 
 Percent = Annotated[FiniteFloat, Field(ge=0, le=100.0001)]  # bounds may round up
-TEXT_COLUMNS = ("name", "label", "predicted", "file", "image", "mask")
+Signed = Annotated[FiniteFloat, Field(ge=-100.0001, le=100.0001)]
+TEXT_COLUMNS = ("name", "label", "group", "predicted", "file", "image", "mask")
 NUMBER_COLUMNS = ("correct", "f1_plus", "f1_minus", "roi_fraction", "true_fraction", "threshold")
 
 
@@ -30,6 +31,14 @@ class Metric(BaseModel):
     low: Percent | None = None
     high: Percent | None = None
     n: int | None = None
+
+
+class SignedMetric(Metric):
+    """A metric that may be negative, times 100."""
+
+    value: Signed | None = None
+    low: Signed | None = None
+    high: Signed | None = None
 
 
 class ThresholdCurve(BaseModel):
@@ -45,17 +54,35 @@ class Metrics(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
+    resampled: Literal["images", "groups"] = "images"  # by the intervals
+    groups: int | None = None
+    notes: list[str] = Field(default_factory=list)
     cl_error: Metric | None = None
+    balanced_accuracy: Metric | None = None
+    auc: Metric | None = None
+    kappa: SignedMetric | None = None
     f1_plus: Metric | None = None
     f1_minus: Metric | None = None
     f1_mean: Metric | None = None
     pxap: Metric | None = None
+    pxap_with_roi: Metric | None = None
+    pxap_images_without_roi: int = 0  # in the pool of `pxap`
     tpr: Metric | None = None
     tnr: Metric | None = None
     specificity_without_roi: Metric | None = None
     confusion: list[list[int]] | None = None  # (K, K) images; row: true class, column: predicted class
     classes: list[str] = Field(default_factory=list)
     threshold_curve: ThresholdCurve | None = None
+
+    @property
+    def pools_without_roi(self) -> bool:
+        """Whether images without ROI take part in `pxap`, so that it differs from `pxap_with_roi`."""
+        return self.pxap_images_without_roi > 0 and self.value("pxap") is not None
+
+    def value(self, name: str) -> float | None:
+        """A metric by its name; None where it is not defined."""
+        metric = getattr(self, name, None)
+        return metric.value if isinstance(metric, Metric) else None
 
     @property
     def oracles(self) -> dict[str, Any]:

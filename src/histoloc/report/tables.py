@@ -24,6 +24,8 @@ METRICS = {
     "tnr": "TNR",
 }
 SPECIFICITY = "specificity_without_roi"  # shown only where a class is named that has no ROI
+PXAP_WITH_ROI, PXAP_WITH_ROI_HEADING = "pxap_with_roi", "PxAP, images with ROI"  # only where it differs from `pxap`
+CLASSIFICATION = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "kappa": "kappa"}  # shown where defined
 LESS_IS_BETTER = frozenset({"cl_error"})
 NOT_DEFINED = "–"
 _ROW = ["run", "method", "table", "split", "n_images", "threshold_rule", "threshold"]
@@ -45,9 +47,30 @@ class TableRow:
 
 
 def headings(runs: Sequence[Run]) -> dict[str, str]:
-    """Headings by name of the metric: those of METRICS, and the specificity where a class is named without ROI."""
-    empty = {e.result.empty_class for run in runs for e in run.evaluations} - {None}
-    return METRICS | ({SPECIFICITY: specificity_heading(sorted(map(str, empty)))} if empty else {})
+    """Headings by name of the metric: those of METRICS, and others where they say something.
+
+    PxAP over the images with ROI where the pool of PxAP has others, the specificity where a class is named without
+    ROI, and of CLASSIFICATION what an evaluation defines.
+    """
+    results = [evaluation.result for run in runs for evaluation in run.evaluations]
+    empty = sorted({result.empty_class for result in results if result.empty_class is not None})
+    metrics = [result.metrics for result in results]
+    shown = {name for name in CLASSIFICATION if any(m.value(name) is not None for m in metrics)}
+    if any(m.pools_without_roi for m in metrics):
+        shown.add(PXAP_WITH_ROI)
+    if empty:
+        shown.add(SPECIFICITY)
+    return {name: heading for name, heading in _all_headings(empty).items() if name in METRICS or name in shown}
+
+
+def _all_headings(empty_classes: Sequence[str] = ()) -> dict[str, str]:
+    """Headings of all metrics in the order of the table."""
+    made: dict[str, str] = {}
+    for name, heading in METRICS.items():
+        made[name] = heading
+        made |= CLASSIFICATION if name == "cl_error" else {}
+        made |= {PXAP_WITH_ROI: PXAP_WITH_ROI_HEADING} if name == "pxap" else {}
+    return made | {SPECIFICITY: specificity_heading(empty_classes)}
 
 
 def specificity_heading(empty_classes: Sequence[str]) -> str:
@@ -65,8 +88,7 @@ def results_frame(runs: Sequence[Run]) -> pd.DataFrame:
         Columns run, method, table, split, n_images, threshold_rule, threshold, metric, value, low, high, n,
         published, best. `value`, `low`, `high` (95 % interval) and `published` are percentages, NaN
         where undefined. `best` marks the best value, at the decimals shown, among runs evaluated on
-        the same table and split; nothing is best among fewer than two. The specificity on images without ROI is
-        among the metrics where an evaluation names a class without ROI.
+        the same table and split; nothing is best among fewer than two. The metrics are those of `headings`.
     """
     records = []
     names = headings(runs)
@@ -151,7 +173,8 @@ def table_rows(runs: Sequence[Run]) -> tuple[list[TableRow], list[str]]:
     """Rows of the report's table and the footnotes that they refer to.
 
     A footnote names every use of masks: to select the epoch, to set the threshold, by the evaluation itself,
-    and every number chosen on the evaluated split (an oracle). Equal footnotes are given once.
+    and every number chosen on the evaluated split (an oracle); and what intervals and PxAP are computed over. Equal
+    footnotes are given once.
     """
     frame = results_frame(runs)
     notes: list[str] = []
@@ -163,7 +186,7 @@ def table_rows(runs: Sequence[Run]) -> tuple[list[TableRow], list[str]]:
                 & (frame["table"] == (evaluation.result.table or ""))
                 & (frame["split"] == evaluation.split)
             ]
-            mine = mask_notes(run, evaluation)
+            mine = [*mask_notes(run, evaluation), *pool_notes(evaluation)]
             notes += [note for note in mine if note not in notes]
             rows.append(
                 TableRow(
@@ -199,6 +222,26 @@ def mask_notes(run: Run, evaluation: Evaluation) -> list[str]:
             f"result, for {run.name}: {', '.join(known)}."
         )
     return list(dict.fromkeys(notes))
+
+
+def pool_notes(evaluation: Evaluation) -> list[str]:
+    """What the intervals resample where it is not single images, and which images PxAP pools where not all have ROI."""
+    metrics = evaluation.result.metrics
+    notes = [sentence(text) for text in metrics.notes]
+    if metrics.resampled == "groups":
+        notes.insert(0, f"Intervals: bootstrap over {metrics.groups} groups, all images of a group together.")
+    if metrics.pools_without_roi:
+        without = f"{metrics.pxap_images_without_roi} of them without ROI (all their pixels are background)"
+        notes.append(f"PxAP pools the pixels of all images whose truth is known, {without}.")
+    return notes
+
+
+def resampling(runs: Sequence[Run]) -> str:
+    """What the intervals of a table resample, as the end of `95 % bootstrap interval over`."""
+    by = {evaluation.result.metrics.resampled for run in runs for evaluation in run.evaluations}
+    if by == {"groups"}:
+        return "groups of images (patients, slides; see the footnotes)"
+    return "images" + (", or over groups of images (patients, slides) where a footnote says so" if len(by) > 1 else "")
 
 
 def published_source(run: Run, evaluation: Evaluation) -> str:
@@ -238,8 +281,7 @@ def _best(frame: pd.DataFrame) -> pd.Series:
 
 
 def _headings_of(frame: pd.DataFrame) -> list[str]:
-    named = METRICS | {SPECIFICITY: specificity_heading([])}
-    return [named[name] for name in named if name in METRICS or name in set(frame["metric"])]
+    return [heading for name, heading in _all_headings().items() if name in METRICS or name in set(frame["metric"])]
 
 
 def _by_row(frame: pd.DataFrame) -> Any:
