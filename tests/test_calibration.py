@@ -52,7 +52,7 @@ def predictor(maps: int = 2, empty: str | None = None, learned: LearnedRange | N
 
 @pytest.fixture
 def sample(tmp_path):
-    """Write an image of 32 x 32 px: rows of equal height take the values of the first channel, and of the second one."""
+    """Write an image of 32 x 32 px: rows of equal height take the values of the first two channels."""
     count = iter(range(1000))
 
     def make(label: str, first: list[int], second: list[int] | None = None, third: int = 0) -> Sample:
