@@ -60,7 +60,6 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
     ) -> None:
         from histoloc.evaluate import evaluate, summary_line
         from histoloc.report import write_report
-        from histoloc.train import is_first_process
         from histoloc.train import train as run
 
         chosen = {"options": options, "backbone": backbone, "input": input, "training": training}
@@ -70,14 +69,13 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
             shipped = read_recipe(recipe)
             values |= {"recipe": shipped.get("recipe", recipe), "published": shipped.get("published")}
         config: RunConfig = run_config(values, where="command line")
-        run(config, out, resume=resume)
-        if not is_first_process():
-            return
-        result = evaluate(
-            out, data, split="valid", fold=fold, device="cpu" if training.accelerator == "cpu" else "auto"
-        )
-        print(f"validation: {summary_line(result)}")
-        print(write_report([out], out / "report.html"))
+
+        def finish() -> None:
+            device = "cpu" if training.accelerator == "cpu" else "auto"
+            print(f"validation: {summary_line(evaluate(out, data, split='valid', fold=fold, device=device))}")
+            print(write_report([out], out / "report.html"))
+
+        run(config, out, resume=resume, then=finish)
 
     train.__doc__ = f"""Train {method.title}: {method.paper}.
 

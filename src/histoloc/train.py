@@ -5,8 +5,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,26 +17,25 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from histoloc.checkpoint import ModelConfig, build_method, save_model
-from histoloc.config import RunConfig, TrainingConfig, write_run
+from histoloc.config import RunConfig, TrainingConfig, plain, read_run, write_run
 from histoloc.data.dataset import EpochBatches, TrainSet, loaded, make_loader, seed_of
 from histoloc.data.table import Table, read_table
 from histoloc.errors import InputError
 from histoloc.evaluate import measure, model_localizes
 from histoloc.evidence import keep_range
-from histoloc.files import atomic_path
+from histoloc.files import atomic_path, write_json
 from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
 from histoloc.predict import Predictor
 from histoloc.provenance import describe, describe_selected
-from histoloc.run_folder import check_claim
 from histoloc.select import check_splits, choose_threshold, selection_key
+from histoloc.work_folder import INPUTS_FILE, RUN_FILE, check_run, first_alone, locked
 
 
 @dataclass
@@ -72,53 +71,63 @@ class Job:
     batches: EpochBatches
 
 
-def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool = True) -> Path:
+def train(
+    config: RunConfig, out: Path, *, resume: bool = False, progress: bool = True, then: Callable[[], None] | None = None
+) -> Path:
     """Train a method and leave a run folder.
 
     Args:
         config: everything the run depends on.
-        out: the run folder: `run.yaml`, `log.csv`, `last.ckpt`, `model/`, `tensorboard/`.
+        out: the run folder: `run.yaml`, `inputs.json`, `log.csv`, `last.ckpt`, `model/`, `tensorboard/`.
         resume: go on from `last.ckpt` if there is one; the result has the same bits as an uninterrupted run.
         progress: show a bar.
+        then: called at the end, while the folder is still locked; of several processes by the first one alone.
 
     Returns:
         The run folder.
 
     Raises:
-        InputError: the table, an option or the folder cannot be used; the loss is no longer finite.
+        InputError: the table, an option or the folder cannot be used (as where another call is writing, or another run
+            is there); the loss is no longer finite.
     """
     table = read_table(config.data, fold=config.fold)
     check_splits(config, table)
-    check_claim(out, config, resume)
     fabric = _fabric(config.training, out)
     fabric.launch()
-    try:
-        fit(fabric, config, table, out, progress=progress and fabric.is_global_zero)
-        if fabric.is_global_zero and config.training.threshold == "valid":
-            choose_threshold(out / "model", table, fabric.device)
-        if fabric.is_global_zero:
-            keep_range(out / "model", table, fabric.device, progress=progress)
-    finally:
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+    with ExitStack() as lock:
+
+        def claim() -> dict[str, Any]:
+            lock.enter_context(locked(out))
+            return check_run(out, plain(config), lambda: plain(read_run(out / RUN_FILE)), table, resume=resume)
+
+        try:
+            inputs = first_alone(fabric, claim)
+            fit(fabric, config, table, out, inputs, progress=progress and fabric.is_global_zero)
+            if fabric.is_global_zero and config.training.threshold == "valid":
+                choose_threshold(out / "model", table, fabric.device)
+            if fabric.is_global_zero:
+                keep_range(out / "model", table, fabric.device, progress=progress)
+        finally:
+            if dist.is_available() and dist.is_initialized():
+                dist.destroy_process_group()
+        if then is not None and fabric.is_global_zero:
+            then()
     return out
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that writes: always, unless training was started on several processes."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress: bool) -> None:
+def fit(
+    fabric: Fabric, config: RunConfig, table: Table, out: Path, inputs: dict[str, Any] | None, *, progress: bool
+) -> None:
     """Build everything, train the stages and epochs that are left, write the model folder."""
     training = config.training
     torch.manual_seed(seed_of(training.seed))
     described = describe(config, table)
     method = build_method(described, load_backbone=True)
     if method.supervision == "none":
-        if fabric.is_global_zero and not (out / "model" / "config.json").is_file():
-            write_run(out / "run.yaml", config)
-            save_model(out / "model", method.state_dict(), described)
+        if fabric.is_global_zero:
+            _begin(out, config, inputs)
+            if not (out / "model" / "config.json").is_file():
+                save_model(out / "model", method.state_dict(), described)
         return
     loader, batches = _loader(fabric, config, table, with_masks=method.supervision == "pixel", progress=progress)
     method = _share_statistics(fabric, method)
@@ -131,7 +140,7 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
     done, saved = _restore(job)
     if fabric.is_global_zero:
         # Not before everything could be built: a run that never started must not stand in the way of the next.
-        write_run(out / "run.yaml", config)
+        _begin(out, config, inputs)
     total = method.stages * training.epochs * len(batches)
     with tqdm(total=total, initial=len(done.rows) * len(batches), desc="training", disable=not progress) as bar:
         going_on = True
@@ -263,6 +272,11 @@ def finish_stage(job: Job, done: Progress) -> bool:
         # The next stage has an optimizer of its own.
         _save_checkpoint(job, {"network": method}, done)
     return goes_on
+
+
+def _begin(out: Path, config: RunConfig, inputs: dict[str, Any] | None) -> None:
+    write_json(out / INPUTS_FILE, inputs)
+    write_run(out / RUN_FILE, config)  # last, because it is what says that the folder holds a run
 
 
 def _fabric(training: TrainingConfig, out: Path) -> Fabric:
