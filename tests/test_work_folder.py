@@ -21,6 +21,7 @@ from histoloc.config import read_run
 from histoloc.data.synthetic import generate
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
+from histoloc.files import write_json
 from histoloc.quickstart import quickstart
 from histoloc.train import train
 from histoloc.work_folder import LOCK, OWNER, check_claim, check_inputs, first_alone, inputs_of, locked, read_json
@@ -113,7 +114,7 @@ def test_who_holds_a_folder_need_not_be_known(tmp_path):
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     for place in ("file", "file/sub"):
-        with pytest.raises(InputError, match=rf"{place}: cannot be written \(.*\); choose another --out"):
+        with pytest.raises(InputError, match=rf"{place}: cannot be written \(.*\); choose another folder by --out"):
             locked(tmp_path / place).__enter__()
 
 
@@ -354,6 +355,17 @@ def test_what_never_was_trained_may_begin_with_another_table(tiny, table, tmp_pa
     change(table, exchange_labels)
     train(tiny("gap", table, epochs=1), tmp_path / "run", resume=True, progress=False)
     assert json.loads((tmp_path / "run/inputs.json").read_text()) == inputs_of(read_table(table))
+
+
+def test_the_quick_start_does_not_mix_runs_of_different_images(tmp_path):
+    """The images were removed and drawn anew; a finished run is of the old ones."""
+    run = tmp_path / "runs" / "maxmin"
+    old = inputs_of(read_table(generate(tmp_path / "images", count=12, height=64, width=64, progress=False)))
+    write_json(run / "inputs.json", old)
+    write_json(run / "metrics.json", {})
+    generate(tmp_path / "images", count=10, height=64, width=64, progress=False)
+    with pytest.raises(InputError, match=r"maxmin: was begun with another content of .* \(rows was 12 and is 10,"):
+        quickstart(tmp_path)
 
 
 def test_the_same_counts_with_another_fingerprint_are_another_table(capsys):

@@ -42,10 +42,10 @@ def locked(folder: Path) -> Iterator[None]:
     inside is another folder, with a lock of its own.
 
     The lock is the operating system's (flock, LockFileEx), which ends with its process, however that ends. Between
-    machines it holds where a network file system passes these locks on to its server (NFS from version 4 and SMB do;
-    Lustre with the mount option `flock`). Mounted with local locks (`nolock`, `localflock`), calls on one machine
-    exclude each other, those on two machines do not. Where there are no locks at all, filelock warns and takes the
-    existence of a file instead.
+    machines it holds where a network file system passes these locks on to its server (NFS and SMB do; Lustre with the
+    mount option `flock`). Mounted with local locks (`nolock`, `local_lock`, `localflock`), calls on one machine exclude
+    each other, those on two machines do not. Where there are no locks at all, filelock warns and takes the existence of
+    a file instead.
 
     Args:
         folder: made when absent.
@@ -67,7 +67,7 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be written ({error.strerror or error}); choose another --out or make room"
+            f"{folder}: cannot be written ({error.strerror or error}); choose another folder by --out, or make room"
         ) from error
     token = _held.set(_held.get() | {place})
     try:
