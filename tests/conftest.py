@@ -1,7 +1,9 @@
 """Fixtures that every folder of tests shares."""
 
+import contextvars
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,23 @@ TINY: dict[str, dict[str, Any]] = {
     "input": {"small_side": 64, "crop": 64},
     "training": {"epochs": 2, "batch": 4, "lr": 0.01, "precision": "32-true", "accelerator": "cpu", "workers": 0},
 }
+
+
+@pytest.fixture
+def another_call() -> Callable[[Path], AbstractContextManager[None]]:
+    """Hold the lock of a folder as another call does: `with another_call(folder): ...`."""
+    from histoloc.work_folder import locked
+
+    @contextmanager
+    def hold(folder: Path) -> Iterator[None]:
+        elsewhere, lock = contextvars.Context(), locked(folder)
+        elsewhere.run(lock.__enter__)
+        try:
+            yield
+        finally:
+            elsewhere.run(lock.__exit__, None, None, None)
+
+    return hold
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,10 @@ def test_the_devices_option_starts_two_processes_with_the_losses_of_one(one_proc
     assert done.stdout.count("validation:") == 1, "only the first process evaluates and reports"
     assert (tmp_path / "run" / "report.html").is_file()
     assert "warning" not in done.stderr
+    again = start([sys.executable, "-m", "histoloc.cli"], flags)
+    assert again.returncode == 2
+    assert again.stderr.count("folder already contains a run") == 1, "the other process stops without a word"
+    assert "Traceback" not in again.stderr
 
 
 @pytest.mark.slow

@@ -62,7 +62,6 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
     ) -> None:
         from histoloc.evaluate import Asked, keep_as_own, run_evaluation
         from histoloc.report import write_report
-        from histoloc.train import is_first_process
         from histoloc.train import train as run
 
         chosen = {"options": options, "backbone": backbone, "input": input, "training": training}
@@ -73,16 +72,17 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
             shipped = read_recipe(recipe)
             values |= {"recipe": shipped.get("recipe", recipe), "published": shipped.get("published")}
         config: RunConfig = run_config(values, where="command line")
-        run(config, out, resume=resume)
-        if not is_first_process():
-            return
-        own = out / "evaluation" / "valid"
-        shutil.rmtree(own, ignore_errors=True)  # of the weights before
-        device = "cpu" if training.accelerator == "cpu" else "auto"
-        evaluated = run_evaluation(out, data, Asked("valid", fold), out=own, device=device)
-        keep_as_own(out, evaluated.folder)
-        print("validation: " + "\n".join(evaluated.lines))
-        print(write_report([out], out / "report.html"))
+
+        def finish() -> None:
+            own = out / "evaluation" / "valid"
+            shutil.rmtree(own, ignore_errors=True)  # of the weights before
+            device = "cpu" if training.accelerator == "cpu" else "auto"
+            evaluated = run_evaluation(out, data, Asked("valid", fold), out=own, device=device)
+            keep_as_own(out, evaluated.folder)
+            print("validation: " + "\n".join(evaluated.lines))
+            print(write_report([out], out / "report.html"))
+
+        run(config, out, resume=resume, then=finish)
 
     train.__doc__ = f"""Train {method.title}: {method.paper}.
 

@@ -19,6 +19,7 @@ from histoloc.measure import Measured, measure, model_localizes
 from histoloc.metrics.summary import Metrics
 from histoloc.predict import load
 from histoloc.types import Range
+from histoloc.work_folder import locked
 
 RULES = ("f1_plus", "f1_minus", "f1_mean", "pxap")
 
@@ -130,23 +131,24 @@ def run_evaluation(
     empty_class = asked.empty_class or (config.empty_class if config else None)
     folder = _folder(source, out, asked, identity, config)
     started = time.perf_counter()
-    shutil.rmtree(folder / "images", ignore_errors=True)  # of an earlier call
-    measured = measure(
-        localizes,
-        table,
-        samples,
-        keep=folder / "images",
-        maps=maps,
-        empty_class=empty_class,
-        floors=config or ModelConfig("heatmaps", table.classes),
-        progress=progress,
-    )
-    about = _description(source, table, samples, asked, config, measured) | {
-        "empty_class": empty_class,
-        "identity": identity,
-        "seconds": round(time.perf_counter() - started, 2),
-    }
-    result, floors = _write_results(folder, measured, samples, about)
+    with locked(folder):
+        shutil.rmtree(folder / "images", ignore_errors=True)  # of an earlier call
+        measured = measure(
+            localizes,
+            table,
+            samples,
+            keep=folder / "images",
+            maps=maps,
+            empty_class=empty_class,
+            floors=config or ModelConfig("heatmaps", table.classes),
+            progress=progress,
+        )
+        about = _description(source, table, samples, asked, config, measured) | {
+            "empty_class": empty_class,
+            "identity": identity,
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+        result, floors = _write_results(folder, measured, samples, about)
     lines = [summary_line(result), *floors, *(f"note: {note}" for note in about["notes"]), f"written: {folder}"]
     return Evaluated(result, folder, tuple(lines))
 

@@ -122,7 +122,7 @@ class Predictor:
         if min(seen.size) < SMALLEST_SIDE:
             raise InputError(
                 f"an image of {size[1]}x{size[0]} pixels is {seen.size[1]}x{seen.size[0]} at the scale of the model "
-                f"({seen.name}), and must be {SMALLEST_SIDE}x{SMALLEST_SIDE} or more; correct --mpp, or give a larger one"
+                f"({seen.name}), where 32x32 or more are needed; correct --mpp, or give a larger image"
             )
         if seen.tiled and self.calibration.range != "image":
             return self._in_tiles(image, seen, mpp, tissue)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
@@ -13,6 +14,7 @@ from histoloc.pictures import overlay
 from histoloc.predict import Predictor, load
 from histoloc.slides.formats import stored_mpp
 from histoloc.types import Localization, Range
+from histoloc.work_folder import locked
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
 ALL = "all"
@@ -57,9 +59,27 @@ def predict_files(
     if mpp is not None and not mpp > 0:
         raise InputError(f"--mpp {mpp} must be above 0 (micrometres per pixel)")
     predictor = load(model, device, range=range, empty_class=empty_class)
+    files = _image_files(images)
+    with locked(out):
+        return _predict(predictor, files, out, Choices(mpp, threshold, map_class, tissue), progress=progress)
+
+
+class Choices(NamedTuple):
+    """What `predict_files` is asked for."""
+
+    mpp: float | None
+    threshold: float | None
+    map_class: str | None
+    tissue: bool
+
+
+def _predict(
+    predictor: Predictor, files: dict[str, Path], out: Path, asked: Choices, *, progress: bool
+) -> pd.DataFrame:
+    mpp, threshold, map_class, tissue = asked
     rows: list[dict[str, object]] = []
     notes: dict[str, list[str]] = {}
-    for name, file in tqdm(_image_files(images).items(), "predicting", disable=not progress):
+    for name, file in tqdm(files.items(), "predicting", disable=not progress):
         pixels, own = read_image(file), stored_mpp(file) if mpp is None else mpp
         answer = predictor.look(pixels, own, tissue=tissue)
         for wanted in _classes(predictor, answer.maps, map_class):

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from histoloc.config import read_recipe, run_config
 from histoloc.data.synthetic import generate
+from histoloc.data.table import read_table
 from histoloc.evaluate import evaluate, summary_line
 from histoloc.report import write_report
 from histoloc.train import train
+from histoloc.work_folder import INPUTS_FILE, check_inputs, inputs_of, locked, read_json
 
 RUNS = {"maxmin": "quickstart-sem", "gap": "quickstart-gap", "allones": None}
 
@@ -23,7 +25,15 @@ def quickstart(out: Path, *, seed: int = 0, count: int = 240, epochs: int | None
 
     Returns:
         The report.
+
+    Raises:
+        InputError: another call is writing there, or a finished run is of other images.
     """
+    with locked(out):
+        return _quickstart(out, seed, count, epochs)
+
+
+def _quickstart(out: Path, seed: int, count: int, epochs: int | None) -> Path:
     table = out / "images" / "table.csv"
     if not table.is_file():
         print(f"1/4 drawing {count} images of synthetic glands")
@@ -34,7 +44,9 @@ def quickstart(out: Path, *, seed: int = 0, count: int = 240, epochs: int | None
     for step, (method, recipe) in enumerate(RUNS.items()):
         print(f"{min(step + 2, 4)}/4 {method}: train on the labels, measure on the test images")
         run = out / "runs" / method
-        if not (run / "metrics.json").is_file():
+        if (run / "metrics.json").is_file():
+            check_inputs(run, read_json(run / INPUTS_FILE), inputs_of(read_table(table, check_files=False)))
+        else:
             values = read_recipe(recipe) if recipe else {"method": method}
             config = run_config({**values, "data": str(table), "recipe": recipe}, where=f"recipe {recipe}")
             # One device: more would start this whole command again in every process.

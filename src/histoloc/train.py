@@ -5,11 +5,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import pandas as pd
@@ -17,46 +16,27 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from histoloc.calibration import keep_range
 from histoloc.checkpoint import ModelConfig, build_method, save_model
-from histoloc.config import RunConfig, TrainingConfig, write_run
+from histoloc.config import RunConfig, TrainingConfig, plain, read_run, write_run
 from histoloc.data.dataset import EpochBatches, TrainSet, loaded, make_loader, seed_of
 from histoloc.data.table import Table, read_table
 from histoloc.data.transforms import normalise
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
+from histoloc.files import atomic_path, write_json
 from histoloc.measure import measure, model_localizes
 from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
 from histoloc.predict import Predictor
 from histoloc.provenance import describe, describe_selected
-from histoloc.run_folder import check_claim
 from histoloc.select import check_splits, choose_threshold, selection_key
-
-
-@dataclass
-class Progress:
-    """Where training stands; everything that a checkpoint needs besides weights and optimizer.
-
-    Attributes:
-        stage: the stage that is being trained; most methods have one.
-        epoch: number of its finished epochs.
-        rows: one row of the log per finished epoch, of all stages.
-        best: sort key of the stage's selected epoch (larger is better), or None.
-        best_weights: weights after that epoch.
-    """
-
-    stage: int = 0
-    epoch: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-    best: tuple[float, ...] | None = None
-    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+from histoloc.training_state import Progress, readable, restore, save_checkpoint
+from histoloc.work_folder import INPUTS_FILE, RUN_FILE, check_run, first_alone, locked
 
 
 @dataclass(frozen=True)
@@ -73,46 +53,55 @@ class Job:
     batches: EpochBatches
 
 
-def train(config: RunConfig, out: Path, *, resume: bool = False, progress: bool = True) -> Path:
+def train(
+    config: RunConfig, out: Path, *, resume: bool = False, progress: bool = True, then: Callable[[], None] | None = None
+) -> Path:
     """Train a method and leave a run folder.
 
     Args:
         config: everything the run depends on.
-        out: the run folder: `run.yaml`, `log.csv`, `last.ckpt`, `model/`, `tensorboard/`.
+        out: the run folder: `run.yaml`, `inputs.json`, `log.csv`, `last.ckpt`, `model/`, `tensorboard/`.
         resume: go on from `last.ckpt` if there is one; the result has the same bits as an uninterrupted run.
         progress: show a bar.
+        then: called at the end, while the folder is still locked; of several processes by the first one alone.
 
     Returns:
         The run folder.
 
     Raises:
-        InputError: the table, an option or the folder cannot be used; the loss is no longer finite.
+        InputError: the table, an option or the folder cannot be used (as where another call is writing, or another run
+            is there); the loss is no longer finite.
     """
     table = read_table(config.data, fold=config.fold)
     table.check_classes()
     check_splits(config, table)
-    check_claim(out, config, resume)
     fabric = _fabric(config.training, out)
     fabric.launch()
-    try:
-        fit(fabric, config, table, out, progress=progress and fabric.is_global_zero)
-        if fabric.is_global_zero:
-            keep_range(out / "model", table, fabric.device, progress=progress)
-        # After the range: it is chosen on the maps that it will cut.
-        if fabric.is_global_zero and config.training.threshold == "valid":
-            choose_threshold(out / "model", table, fabric.device)
-    finally:
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+    with ExitStack() as lock:
+
+        def claim() -> dict[str, Any]:
+            lock.enter_context(locked(out))
+            return check_run(out, plain(config), lambda: plain(read_run(out / RUN_FILE)), table, resume=resume)
+
+        try:
+            inputs = first_alone(fabric, claim)
+            fit(fabric, config, table, out, inputs, progress=progress and fabric.is_global_zero)
+            if fabric.is_global_zero:
+                keep_range(out / "model", table, fabric.device, progress=progress)
+            # After the range: it is chosen on the maps that it will cut.
+            if fabric.is_global_zero and config.training.threshold == "valid":
+                choose_threshold(out / "model", table, fabric.device)
+        finally:
+            if dist.is_available() and dist.is_initialized():
+                dist.destroy_process_group()
+        if then is not None and fabric.is_global_zero:
+            then()
     return out
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that writes: always, unless training was started on several processes."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress: bool) -> None:
+def fit(
+    fabric: Fabric, config: RunConfig, table: Table, out: Path, inputs: dict[str, Any] | None, *, progress: bool
+) -> None:
     """Build everything, train the stages and epochs that are left, write the model folder."""
     training = config.training
     torch.manual_seed(seed_of(training.seed))
@@ -122,9 +111,10 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
         for line in (table.summary(), *(f"note: {note}" for note in (*table.notes, *notes))):
             tqdm.write(line, file=sys.stderr)
     if not method.supervision:
-        if fabric.is_global_zero and not (out / "model" / "config.json").is_file():
-            write_run(out / "run.yaml", config)
-            save_model(out / "model", method.state_dict(), described)
+        if fabric.is_global_zero:
+            _begin(out, config, inputs)
+            if not (out / "model" / "config.json").is_file():
+                save_model(out / "model", method.state_dict(), described)
         return
     samples, batches = _samples(fabric, config, described, table, method, progress=progress)
     method = _share_statistics(fabric, method)
@@ -134,10 +124,10 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     job = Job(fabric, config, table, out, described, method, samples, batches)
-    done, saved = _restore(job)
+    done, saved = restore(job.fabric, out, training.epochs)
     if fabric.is_global_zero:
         # Not before everything could be built: a run that never started must not stand in the way of the next.
-        write_run(out / "run.yaml", config)
+        _begin(out, config, inputs)
     total = method.stages * training.epochs * len(batches)
     with tqdm(total=total, initial=len(done.rows) * len(batches), desc="training", disable=not progress) as bar:
         going_on = True
@@ -149,7 +139,7 @@ def fit(fabric: Fabric, config: RunConfig, table: Table, out: Path, *, progress:
 def train_stage(job: Job, done: Progress, saved: dict[str, Any], bar: Any) -> None:
     """The epochs of the stage that are left; after each of them everything is on disk."""
     method, training = job.method, job.config.training
-    with _readable(job.out / "last.ckpt"):
+    with readable(job.out / "last.ckpt"):
         method.load_state_dict(saved.get("network", method.state_dict()))
     # After the weights: what it sets travels with them.
     method.enter_stage(done.stage)
@@ -158,7 +148,7 @@ def train_stage(job: Job, done: Progress, saved: dict[str, Any], bar: Any) -> No
     network: Any = torch.compile(method) if training.compile else method
     network, optimizer = job.fabric.setup(network, make_optimizer(method, training))
     if "optimizer" in saved:
-        with _readable(job.out / "last.ckpt"):
+        with readable(job.out / "last.ckpt"):
             optimizer.load_state_dict(saved["optimizer"])
     for epoch in range(done.epoch, training.epochs):
         started = time.perf_counter()
@@ -256,7 +246,7 @@ def finish_epoch(
         with atomic_path(job.out / "log.csv") as temporary:
             pd.DataFrame(done.rows).to_csv(temporary, index=False)
     job.fabric.log_dict({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
-    _save_checkpoint(job, {"network": network, "optimizer": optimizer}, done)
+    save_checkpoint(job.fabric, job.out, {"network": network, "optimizer": optimizer}, done)
 
 
 def finish_stage(job: Job, done: Progress) -> bool:
@@ -272,8 +262,13 @@ def finish_stage(job: Job, done: Progress) -> bool:
     if goes_on:
         done.stage, done.epoch, done.best = done.stage + 1, 0, None
         # The next stage has an optimizer of its own.
-        _save_checkpoint(job, {"network": method}, done)
+        save_checkpoint(job.fabric, job.out, {"network": method}, done)
     return goes_on
+
+
+def _begin(out: Path, config: RunConfig, inputs: dict[str, Any] | None) -> None:
+    write_json(out / INPUTS_FILE, inputs)
+    write_run(out / RUN_FILE, config)  # last, because it is what says that the folder holds a run
 
 
 def _fabric(training: TrainingConfig, out: Path) -> Fabric:
@@ -353,41 +348,6 @@ def _weights(method: Method) -> dict[str, torch.Tensor]:
 
 def _save_selected(job: Job, weights: dict[str, torch.Tensor], row: dict[str, float]) -> None:
     save_model(job.out / "model", weights, describe_selected(job.described, row, job.config.training, job.table))
-
-
-def _save_checkpoint(job: Job, state: dict[str, Any], done: Progress) -> None:
-    path = job.out / "last.ckpt"
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        # Every process must call save; only the first one writes.
-        job.fabric.save(temporary, {**state, "progress": dataclasses.asdict(done)})
-        if job.fabric.is_global_zero:
-            temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room, then --resume") from error
-    job.fabric.barrier()
-
-
-def _restore(job: Job) -> tuple[Progress, dict[str, Any]]:
-    """Where an earlier call stopped, and the weights and optimizer state of that moment."""
-    path = job.out / "last.ckpt"
-    if not path.exists():
-        return Progress(), {}
-    with _readable(path):
-        saved = job.fabric.load(path)
-        done = Progress(**saved.pop("progress"))
-    if done.stage and len(done.rows) != done.stage * job.config.training.epochs + done.epoch:
-        raise InputError(f"{path}: --epochs cannot change between two stages; restore it, or choose another --out")
-    return done, saved
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: cannot be read ({reason}); remove it to train from the start") from error
 
 
 def _mean(fabric: Fabric, value: torch.Tensor, seen: float) -> float:

@@ -132,7 +132,7 @@ def test_another_empty_class_is_another_benchmark(choices):
     assert " --empty-class=normal " in settings["command"]
     assert "--published" not in settings["command"]
     for other in (None, "tumor"):
-        with pytest.raises(InputError, match=rf"other settings \(empty_class was normal and is {other}\); choose"):
+        with pytest.raises(InputError, match=rf"other settings \(empty_class was normal and is {other}\); restore"):
             call(empty_class=other)
     # What stands beside the numbers may be named later, and stays.
     assert call(published="camelyon16")["published"] == "camelyon16"
@@ -148,7 +148,7 @@ def test_a_benchmark_without_one_stays_finished(choices):
     claim("table1", chosen, [cell])
     path = choices.out / "benchmark.json"
     earlier = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in earlier.items() if k not in ("empty_class", "published")}))
+    path.write_text(json.dumps({k: v for k, v in earlier.items() if k not in ("empty_class", "published", "inputs")}))
     claim("table1", chosen, [cell])
     assert json.loads(path.read_text()) == earlier
 

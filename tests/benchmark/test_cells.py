@@ -11,13 +11,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from histoloc.benchmark.cell import run_cell
 from histoloc.benchmark.cells import PlannedCell, choose_folds, choose_rows, epochs_logged, parse_numbers, plan
 from histoloc.benchmark.folder import claim
 from histoloc.benchmark.presets import Choices
 from histoloc.benchmark.rows import ABLATION, TABLE1
+from histoloc.benchmark.run import benchmark
 from histoloc.config import run_config
-from histoloc.data.table import Table
+from histoloc.data.table import Table, read_table
 from histoloc.errors import InputError
+from histoloc.work_folder import inputs_of
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +190,7 @@ def test_the_request_replays_the_run(cell):
     cell.prepare()
     request = yaml.safe_load((cell.folder / "request.yaml").read_text())
     assert run_config(request.pop("run"), where="test") == cell.config
+    assert request.pop("inputs") == inputs_of(read_table(cell.config.data))
     assert request == {"row": "gap", "fold": None, "seed": 0, "split": "test", "maps": 200}
 
 
@@ -231,14 +235,80 @@ def test_a_folder_grows_by_rows_folds_and_seeds_but_keeps_its_settings(choices, 
     )
     for changes, said in [
         ({"preset": "paper", "epochs": 3}, "preset was fast and is paper"),
-        ({}, r"overrides was \{'epochs': 3\} and is \{\}"),
+        ({}, "overrides.epochs was 3 and is None"),
         ({"split": "valid", "epochs": 3}, "split was test and is valid"),
     ]:
-        with pytest.raises(InputError, match=rf"my bench: holds a benchmark of other settings \({said}\); choose"):
+        with pytest.raises(InputError, match=rf"my bench: was begun with other settings \({said}\); restore"):
             call(**changes)
     with pytest.raises(InputError, match="kind was table1 and is ablation"):
         claim("ablation", dataclasses.replace(choices, epochs=3), plan("table1", dataclasses.replace(choices))[0])
     assert json.loads((choices.out / "benchmark.json").read_text()) == second
-    (choices.out / "benchmark.json").write_text("[]")
+    (choices.out / "benchmark.json").write_text("{}")
     with pytest.raises(InputError, match=r"benchmark\.json: says nothing of"):
         call()
+
+
+def exchange_labels(rows):
+    return rows.assign(label=rows["label"].map({"benign": "malignant", "malignant": "benign"}))
+
+
+def test_all_cells_of_a_folder_are_of_one_table(choices, tiny_table, tmp_path, capsys):
+    """Also those that are finished, and those whose turn comes when the table is no longer what it was."""
+    data = make_table(tmp_path, tiny_table, lambda rows: rows)
+    chosen = dataclasses.replace(choices, data=data, out=tmp_path / "bench", rows="allones")
+    (cell,) = plan("table1", chosen)[0]
+    claim("table1", chosen, [cell])
+    cell.prepare()
+    make_table(tmp_path, tiny_table, exchange_labels)
+    differs = r"was begun with another content of table\.csv \(the counts are the same\); restore the table"
+    with pytest.raises(InputError, match=rf"allones/nofold-seed0: {differs}"):
+        run_cell(cell.folder)
+    assert sorted(f.name for f in cell.folder.iterdir()) == ["request.yaml"]
+    make_table(tmp_path, tiny_table, lambda rows: rows)
+    run_cell(cell.folder)
+    assert cell.finished
+    before = (chosen.out / "benchmark.json").read_bytes()
+    for change, said in [
+        (exchange_labels, differs),
+        (lambda rows: rows[1:], r"was begun with another content of table\.csv \(rows was 20 and is 19, counts\.train"),
+    ]:
+        make_table(tmp_path, tiny_table, change)
+        for more in (chosen, dataclasses.replace(chosen, rows="stain", seeds="1")):
+            with pytest.raises(InputError, match=rf"bench: {said}"):
+                claim("table1", more, plan("table1", more)[0])
+    assert (chosen.out / "benchmark.json").read_bytes() == before
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_of_an_earlier_version_is_continued_with_a_note(choices, tmp_path, capsys):
+    chosen = dataclasses.replace(choices, out=tmp_path / "bench", rows="allones")
+    (cell,) = plan("table1", chosen)[0]
+    claim("table1", chosen, [cell])
+    cell.prepare()
+    (cell.folder / "cell.json").write_text("{}")
+    for file, write, read in [
+        (chosen.out / "benchmark.json", json.dumps, json.loads),
+        (cell.folder / "request.yaml", yaml.safe_dump, yaml.safe_load),
+    ]:
+        values = read(file.read_text())
+        del values["inputs"]
+        file.write_text(write(values))
+    assert cell.finished
+    for note in (f"note: {chosen.out}: was begun by histoloc 0.1, which kept nothing of its table", ""):
+        claim("table1", chosen, [cell])
+        said = capsys.readouterr().err
+        assert said.startswith(note)
+        assert bool(said) == bool(note)
+
+
+def test_two_benchmarks_do_not_write_into_one_folder(choices, tmp_path, another_call):
+    chosen = dataclasses.replace(choices, out=tmp_path / "bench")
+    with another_call(chosen.out), pytest.raises(InputError, match="bench: another call is writing here"):
+        benchmark("table1", chosen)
+    (cell,) = plan("table1", dataclasses.replace(chosen, rows="gap"))[0]
+    cell.prepare()
+    with another_call(cell.folder), pytest.raises(InputError, match="seed0: another call is writing here"):
+        run_cell(cell.folder)
+    assert sorted(str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()) == [
+        "bench/cells/gap/nofold-seed0/request.yaml"
+    ]

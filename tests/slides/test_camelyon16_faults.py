@@ -171,6 +171,14 @@ def test_a_slide_with_nothing_but_lost_polygons_fails(spoilt, tmp_path, capsys):
     assert f"{spoilt / XML}: holds no annotation of a ROI" in capsys.readouterr().err
 
 
+def test_a_folder_that_another_call_writes_is_left_alone(root, tmp_path, another_call, capsys):
+    with another_call(tmp_path / "out"):
+        before = sorted((tmp_path / "out").iterdir())
+        assert call(root, tmp_path / "out") == 2
+        assert "out: another call is writing here" in capsys.readouterr().err
+        assert sorted((tmp_path / "out").iterdir()) == before
+
+
 @pytest.mark.parametrize("place", [0, 1, 2, 7, 13, 30, -3, -2, -1])
 def test_a_full_disk_anywhere(root, made, tmp_path, monkeypatch, capsys, place):
     """The disk is full at one of the files that are written, counted from the first or the last."""

@@ -198,6 +198,13 @@ def test_another_grid_in_the_same_place_is_refused(folder, tmp_path):
         tiles(folder, tmp_path / "t.csv", tissue=0.7)
 
 
+def test_two_calls_do_not_write_one_table(folder, tmp_path, another_call):
+    with another_call(tmp_path / "t.jobs"), pytest.raises(InputError, match=r"t\.jobs: another call is writing here"):
+        slide_tiles(folder / "plain.csv", tmp_path / "t.csv", mpp=MPP, size=SIZE, workers=1, progress=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["t.jobs"]
+    assert not any((tmp_path / "t.jobs").iterdir())
+
+
 def test_nothing_at_all_is_an_error(folder, tmp_path):
     write_list(folder / "none.csv", "slide,label", "glass.tif,a", "broken.tif,a")
     with pytest.raises(InputError, match=r"none\.csv: no slide gave a tile \(glass\.tif: .*broken\.tif: "):

@@ -12,8 +12,8 @@ from factory import blob, box, make_slide
 from histoloc.cli import main
 from histoloc.errors import InputError
 from histoloc.predict import Predictor
-from histoloc.slide_maps.claim import LOCK, claimed
 from histoloc.slide_maps.cohort import predict_slides
+from histoloc.work_folder import LOCK
 
 OPTIONS: dict[str, Any] = {"mpp": 0.5, "tile": 64, "tissue": False, "device": "cpu", "progress": False}
 
@@ -130,10 +130,10 @@ def test_no_range_is_made_up_where_that_of_the_model_was_asked_for(gap_run, slid
         predict_slides(model, [slide], tmp_path / "out", **OPTIONS, scale="model")
 
 
-def test_a_slide_is_not_worked_at_twice_at_once(gap_run, slide, tmp_path):
-    with claimed(tmp_path / "a"):
+def test_a_slide_is_not_worked_at_twice_at_once(gap_run, slide, tmp_path, another_call):
+    with another_call(tmp_path / "a"):
         for resume in (True, False):
-            with pytest.raises(InputError, match="another call is working at this slide"):
+            with pytest.raises(InputError, match="a: another call is writing here"):
                 predict_slides(gap_run, [slide], tmp_path, **OPTIONS, resume=resume)
     assert not (tmp_path / "a" / LOCK).exists()
     (tmp_path / "a" / LOCK).touch()  # as a killed process leaves it

@@ -21,10 +21,12 @@ from histoloc.benchmark.cells import REQUEST_FILE, epochs_logged
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE
 from histoloc.checkpoint import load_model
 from histoloc.config import read_yaml, run_config
+from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.evaluate import Asked, run_evaluation
 from histoloc.files import write_json, write_text
 from histoloc.train import train
+from histoloc.work_folder import check_inputs, inputs_of, locked
 
 WATCH = "--until-stdin-closes"
 
@@ -33,11 +35,18 @@ def run_cell(folder: Path) -> None:
     """Train, or go on with training, and evaluate, as the folder's request says; leave `cell.json`.
 
     Raises:
-        InputError: the request, the table or the run that is there cannot be used.
+        InputError: the request, the table or the run that is there cannot be used, or the table has changed since the
+            benchmark began.
     """
+    with locked(folder):
+        _run(folder)
+
+
+def _run(folder: Path) -> None:
     request = read_yaml(folder / REQUEST_FILE)
     config = run_config(request["run"], where=str(folder / REQUEST_FILE))
     print(f"{request['row']}, fold {request['fold']}, seed {request['seed']}: process {os.getpid()}", flush=True)
+    check_inputs(folder, request["inputs"], inputs_of(read_table(config.data, check_files=False)))
     train(config, folder, resume=True, progress=False)
     epochs, seconds = epochs_logged(folder)
     print(f"trained: {epochs} epochs, {seconds:.1f} s", flush=True)

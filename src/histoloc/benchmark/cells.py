@@ -4,7 +4,7 @@ import csv
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from histoloc.errors import InputError
 from histoloc.files import write_text
 from histoloc.images import image_size
 from histoloc.nn.backbone import embedded_weights
+from histoloc.work_folder import inputs_of
 
 REQUEST_FILE, LOG_FILE = "request.yaml", "cell.log"
 LOOKED_AT = 32  # images whose size is looked at
@@ -37,6 +38,7 @@ class PlannedCell:
         split: what is measured.
         maps: of so many images maps are kept.
         empty_class: whose images are measured as images without ROI; None = every class has ROI.
+        inputs: what the benchmark keeps of its table, as `inputs_of`.
     """
 
     row: Row
@@ -47,6 +49,7 @@ class PlannedCell:
     split: str
     maps: int
     empty_class: str | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -63,7 +66,7 @@ class PlannedCell:
 
     @property
     def request(self) -> dict[str, Any]:
-        """All that the result depends on, as plain values."""
+        """All that the result depends on besides the table, as plain values."""
         # Only where it is named, so that cells of benchmarks without it stay finished.
         empty = {} if self.empty_class is None else {"empty_class": self.empty_class}
         return {
@@ -85,14 +88,18 @@ class PlannedCell:
         """Write the request for the process that will do it; what an earlier try said is taken away."""
         for name in (CELL_FILE, ERROR_FILE):
             (self.folder / name).unlink(missing_ok=True)
-        text = yaml.safe_dump(self.request, sort_keys=False, allow_unicode=True)
+        # The table may change before it is the cell's turn.
+        text = yaml.safe_dump({**self.request, "inputs": self.inputs}, sort_keys=False, allow_unicode=True)
         write_text(self.folder / REQUEST_FILE, text)
 
     def _requested(self) -> Any:
         try:
-            return yaml.safe_load((self.folder / REQUEST_FILE).read_text(encoding="utf-8"))
+            requested = yaml.safe_load((self.folder / REQUEST_FILE).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             return None  # no request, so the cell is done again
+        if isinstance(requested, dict):
+            requested.pop("inputs", None)
+        return requested
 
 
 def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
@@ -121,6 +128,7 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
     split = choices.split
     if split == "auto":
         split = "test" if any(s.split == "test" for s in table.samples) else "valid"
+    inputs = inputs_of(table)
     cells = [
         PlannedCell(
             row,
@@ -131,6 +139,7 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
             split,
             choices.maps,
             choices.empty_class,
+            inputs,
         )
         for row in rows
         for fold in folds

@@ -1,6 +1,5 @@
 """Who may write into a benchmark's folder; its `benchmark.json` names the settings and the machine."""
 
-import json
 import os
 import platform
 import shlex
@@ -18,6 +17,7 @@ from histoloc.benchmark.rows import rows_of
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.files import write_json
+from histoloc.work_folder import check_claim, check_inputs, read_json
 
 # A folder holds one benchmark: these may not differ between calls. Rows, folds and seeds may be added.
 FIXED = ("kind", "data", "preset", "split", "maps", "overrides", "range", "empty_class")
@@ -27,7 +27,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
     """Write `benchmark.json`, merged with that of earlier calls.
 
     Raises:
-        InputError: the folder holds a benchmark of other settings, or something else.
+        InputError: the folder holds a benchmark of other settings or of another table, or something else.
     """
     path = choices.out / SETTINGS_FILE
     now: dict[str, Any] = {
@@ -42,6 +42,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
         "range": choices.range,
         "empty_class": choices.empty_class,
         "published": choices.published,
+        "inputs": cells[0].inputs,
         "command": "",
         "overrides": choices.overrides,
         "image_sides": list(image_sides(read_table(choices.data, check_files=False))),
@@ -50,10 +51,8 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
     }
     earlier = _read(path)
     if earlier is not None:
-        differing = [name for name in FIXED if earlier.get(name) != now[name]]
-        if differing:
-            said = ", ".join(f"{name} was {earlier.get(name)} and is {now[name]}" for name in differing)
-            raise InputError(f"{choices.out}: holds a benchmark of other settings ({said}); choose another --out")
+        check_claim(choices.out, {name: earlier.get(name) for name in FIXED}, {name: now[name] for name in FIXED})
+        check_inputs(choices.out, earlier.get("inputs"), now["inputs"])
         now["published"] = choices.published or earlier.get("published")  # only what the tables show
         now |= {name: _distinct([*earlier[name], *now[name]]) for name in ("folds", "seeds")}
         names = {*earlier["rows"], *now["rows"]}
@@ -102,13 +101,8 @@ def _distinct(values: Any) -> list[int | None]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); remove it, or choose another --out") from error
-    if not isinstance(earlier, dict) or not all(isinstance(earlier.get(n), list) for n in ("folds", "seeds", "rows")):
+    earlier = read_json(path)
+    if earlier is not None and not all(isinstance(earlier.get(n), list) for n in ("folds", "seeds", "rows")):
         raise InputError(f"{path}: says nothing of a benchmark's folds, seeds and rows; choose another --out")
     return earlier
 

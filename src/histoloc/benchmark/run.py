@@ -24,6 +24,7 @@ from histoloc.benchmark.progress import Lines, Track, choose_view
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE
 from histoloc.errors import InputError
 from histoloc.files import write_text
+from histoloc.work_folder import locked
 
 LOOK_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
@@ -58,15 +59,20 @@ def benchmark(kind: str, choices: Choices, *, console: Console | None = None) ->
         console: where progress is shown; by default the standard output.
 
     Raises:
-        InputError: before anything is started: the call cannot be done as a whole.
+        InputError: before anything is started: the call cannot be done as a whole, or another one is writing there.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; no process is left behind.
     """
     console = console or Console()
     cells, notes = plan(kind, choices)
     workers = worker_environments(choices.devices, choices.workers)
-    claim(kind, choices, cells)
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    with locked(choices.out):
+        claim(kind, choices, cells)
+        for note in notes:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        return _finish(cells, workers, choices.out, console)
+
+
+def _finish(cells: list[PlannedCell], workers: list[dict[str, str]], out: Path, console: Console) -> Outcome:
     tracks = [Track(cell) for cell in cells]
     for track in tracks:
         if track.cell.finished:
@@ -82,7 +88,7 @@ def benchmark(kind: str, choices: Choices, *, console: Console | None = None) ->
             f"stopped: {finished} of {len(tracks)} cells are finished; the same command goes on", highlight=False
         )
         raise
-    return _conclude(tracks, choices.out, console)
+    return _conclude(tracks, out, console)
 
 
 def do_cells(tracks: list[Track], workers: list[dict[str, str]], view: Lines) -> None:

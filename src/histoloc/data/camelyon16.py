@@ -21,6 +21,7 @@ from histoloc.slides.jobs import write_failed
 from histoloc.slides.names import PatchName, normal_name, tumour_name
 from histoloc.slides.patches import calibrate, calibration_size, equal_numbers, random_for
 from histoloc.slides.protocol import Sampling, draw_slide, look_at_slide, scan_slide
+from histoloc.work_folder import locked
 
 Write = Literal["none", "png", "jpeg"]
 MEMORY_GB = 1.0  # of a worker: a strip across a whole slide of 100,000 px takes about 0.6
@@ -90,8 +91,9 @@ def camelyon16_table(
         progress: show a bar.
 
     Raises:
-        InputError: folder, options or list cannot be used, no slide gives a tumour patch of the training set, or
-            files cannot be written. Slides that cannot be used are no error; they are in the result's warnings.
+        InputError: folder, options or list cannot be used, another call is writing to `out`, no slide gives a tumour
+            patch of the training set, or files cannot be written. Slides that cannot be used are no error; they are
+            in the result's warnings.
     """
     sampling = sampling or Sampling()
     if seed < 0:
@@ -112,20 +114,21 @@ def camelyon16_table(
         {"workers": workers, "scheduler": scheduler, "progress": progress, "memory_gb": memory_gb},
         warnings=list(found.warnings),
     )
-    if patches_from is None:
-        _sample(build)
-    else:
-        _take(build, patches_from)
-    write_failed(build.out / "failed.csv", dict(sorted(build.failed.items())))
-    if not any(row.split == "train" and row.label == "tumor" for row in build.rows):
-        failed = "".join(f"; {name}: {reason}" for name, reason in build.failed.items())
-        raise InputError(f"{root}: no tumour patch of the training set was found{failed}")
-    build.rows.sort(key=lambda row: (SETS.index(row.split), row.label, row.slide.name, row.y, row.x, str(row.name)))
-    files = write_files(build, write)
-    table = write_patches(build, files)
-    told = provenance(build, root, fold, patches_from, write, found.left_out, folds)
-    write_json(build.out / "provenance.json", told)
-    write_table(build.out / "table.csv", table)
+    with locked(build.out):
+        if patches_from is None:
+            _sample(build)
+        else:
+            _take(build, patches_from)
+        write_failed(build.out / "failed.csv", dict(sorted(build.failed.items())))
+        if not any(row.split == "train" and row.label == "tumor" for row in build.rows):
+            failed = "".join(f"; {name}: {reason}" for name, reason in build.failed.items())
+            raise InputError(f"{root}: no tumour patch of the training set was found{failed}")
+        build.rows.sort(key=lambda row: (SETS.index(row.split), row.label, row.slide.name, row.y, row.x, str(row.name)))
+        files = write_files(build, write)
+        table = write_patches(build, files)
+        told = provenance(build, root, fold, patches_from, write, found.left_out, folds)
+        write_json(build.out / "provenance.json", told)
+        write_table(build.out / "table.csv", table)
     return CamelyonResult(build.out / "table.csv", told, (*failures(build.failed), *build.warnings))
 
 

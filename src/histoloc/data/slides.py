@@ -20,6 +20,7 @@ from histoloc.slides.patches import random_for
 from histoloc.slides.reader import Slide, open_slide
 from histoloc.slides.tissue import share
 from histoloc.slides.tissue import tissue as find_tissue
+from histoloc.work_folder import locked
 
 TISSUE_MPP = 8.0  # of the tissue mask
 
@@ -106,8 +107,8 @@ def slide_tiles(
         progress: show a bar.
 
     Raises:
-        InputError: the table or a number cannot be used, the earlier call had another grid, no slide gave a tile, or
-            the class of tiles without ROI is not clear.
+        InputError: the table or a number cannot be used, the earlier call had another grid, another call is at the same
+            `out`, no slide gave a tile, or the class of tiles without ROI is not clear.
     """
     table, out = Path(table), Path(out)
     _check_numbers(mpp, size, stride, tissue, roi, per_slide, seed)
@@ -116,30 +117,34 @@ def slide_tiles(
         raise InputError(f"{out}: is one of the given files; choose another --out")
     empty = class_without_roi(table, slides, empty_class)
     splits = split_groups(labels_by_group(slides), valid=valid, test=test, seed=seed)
-    result = run_jobs(
-        tiles_of_slide,
-        {slide.name: _item(slide) for slide in slides},
-        out.with_name(f"{out.stem}.jobs"),
-        settings={"mpp": float(mpp), "size": size, "stride": stride or size, "tissue": float(tissue)},
-        workers=workers,
-        scheduler=scheduler,
-        memory_gb=memory_gb,
-        progress=progress,
-    )
-    rows: list[dict[str, Any]] = []
-    left_out = 0
-    for slide in slides:
-        found = result.done.get(slide.name, {"tiles": []})["tiles"]
-        labelled = [(tile, label) for tile in found if (label := _label(slide, tile["roi"], roi, empty)) is not None]
-        left_out += len(found) - len(labelled)
-        for index in _drawn(len(labelled), per_slide, seed, slide.name):
-            tile, label = labelled[index]
-            rows.append(_row(slide, tile, label, splits[slide.group], mpp, size))
-    if not rows:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(result.failed.items())[:3])
-        raise InputError(f"{table}: no slide gave a tile ({reasons or 'all have less ROI than asked for'})")
-    frame = pd.DataFrame(rows)
-    write_table(out, frame.drop(columns=[c for c in ("roi", "slide_mpp") if frame[c].isna().all()]))
+    jobs = out.with_name(f"{out.stem}.jobs")
+    with locked(jobs):
+        result = run_jobs(
+            tiles_of_slide,
+            {slide.name: _item(slide) for slide in slides},
+            jobs,
+            settings={"mpp": float(mpp), "size": size, "stride": stride or size, "tissue": float(tissue)},
+            workers=workers,
+            scheduler=scheduler,
+            memory_gb=memory_gb,
+            progress=progress,
+        )
+        rows: list[dict[str, Any]] = []
+        left_out = 0
+        for slide in slides:
+            found = result.done.get(slide.name, {"tiles": []})["tiles"]
+            labelled = [
+                (tile, label) for tile in found if (label := _label(slide, tile["roi"], roi, empty)) is not None
+            ]
+            left_out += len(found) - len(labelled)
+            for index in _drawn(len(labelled), per_slide, seed, slide.name):
+                tile, label = labelled[index]
+                rows.append(_row(slide, tile, label, splits[slide.group], mpp, size))
+        if not rows:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(result.failed.items())[:3])
+            raise InputError(f"{table}: no slide gave a tile ({reasons or 'all have less ROI than asked for'})")
+        frame = pd.DataFrame(rows)
+        write_table(out, frame.drop(columns=[c for c in ("roi", "slide_mpp") if frame[c].isna().all()]))
     warnings = tuple(warning for done in result.done.values() for warning in done["warnings"])
     return SlideTiles(out, len(rows), left_out, result.failed, warnings)
 

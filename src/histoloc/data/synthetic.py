@@ -31,6 +31,7 @@ from histoloc.data.tissue import paint
 from histoloc.errors import InputError
 from histoloc.files import write_text
 from histoloc.images import write_picture
+from histoloc.work_folder import locked
 
 Scene = Literal["glands", "disc"]
 CLASSES: tuple[Label, Label] = ("benign", "malignant")
@@ -149,29 +150,30 @@ def generate(
         Path of the table; its paths are relative to `out`.
 
     Raises:
-        InputError: `count` is too small, or the folder cannot be written.
+        InputError: `count` is too small, another call is writing there, or the folder cannot be written.
     """
     out = Path(out)
     if count < SMALLEST_COUNT:
         raise InputError(f"count {count}: too few images for three splits; take {SMALLEST_COUNT} or more")
     table = out / "table.csv"
-    try:
-        table.unlink(missing_ok=True)  # an interrupted run must not leave an old table beside new images
-    except OSError as error:
-        raise InputError(f"{table}: cannot be replaced ({error.strerror}); choose another folder") from error
     rows = []
-    for index in tqdm(range(count), desc=f"synthetic {scene}", unit="image", disable=not progress):
-        label = CLASSES[index % 2]
-        sample = render(label, seed=seed, index=index, height=height, width=width, scene=scene)
-        name = f"{label}_{index:05d}.png"
-        write_picture(out / "images" / name, sample.image, compress_level=_COMPRESS)
-        write_picture(out / "masks" / name, _compact(sample.instances), compress_level=_COMPRESS)
-        rows.append([f"images/{name}", label, f"masks/{name}", SPLITS[index // 2 % len(SPLITS)], "", MPP])
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", "mask", "split", "group", "mpp"])
-    writer.writerows(rows)
-    write_text(table, text.getvalue())
+    with locked(out):
+        try:
+            table.unlink(missing_ok=True)  # an interrupted run must not leave an old table beside new images
+        except OSError as error:
+            raise InputError(f"{table}: cannot be replaced ({error.strerror}); choose another folder") from error
+        for index in tqdm(range(count), desc=f"synthetic {scene}", unit="image", disable=not progress):
+            label = CLASSES[index % 2]
+            sample = render(label, seed=seed, index=index, height=height, width=width, scene=scene)
+            name = f"{label}_{index:05d}.png"
+            write_picture(out / "images" / name, sample.image, compress_level=_COMPRESS)
+            write_picture(out / "masks" / name, _compact(sample.instances), compress_level=_COMPRESS)
+            rows.append([f"images/{name}", label, f"masks/{name}", SPLITS[index // 2 % len(SPLITS)], "", MPP])
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "label", "mask", "split", "group", "mpp"])
+        writer.writerows(rows)
+        write_text(table, text.getvalue())
     return table
 
 

@@ -18,10 +18,10 @@ from histoloc.checkpoint import ModelConfig, find_model, read_model_config
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
 from histoloc.scale import tile_side
-from histoloc.slide_maps.claim import claimed
 from histoloc.slide_maps.settings import WORK, Means, Precision, Settings
 from histoloc.slides.jobs import run_jobs
 from histoloc.types import Range
+from histoloc.work_folder import locked
 
 SLIDE_SUFFIXES = {
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi", ".png",
@@ -280,7 +280,7 @@ def _make_way(out: Path, settings: Settings, items: Iterable[str], resume: bool)
                 part.unlink()
         for name in () if resume else anew:
             if (out / name).is_dir():
-                with claimed(out / name):
+                with locked(out / name):
                     (out / name / "slide.json").unlink(missing_ok=True)
                     shutil.rmtree(out / name / WORK, ignore_errors=True)
         begun = any((out / "parts").glob("*.json")) or any(file.stat().st_size for file in out.glob(f"*/{WORK}/*.bin"))

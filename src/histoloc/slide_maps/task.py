@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from histoloc.errors import InputError
 from histoloc.files import write_json
 from histoloc.predict import Predictor, load
-from histoloc.slide_maps.claim import claimed
 from histoloc.slide_maps.evidence_file import EvidenceFile
 from histoloc.slide_maps.grid import TileGrid, tile_grid
 from histoloc.slide_maps.infer import Spent, choose_precision, gather, probe
@@ -27,6 +26,7 @@ from histoloc.slide_maps.outputs import Found, write_outputs
 from histoloc.slide_maps.settings import TISSUE_MPP, WORK, Means, Settings
 from histoloc.slides.reader import Slide, open_slide
 from histoloc.slides.tissue import tissue as find_tissue
+from histoloc.work_folder import locked
 
 
 def predict_slide(item: Mapping[str, Any], settings: Mapping[str, Any], *, means: Means, out: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def predict_slide(item: Mapping[str, Any], settings: Mapping[str, Any], *, means
             written, or another call is at this slide.
     """
     folder = Path(out) / item["name"]
-    with claimed(folder):
+    with locked(folder):
         # First: what is there is of an earlier call, and would not belong to what comes.
         (folder / "slide.json").unlink(missing_ok=True)
         for left in folder.glob(".*.part*"):  # of a process that was killed

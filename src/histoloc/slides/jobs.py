@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from histoloc.errors import InputError
 from histoloc.files import atomic_path, write_json
+from histoloc.work_folder import check_claim, read_json
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -167,17 +168,9 @@ def _file_name(key: str) -> str:
 def _claim(out: Path, settings: Mapping[str, Any]) -> str:
     """Note the settings in the folder, or refuse to mix them with those of an earlier call."""
     path = out / "settings.json"
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); choose another folder") from error
-        if before != settings:
-            names = sorted(set(before) | set(settings)) if isinstance(before, dict) else []
-            differing = [n for n in names if n not in before or n not in settings or before[n] != settings[n]]
-            said = ", ".join(f"{n} was {before.get(n)} and is {settings.get(n)}" for n in differing)
-            raise InputError(f"{out}: was begun with other settings ({said}); restore them or choose another --out")
-    else:
+    before = read_json(path)
+    check_claim(out, before, settings)
+    if before is None:
         write_json(path, settings)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 

@@ -1,0 +1,77 @@
+"""Where a training stands, on disk: what `--resume` goes on from."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from histoloc.errors import InputError
+
+
+@dataclass
+class Progress:
+    """Where training stands; everything that a checkpoint needs besides weights and optimizer.
+
+    Attributes:
+        stage: the stage that is being trained; most methods have one.
+        epoch: number of its finished epochs.
+        rows: one row of the log per finished epoch, of all stages.
+        best: sort key of the stage's selected epoch (larger is better), or None.
+        best_weights: weights after that epoch.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best: tuple[float, ...] | None = None
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def save_checkpoint(fabric: Any, out: Path, state: dict[str, Any], done: Progress) -> None:
+    """Write `last.ckpt`; every process must call this, and the first one writes.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = out / "last.ckpt"
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        # Every process must call save; only the first one writes.
+        fabric.save(temporary, {**state, "progress": dataclasses.asdict(done)})
+        if fabric.is_global_zero:
+            temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room, then --resume") from error
+    fabric.barrier()
+
+
+def restore(fabric: Any, out: Path, epochs: int) -> tuple[Progress, dict[str, Any]]:
+    """Where an earlier call stopped, and the weights and optimizer state of that moment.
+
+    Raises:
+        InputError: `last.ckpt` cannot be read or used.
+    """
+    path = out / "last.ckpt"
+    if not path.exists():
+        return Progress(), {}
+    with readable(path):
+        saved = fabric.load(path)
+        done = Progress(**saved.pop("progress"))
+    if done.stage and len(done.rows) != done.stage * epochs + done.epoch:
+        raise InputError(f"{path}: --epochs cannot change between two stages; restore it, or choose another --out")
+    return done, saved
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what a damaged checkpoint raises into one sentence."""
+    try:
+        yield
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: cannot be read ({reason}); remove it to train from the start") from error

@@ -1,0 +1,244 @@
+"""The folder that a long command writes: how it is locked, claimed and resumed. No other file knows these rules."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from filelock import FileLock, Timeout
+
+from histoloc.errors import InputError
+
+if TYPE_CHECKING:
+    from histoloc.data.table import Table
+
+LOCK, OWNER = ".lock", ".lock.owner"  # in a folder while it is locked; a killed process leaves them, without effect
+RUN_FILE, INPUTS_FILE = "run.yaml", "inputs.json"
+# What may differ when a run is resumed: none of it changes the result.
+RESUMABLE = ("epochs", "workers", "cache_gb")
+
+T = TypeVar("T")
+
+# Of this call. A thread or process that was started elsewhere begins without.
+_held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have a folder for this call alone; another call is refused at once, from this process too.
+
+    A command may call another one on the folder that it holds: inside the block, `locked` on the same folder does
+    nothing. Of several processes that write one folder together only the first one locks it (see `train`). A folder
+    inside is another folder, with a lock of its own.
+
+    The lock is the operating system's (flock, LockFileEx), which ends with its process, however that ends. Between
+    machines it holds where a network file system passes these locks on to its server (NFS and SMB do; Lustre with the
+    mount option `flock`). Mounted with local locks (`nolock`, `local_lock`, `localflock`), calls on one machine exclude
+    each other, those on two machines do not. Where there are no locks at all, filelock warns and takes the existence of
+    a file instead.
+
+    Args:
+        folder: made when absent.
+
+    Raises:
+        InputError: another call holds the folder, or it cannot be written.
+    """
+    place = Path(folder).resolve()
+    if place in _held.get():
+        yield
+        return
+    lock = FileLock(place / LOCK, timeout=0)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{folder}: another call is writing here{_owner(place)}; wait until it ends, or choose another --out"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); choose another folder by --out, or make room"
+        ) from error
+    token = _held.set(_held.get() | {place})
+    try:
+        # A file of its own: Windows lets nobody read a locked one. Only the message of another call needs it.
+        with suppress(OSError):
+            now = datetime.now().astimezone().isoformat(" ", "seconds")
+            (place / OWNER).write_text(f"process {os.getpid()} on {platform.node()}, since {now}", encoding="utf-8")
+        yield
+    finally:
+        _held.reset(token)
+        for name in (OWNER, LOCK):
+            with suppress(OSError):  # an open file cannot be removed on Windows, where filelock does it
+                (place / name).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(place: Path) -> str:
+    for _ in range(5):
+        with suppress(OSError, UnicodeDecodeError):
+            if text := (place / OWNER).read_text(encoding="utf-8"):
+                return f" ({text})"
+        time.sleep(0.05)  # two calls that began together: the other one has not written it yet
+    return ""
+
+
+class Processes(Protocol):
+    """The processes that do one work together, as Fabric has them."""
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the first one."""
+        ...
+
+    def broadcast(self, obj: bool) -> bool:
+        """What the first one says."""
+        ...
+
+
+def first_alone(processes: Processes, work: Callable[[], T]) -> T | None:
+    """Let the first of several processes do what may be refused; the others go on, or stop, with it.
+
+    Returns:
+        What `work` returns; None in the other processes.
+
+    Raises:
+        InputError: as `work`, in the first process; the others end with exit code 2 and say nothing.
+    """
+    result = refusal = None
+    if processes.is_global_zero:
+        try:
+            result = work()
+        except InputError as error:
+            refusal = error
+    if processes.broadcast(refusal is not None):
+        raise refusal or SystemExit(2)
+    return result
+
+
+def check_claim(folder: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Make sure that a call may continue what a folder holds.
+
+    Args:
+        folder: of the call, for the message.
+        before: settings of the calls before, as plain values; None where there were none.
+        now: settings of this call; one that is absent counts as None.
+
+    Raises:
+        InputError: the settings differ.
+    """
+    if before is not None and (differing := _differing(before, now)):
+        raise InputError(
+            f"{folder}: was begun with other settings ({differing}); restore them, or choose another --out"
+        )
+
+
+def check_run(
+    out: Path, now: Mapping[str, Any], earlier: Callable[[], Mapping[str, Any]], table: Table, *, resume: bool
+) -> dict[str, Any]:
+    """Make sure that a training may begin in a folder, or continue the run that is there.
+
+    Args:
+        out: the run folder.
+        now: the run's settings, as plain values.
+        earlier: reads those of the run that is there.
+        table: of the run.
+        resume: whether the user wants to continue.
+
+    Returns:
+        What the run keeps of its table, as `inputs_of`.
+
+    Raises:
+        InputError: there is a run, and `resume` is not set or it has other settings or another table.
+    """
+    trained = (out / "last.ckpt").exists() or (out / "model").exists()
+    if not resume and (trained or (out / RUN_FILE).exists()):
+        raise InputError(f"{out}: folder already contains a run; pass --resume to continue it, or choose another --out")
+    inputs = inputs_of(table)
+    if trained:  # otherwise nothing was made with the settings that are there
+        check_claim(out, _fixed(earlier()), _fixed(now))
+        check_inputs(out, read_json(out / INPUTS_FILE), inputs)
+    return inputs
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _flat(settings).items() if name.rpartition(".")[2] not in RESUMABLE}
+
+
+def inputs_of(table: Table) -> dict[str, Any]:
+    """What a folder keeps of the table that it was made from, fit for JSON.
+
+    Returns:
+        `table` (file name), `fingerprint` of its content, `rows`, `classes`, and `counts` by split and class.
+    """
+    return {
+        "table": table.path.name,
+        "fingerprint": table.fingerprint(),
+        "rows": len(table.samples),
+        "classes": list(table.classes),
+        "counts": table.counts().to_dict("index"),
+    }
+
+
+def check_inputs(folder: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Make sure that a folder is continued with the table that it was begun with.
+
+    Args:
+        folder: of the call, for the message.
+        before: `inputs_of` the table of the calls before; None where the folder does not say it, as those of histoloc
+            0.1; then a note says that the tables could not be compared.
+        now: `inputs_of` the table of this call.
+
+    Raises:
+        InputError: the table has another content; the message says what differs, as far as that is known.
+    """
+    if before is None:
+        text = f"note: {folder}: was begun by histoloc 0.1, which kept nothing of its table; {now['table']} may differ"
+        print(text, file=sys.stderr)
+    elif before.get("fingerprint") != now["fingerprint"]:
+        seen = ("rows", "classes", "counts")
+        differing = _differing({k: before.get(k) for k in seen}, {k: now[k] for k in seen}) or "the counts are the same"
+        raise InputError(
+            f"{folder}: was begun with another content of {now['table']} ({differing}); restore the table, or choose "
+            "another --out"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The values in a file of a work folder; None where there is no such file.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("no mapping of names to values")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore it, or choose another --out") from error
+    return values
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`lr was 0.1 and is 0.2, ...`; empty where nothing differs."""
+    old, new = _flat(before), _flat(now)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} was {old.get(name)} and is {new.get(name)}" for name in names)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
