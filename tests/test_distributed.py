@@ -76,7 +76,7 @@ def as_fabric(world: int, device: str) -> Any:
 def normalised(tiny):
     config = tiny("gap", backbone="test_efficientnet")
     torch.manual_seed(0)
-    return build_method(describe(config, read_table(config.data)), load_backbone=True).eval()
+    return build_method(describe(config, read_table(config.data))[0], load_backbone=True).eval()
 
 
 @pytest.mark.parametrize(("world", "expected"), [(1, ""), (2, "warning: on several CPU processes")])

@@ -80,9 +80,9 @@ def test_the_first_step_has_the_loss_of_the_untrained_network_on_the_augmented_i
     out = train(config, tmp_path / "run", progress=False)
     table = read_table(config.data)
     samples = TrainSet(table, table.split("train"), config.input, seed=0)
-    batch = collate([samples[Key(0, i)] for i in range(12)])
+    batch = collate([samples[Key(0, i)] for i in range(12)], 2)
     torch.manual_seed(seed_of(0))
-    untrained = build_method(describe(config, table), load_backbone=True)
+    untrained = build_method(describe(config, table)[0], load_backbone=True)
     expected = F.cross_entropy(untrained(batch.image).logits, batch.label).item()
     assert pd.read_csv(out / "log.csv")["train/classification"].tolist() == pytest.approx([expected], rel=1e-5)
 
@@ -119,7 +119,7 @@ def test_learning_rate_has_a_floor():
 
 def test_heads_learn_at_their_own_rate_and_every_parameter_once(tiny):
     config = tiny("gap", head_lr=10.0, lr_every=1)
-    method = build_method(describe(config, read_table(config.data)), load_backbone=True)
+    method = build_method(describe(config, read_table(config.data))[0], load_backbone=True)
     optimizer = make_optimizer(method, config.training)
     set_learning_rate(optimizer, config.training, 2)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}

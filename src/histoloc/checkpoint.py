@@ -89,14 +89,14 @@ class ModelConfig:
         options: of the method.
         backbone: the feature extractor (its weights are in the model folder).
         input: resizing and normalisation.
-        empty_class: the class whose images have no ROI, or None.
         mpp: micrometres per pixel at which the network looks: the median of its training images, where known.
-        extent: (shorter, longer) side in pixels of the largest training images, as the network sees them.
         shorter_side: of the training images in pixels before they are resized, their median.
-        range: how evidence becomes a map; None for probability where it is one, else learned.
-        learned: the range that training learned; None where the method needs none, or where none could be learned.
         threshold: where the map is cut.
         selection: how the epoch was chosen.
+        empty_class: the class whose images have no ROI, or None.
+        extent: (shorter, longer) side in pixels of the largest training images, as the network sees them.
+        range: how evidence becomes a map; None for probability where it is one, else learned.
+        learned: the range that training learned; None where the method needs none, or where none could be learned.
         provenance: table, fold, seed, versions, date.
         weights_sha256: of `model.safetensors`.
         format: version of this format.
@@ -107,14 +107,14 @@ class ModelConfig:
     options: Any = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     input: InputConfig = field(default_factory=InputConfig)
-    empty_class: str | None = None
     mpp: float | None = None
-    extent: tuple[int, int] | None = None
     shorter_side: int | None = None
-    range: Range | None = None
-    learned: LearnedRange | None = None
     threshold: Threshold = field(default_factory=Threshold)
     selection: Selection = field(default_factory=Selection)
+    empty_class: str | None = None
+    extent: tuple[int, int] | None = None
+    range: Range | None = None
+    learned: LearnedRange | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     format: int = FORMAT

@@ -108,13 +108,13 @@ class RunConfig:
     method: str
     data: Path
     fold: int | None = None
-    empty_class: str | None = None
     options: Any = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     input: InputConfig = field(default_factory=InputConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     recipe: str | None = None
     published: Published | None = None
+    empty_class: str | None = None
 
     def __post_init__(self) -> None:
         if self.options is None:

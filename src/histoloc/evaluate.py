@@ -149,6 +149,8 @@ def run_evaluation(
             "seconds": round(time.perf_counter() - started, 2),
         }
         result, floors = _write_results(folder, measured, samples, about)
+    if out is None and (source / "model").is_dir() and _recorded(source) in (None, identity):
+        keep_as_own(source, folder)  # the first one; others do not replace it
     lines = [summary_line(result), *floors, *(f"note: {note}" for note in about["notes"]), f"written: {folder}"]
     return Evaluated(result, folder, tuple(lines))
 

@@ -29,13 +29,13 @@ def describe(config: RunConfig, table: Table) -> tuple[ModelConfig, tuple[str, .
         config.options,
         config.backbone,
         scale.input,
-        config.empty_class,
         scale.mpp,
-        scale.extent,
         scale.shorter_side,
-        config.training.range,
         # "valid" is chosen after the last epoch.
-        threshold=Threshold("otsu", None) if config.training.threshold == "otsu" else Threshold(),
+        Threshold("otsu", None) if config.training.threshold == "otsu" else Threshold(),
+        empty_class=config.empty_class,
+        extent=scale.extent,
+        range=config.training.range,
         provenance=provenance,
     )
     return described, scale.notes

@@ -184,26 +184,15 @@ def test_killed_and_resumed_equals_uninterrupted(run, slides, tmp_path, monkeypa
 def test_seams_and_false_alarms_vanish(run, slides, tmp_path):
     """Stretched by its own extremes, a tile of normal tissue shows ROI; by what was learned, it shows none."""
     model = run("maxmin")
-    predictor = load(model, "cpu")
     with open_slide(slides / "n.tif") as slide:
         tiles = [slide.read(x, y, TILE, TILE, MPP) for y in range(200, 800, TILE) for x in range(200, 1100, TILE)]
-    alone = np.mean([predictor.predict(tile).mask.mean() for tile in tiles])
+    stretched = load(model, "cpu", range="image")
+    alone = np.mean([stretched.predict(tile).mask.mean() for tile in tiles])
     predict_slides(model, [slides / "n.tif", slides / "m.tif"], tmp_path, **OPTIONS)
     assert alone > 0.1
-    assert told(tmp_path / "n")["scaling"]["source"] == "model"
+    assert told(tmp_path / "n")["calibration"]["range"] == "learned"
     assert told(tmp_path / "n")["roi"]["share"] < 0.1 * alone
     assert told(tmp_path / "m")["roi"]["share"] > 0.05
-
-
-def test_a_model_without_a_range_says_what_it_does(run, slides, tmp_path, capsys):
-    old = tmp_path / "old"
-    shutil.copytree(run("gap") / "model", old)
-    config = json.loads((old / "config.json").read_text())
-    (old / "config.json").write_text(json.dumps(config | {"evidence_range": None}))
-    main(["slides", "predict", str(old), str(slides / "m.tif"), "--out", str(tmp_path / "out"), "--tile", str(TILE),
-          "--empty-class", "normal"])  # fmt: skip
-    assert "stretched between the 1st and 99th percentile" in capsys.readouterr().err
-    assert told(tmp_path / "out/m")["scaling"]["source"] == "slide"
 
 
 def test_failed_slides_are_listed_and_completed(run, slides, tmp_path, capsys):

@@ -125,9 +125,9 @@ def test_no_range_is_made_up_where_that_of_the_model_was_asked_for(gap_run, slid
     model = tmp_path / "model"
     shutil.copytree(gap_run / "model", model)
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"evidence_range": None}))
-    with pytest.raises(InputError, match="--scale model: the model has learned no range"):
-        predict_slides(model, [slide], tmp_path / "out", **OPTIONS, scale="model")
+    (model / "config.json").write_text(json.dumps(config | {"learned": None}))
+    with pytest.raises(InputError, match=r"the model has no learned range.*--range image does without"):
+        predict_slides(model, [slide], tmp_path / "out", **OPTIONS)
 
 
 def test_a_slide_is_not_worked_at_twice_at_once(gap_run, slide, tmp_path, another_call):

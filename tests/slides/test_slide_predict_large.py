@@ -28,7 +28,7 @@ def islands(side: int) -> list[Region]:
 def command(model: Path, slide: Path, out: Path) -> list[str]:
     code = "import sys; from histoloc.cli import main; main(sys.argv[1:])"
     return [sys.executable, "-c", code, "slides", "predict", str(model), str(slide), "--out", str(out),
-            "--device", "cpu", "--scale", "slide"]  # fmt: skip
+            "--device", "cpu"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

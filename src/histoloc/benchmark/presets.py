@@ -79,9 +79,9 @@ class Choices:
     stride: int | None = None
     weights: str | None = None
     maps: int = 200
-    range: Range | None = None
     empty_class: str | None = None
     published: Literal["glas", "camelyon16", "none"] | None = None
+    range: Range | None = None
 
     @property
     def overrides(self) -> dict[str, Any]:
