@@ -23,6 +23,7 @@ from histoloc.benchmark.presets import PRESETS, Choices
 from histoloc.benchmark.progress import Lines, Screen, Track, clock, seconds_left
 from histoloc.benchmark.rows import TABLE1
 from histoloc.benchmark.run import benchmark, worker_environments
+from histoloc.config import write_run
 from histoloc.errors import InputError
 from histoloc.evaluate import evaluate
 from histoloc.train import train
@@ -117,27 +118,24 @@ def alive(process: int) -> bool:
 # --- cells ---
 
 
-def test_two_workers_a_failing_cell_and_a_second_call(make, data, undisturbed):
-    """One cell cannot read a training image; the other one does not care, and stays as it is in the second call."""
+def test_two_workers_a_failing_cell_and_a_second_call(make, undisturbed):
+    """One cell has a damaged checkpoint; the other one does not care, and stays as it is in the second call."""
     choices = make(rows="gap,allones", workers=2)
-    rows = pd.read_csv(data)
-    image = data.parent / rows.loc[rows["split"] == "train", "image"].iloc[0]
-    whole, console = image.read_bytes(), quiet()
-    image.write_bytes(whole[: len(whole) // 2])
-    try:
-        outcome = benchmark("table1", choices, console=console)
-    finally:
-        image.write_bytes(whole)
     allones, gap = plan("table1", choices)[0]
+    write_run(gap.folder / "run.yaml", gap.config)
+    (gap.folder / "last.ckpt").write_bytes(b"damaged")
+    console = quiet()
+    outcome = benchmark("table1", choices, console=console)
+    (gap.folder / "last.ckpt").unlink()
     assert (outcome.finished, [cell for cell, _ in outcome.failed]) == (1, [gap])
     error = (gap.folder / "error.txt").read_text()
     assert error.count("\n") == 1
-    assert image.name in error
+    assert "last.ckpt: cannot be read" in error
     assert outcome.failed[0][1] == error.strip()
     assert not (gap.folder / "cell.json").exists()
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert re.search(r"^\[.*\] allones, no fold, seed 0: done in 0:00:\d\d, Cl\. error –, F1\+ \d", said, re.MULTILINE)
-    assert re.search(rf"^failed: gap, no fold, seed 0: .*{image.name}", said, re.MULTILINE)
+    assert re.search(r"^failed: gap, no fold, seed 0: .*last\.ckpt", said, re.MULTILINE)
     before, console = files(allones.folder), quiet()
     outcome = benchmark("table1", choices, console=console)
     assert (outcome.finished, outcome.failed) == (2, ())
