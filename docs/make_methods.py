@@ -23,7 +23,7 @@ DOCS = Path(__file__).parent
 PAGES = DOCS / "methods"
 COSTS = PAGES / "costs.csv"
 COLUMNS = ["method", "parameters", "epochs", "train_seconds", "peak_memory_mb", "machine", "command"]
-LEARNS = {"none": "nothing", "image": "image labels", "pixel": "masks"}
+LEARNS = {"image": "image labels", "pixel": "masks", "cue": "a cue", "synthetic": "drawn images"}
 SHOWN = 3  # images, the same for every method
 
 
@@ -51,7 +51,8 @@ def pages() -> dict[Path, str]:
     for name, method in METHODS.items():
         classifies = "yes" if method.classifies else "no"
         link = f"[{method.title}](methods/{name}.md)"
-        rows.append(f"| {link} | `{name}` | {LEARNS[method.supervision]} | {classifies} | {method.paper} |")
+        learns = ", ".join(LEARNS[source] for source in sorted(method.supervision)) or "nothing"
+        rows.append(f"| {link} | `{name}` | {learns} | {classifies} | {method.paper} |")
     index = "\n".join(rows) + "\n"
     made = {PAGES / f"{name}.md": page(name, method, costs) for name, method in METHODS.items()}
     return {DOCS / "methods.md": index, **made}

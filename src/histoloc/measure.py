@@ -108,17 +108,28 @@ def measure(
     return measured
 
 
+class Predicts(Protocol):
+    """Anything that can stand for a model: a `Predictor`, or an average of several."""
+
+    def predict(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        mpp: float | None = None,
+        threshold: float | None = None,
+        map_class: str | None = None,
+        per_image: bool = False,
+    ) -> Localization:
+        """See `Predictor.predict`."""
+        ...
+
+
 def model_localizes(
-    predictor: Predictor, threshold: float | None = None, map_class: str | None = None, *, per_image: bool = False
+    model: Predicts, threshold: float | None = None, map_class: str | None = None, *, per_image: bool = False
 ) -> Localizes:
     """A model as something that localizes in samples; `per_image` adds the map by the papers' rule."""
-
-    def localizes(sample: Sample, pixels: Pixels) -> Localization:
-        mpp = sample_mpp(sample)
-        answer = predictor.look(pixels(), mpp)
-        return predictor.localize(answer, mpp, threshold=threshold, map_class=map_class, per_image=per_image)
-
-    return localizes
+    asked = {"threshold": threshold, "map_class": map_class, "per_image": per_image}
+    return lambda sample, pixels: model.predict(pixels(), mpp=sample_mpp(sample), **asked)
 
 
 def _floor(name: str, config: ModelConfig) -> Localizes:

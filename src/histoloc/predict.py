@@ -91,6 +91,7 @@ class Predictor:
         mpp: float | None = None,
         threshold: float | None = None,
         map_class: str | None = None,
+        per_image: bool = False,
         tissue: bool = True,
     ) -> Localization:
         """Localize in one image of any size.
@@ -101,6 +102,7 @@ class Predictor:
                 known in mm². None for what the file says of itself, where it is one.
             threshold: cut the map here, in [0, 1], instead of where the model folder says.
             map_class: the class whose map is made; None for the predicted one.
+            per_image: also give the map by the papers' per-image rule (`image_roi`), where the map is another one.
             tissue: where the image is cut into tiles, look at tissue alone, as on slides.
 
         Returns:
@@ -113,7 +115,8 @@ class Predictor:
         if isinstance(image, str | Path):
             mpp = stored_mpp(Path(image)) if mpp is None else mpp
             image = read_image(Path(image))
-        return self.localize(self.look(image, mpp, tissue=tissue), mpp, threshold=threshold, map_class=map_class)
+        answer = self.look(image, mpp, tissue=tissue)
+        return self.localize(answer, mpp, threshold=threshold, map_class=map_class, per_image=per_image)
 
     def look(self, image: Pixels, mpp: float | None = None, *, tissue: bool = True) -> Answer:
         """Ask the network about one image, in one piece or in tiles; see `predict`."""
@@ -137,7 +140,7 @@ class Predictor:
         map_class: str | None = None,
         per_image: bool = False,
     ) -> Localization:
-        """Make map and mask of what the network says; `per_image` adds the map by the papers' rule (`image_roi`)."""
+        """Make map and mask of what the network says; see `predict`."""
         self.check_range()
         label = self.map_index(answer, map_class)
         map = answer.roi(label, self.calibration)

@@ -58,7 +58,12 @@ def sample_mpp(sample: Sample) -> float | None:
         return sample.mpp
     if sample.x is not None:
         return _slide(sample.image, sample.slide_mpp, os.getpid()).mpp
-    return stored_mpp(sample.image)
+    return _stored(sample.image, sample.image.stat().st_mtime_ns) if sample.image.is_file() else None
+
+
+@lru_cache(maxsize=1 << 16)
+def _stored(path: Path, changed: int) -> float | None:
+    return stored_mpp(path)
 
 
 def read_truth(sample: Sample) -> NDArray[np.bool_] | None:
