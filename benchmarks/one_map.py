@@ -2,8 +2,8 @@
 
     python benchmarks/one_map.py RUN... --image large.png --mpp 0.62
 
-Each run predicts the image by `predict` (in tiles, where it is larger than training images), by `slides predict`, and in
-one piece. Printed, a margin of one tile left out: Dice of the masks and largest difference of the maps, and how far the
+Each run predicts the image by `predict` (in tiles, where it is larger than training images), by `slides predict`, and
+in one piece. Printed, a margin of one tile left out: Dice of the masks, largest difference of the maps, and how far the
 class probabilities differ.
 """
 

@@ -63,7 +63,7 @@ class Variant:
     def evaluate(self) -> None:
         self.method.eval()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            self.method.localize(self.batch.image[:1])
+            self.method.evidence(self.batch.image[:1])
         self.method.train()
 
     def flops(self) -> int:

@@ -91,10 +91,10 @@ def test_train_then_evaluate_then_predict_then_report(command, tiny_flags, tiny_
     assert (run / "report.html").is_file()
     assert (run / "evaluation" / "valid" / "metrics.json").is_file()
     printed = command("evaluate", run, "--data", tiny_table, "--device", "cpu")
-    assert re.fullmatch(
-        r"4 images: Cl\. error .*, F1\+ .*, F1- .*, PxAP .*\nbeside it, learning nothing: All-ones .*; Stain .*\n(note: .*\n)*written: .*\n",
-        printed,
-    )
+    first, second, *rest = printed.splitlines()
+    assert re.fullmatch(r"4 images: Cl\. error .*, F1\+ .*, F1- .*, PxAP .*", first)
+    assert second.startswith("beside it, learning nothing: All-ones ")
+    assert rest[-1] == f"written: {run / 'evaluation' / 'test'}"
     images = tiny_table.parent / "images"
     printed = command("predict", run, images, "--out", tmp_path / "out", "--mpp", "0.5", "--device", "cpu")
     assert printed.splitlines()[-1] == str(tmp_path / "out" / "predictions.csv")
