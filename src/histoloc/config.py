@@ -119,6 +119,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.options is None:
             object.__setattr__(self, "options", method_class(self.method).Options())
+        if self.input.mean is None or self.input.std is None:
+            # Those of the backbone's own weights, by name, so that run.yaml says them.
+            mean, std = statistics(self.backbone) or (HALF, HALF)
+            named = dataclasses.replace(self.input, mean=self.input.mean or mean, std=self.input.std or std)
+            object.__setattr__(self, "input", named)
 
 
 def method_class(name: str) -> type[Any]:
@@ -216,16 +221,9 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     backbone = values.get("backbone")
     if isinstance(values.get("method"), str) and (backbone is None or isinstance(backbone, Mapping)):
         values["backbone"] = {**plain(method_class(values["method"]).default_backbone), **(backbone or {})}
-    config = _with_statistics(strict(RunConfig, values, where))
+    config = strict(RunConfig, values, where)
     chosen = strict(method_class(config.method).Options, options, f"{where}, options of {config.method}")
     return dataclasses.replace(config, options=chosen)
-
-
-def _with_statistics(config: RunConfig) -> RunConfig:
-    """The same with the mean and standard deviation of the backbone's own weights where none are named."""
-    mean, std = statistics(config.backbone.backbone) or (HALF, HALF)
-    named = dataclasses.replace(config.input, mean=config.input.mean or mean, std=config.input.std or std)
-    return dataclasses.replace(config, input=named)
 
 
 def read_run(path: Path) -> RunConfig:

@@ -286,7 +286,8 @@ def test_tiles_are_seen_at_the_scale_of_training(tiny, table, slides, tmp_path):
 
     # Images of 128 px are resized to 64: the network was trained at 1 µm/px.
     run = train(tiny("stain", table), tmp_path / "run", progress=False)
-    assert read_model_config(run).shorter_side == TILE
+    config = read_model_config(run)
+    assert (config.shorter_side, config.extent, config.mpp) == (TILE, (64, 64), 1.0)
     options = {key: value for key, value in OPTIONS.items() if key != "tile"}
     made = predict_slides(run, [slides / "n.tif"], tmp_path / "out", **options)
     assert told(tmp_path / "out/n")["settings"]["tile"] == TILE

@@ -88,13 +88,15 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     return Backbone(model, index)
 
 
-def statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
+def statistics(config: BackboneConfig) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
     """Mean and standard deviation of the channels by which a timm model's weights were trained, in [0, 1].
 
     Returns:
-        None where timm does not know them.
+        None where timm does not know them, or the weights are random.
     """
-    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config.weights == "none":
+        return None
+    known = timm.get_pretrained_cfg(config.backbone, allow_unregistered=True)
     if known is None or known.mean is None or known.std is None:
         return None
     (m0, m1, m2), (s0, s1, s2) = known.mean, known.std
