@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from histoloc import losses
+from histoloc.types import Batch
 
 UNCERTAINTIES = [losses.negative_entropy, losses.uniform_cross_entropy]
 sharpness = st.floats(0.8, 50)
@@ -16,6 +17,40 @@ few = settings(max_examples=50, deadline=None)
 
 def grad(value: Tensor, at: Tensor) -> Tensor:
     return torch.autograd.grad(value.sum(), at)[0]
+
+
+def labelled(*sets: set[int], classes: int = 3) -> Batch:
+    """A batch of images that have these classes; the first of each is its label."""
+    labels = torch.tensor([[k in own for k in range(classes)] for own in sets])
+    label = torch.tensor([min(own) for own in sets])
+    return Batch(torch.zeros(len(sets), 3, 1, 1), label, None, ("",) * len(sets), labels)
+
+
+def test_classification_by_one_label_is_pytorchs():
+    logits = 5 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    batch = labelled({2}, {0}, {1}, {0})._replace(labels=None)
+    own = torch.nn.functional.cross_entropy
+    assert torch.equal(losses.classification(logits, batch), own(logits, batch.label))
+    assert torch.equal(losses.classification(logits, batch, each=True), own(logits, batch.label, reduction="none"))
+
+
+def test_classification_by_label_sets_is_the_mean_over_an_images_classes():
+    logits = torch.tensor([[math.log(2), math.log(3), math.log(5)]] * 3, dtype=torch.float64, requires_grad=True)
+    batch = labelled({1}, {0, 2}, {0, 1, 2})  # p = 1/5, 3/10, 1/2
+    each = losses.classification(logits, batch, each=True)
+    expected = [-math.log(0.3), -math.log(0.2 * 0.5) / 2, -math.log(0.2 * 0.3 * 0.5) / 3]
+    assert each.tolist() == pytest.approx(expected)
+    assert losses.classification(logits, batch).item() == pytest.approx(sum(expected) / 3)
+    # The gradient is p less the class's share.
+    torch.testing.assert_close(grad(each, logits)[1], torch.tensor([0.2 - 0.5, 0.3, 0.5 - 0.5], dtype=torch.float64))
+
+
+def test_label_sets_of_one_class_are_labels():
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    batch = labelled({2}, {0}, {1}, {0})
+    torch.testing.assert_close(
+        losses.classification(logits, batch), losses.classification(logits, batch._replace(labels=None))
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])

@@ -47,7 +47,7 @@ def roi(output: Output, label: Tensor, calibration: Calibration, size: tuple[int
     Returns:
         (B, 1, H, W) float32 in [0, 1]; NaN where the evidence is NaN.
     """
-    return place(roi_at_stride(output, label, calibration), calibration.stride, size)
+    return place(roi_at_stride(output, label, calibration), calibration.stride, size).clamp(0, 1)
 
 
 def roi_at_stride(output: Output, label: Tensor, calibration: Calibration) -> Tensor:

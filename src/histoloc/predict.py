@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -300,8 +299,7 @@ class Predictor:
         """
         height, width = images.shape[-2:]
         batch = torch.stack([normalise(image, self.config.input) for image in images]).to(self.device)
-        beyond = (0, -width % self.method.multiple, 0, -height % self.method.multiple)
-        batch = F.pad(batch, beyond, mode="replicate").contiguous(memory_format=torch.channels_last)
+        batch = self.method.continued(batch).contiguous(memory_format=torch.channels_last)
         stride = self.method.stride
         with self._at_rest():
             output = self.method.evidence(batch)

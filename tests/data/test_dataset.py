@@ -7,15 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from histoloc.data.dataset import EpochBatches, Key, TrainSet, collate, seed_of
+from histoloc.data.dataset import EpochBatches, Item, Key, TrainSet, collate, make_loader, seed_of
 from histoloc.data.synthetic import generate
 from histoloc.data.table import Table, read_table
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
 
 SMALL = InputConfig(small_side=0, crop=48)
+PLAIN = InputConfig(
+    0, crop=48, brightness=0, contrast=0, saturation=0, hue=0, horizontal_flip=0, vertical_flip=0, quarter_turns=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +37,13 @@ def test_seed_depends_on_every_part():
 
 
 def test_item(table):
-    image, label, mask, name = training_set(table)[Key(0, 1)]
-    sample = table.split("train")[1]
-    assert image.shape == (3, 48, 48)
-    assert image.dtype == torch.float32
-    assert label == table.classes.index(sample.label)
-    assert name == sample.name
-    assert mask is None  # a mask never reaches a method that learns from labels
+    item, sample = training_set(table)[Key(0, 1)], table.split("train")[1]
+    assert item.image.shape == (3, 48, 48)
+    assert item.image.dtype == torch.float32
+    assert item.labels == (table.classes.index(sample.label),)
+    assert item.name == sample.name
+    assert item.mask is None  # a mask never reaches a method that learns from labels
+    assert item.target is None
 
 
 def test_masks_of_a_class_without_roi_are_empty_where_there_is_no_file(table):
@@ -49,24 +51,24 @@ def test_masks_of_a_class_without_roi_are_empty_where_there_is_no_file(table):
     samples = [replace(s, mask=None) if s.label == name else s for s in table.split("train")]
     data = TrainSet(table, samples, SMALL, 7, with_masks=True, empty_class=name)
     for index, sample in enumerate(samples):
-        mask = data[Key(0, index)][2]
+        mask = data[Key(0, index)].mask
         assert mask is not None
         assert (mask.shape, mask.dtype) == ((1, 48, 48), torch.float32)
         assert bool(mask.any()) == (sample.label == other)
     halved = TrainSet(table, samples, InputConfig(small_side=32, crop=32), 7, with_masks=True, empty_class=name)
-    masks = [mask for index in range(len(samples)) if (mask := halved[Key(0, index)][2]) is not None]
+    masks = [mask for index in range(len(samples)) if (mask := halved[Key(0, index)].mask) is not None]
     assert [mask.shape for mask in masks] == [(1, 32, 32)] * len(samples)
     with pytest.raises(InputError, match=r"has no mask, and this method learns from masks; .* by --empty-class"):
         TrainSet(table, samples, SMALL, 7, with_masks=True, empty_class=other)
-    assert TrainSet(table, samples, SMALL, 7, empty_class=name)[Key(0, 0)][2] is None
+    assert TrainSet(table, samples, SMALL, 7, empty_class=name)[Key(0, 0)].mask is None
 
 
 def test_epochs_and_samples_differ(table):
     data = training_set(table)
-    assert not torch.equal(data[Key(0, 0)][0], data[Key(1, 0)][0])
-    assert torch.equal(data[Key(1, 0)][0], data[Key(1, 0)][0])
+    assert not torch.equal(data[Key(0, 0)].image, data[Key(1, 0)].image)
+    assert torch.equal(data[Key(1, 0)].image, data[Key(1, 0)].image)
     other = TrainSet(table, table.split("train"), SMALL, 8)
-    assert not torch.equal(data[Key(0, 0)][0], other[Key(0, 0)][0])
+    assert not torch.equal(data[Key(0, 0)].image, other[Key(0, 0)].image)
 
 
 def test_cache_changes_nothing(table):
@@ -74,13 +76,13 @@ def test_cache_changes_nothing(table):
     assert cached.cache is not None
     assert fresh.cache is None
     for index in range(len(cached)):
-        assert torch.equal(cached[Key(2, index)][0], fresh[Key(2, index)][0])
+        assert torch.equal(cached[Key(2, index)].image, fresh[Key(2, index)].image)
 
 
 def test_image_and_mask_of_the_file(table):
-    plain = InputConfig(48, 48, 0, 0, 0, 0, 0, 0)
     sample = table.split("train")[0]
-    image, _, mask, _ = TrainSet(table, [sample], plain, 0, with_masks=True)[Key(0, 0)]
+    item = TrainSet(table, [sample], replace(PLAIN, small_side=48), 0, with_masks=True)[Key(0, 0)]
+    image, mask = item.image, item.mask
     assert mask is not None
     assert mask.shape == (1, 48, 48)
     assert set(mask.unique().tolist()) == {0.0, 1.0}
@@ -103,15 +105,15 @@ def test_order_and_workers_change_nothing(table):
         batches = EpochBatches(len(data), 4, seed=1)
         batches.epoch = 3
         seen = []
-        for batch in DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers):
+        for batch in make_loader(data, batches, workers, pin_memory=False):
             assert batch.mask is not None
             for image, label, mask, name in zip(*batch[:2], batch.mask, batch.names, strict=True):
                 index = next(i for i, s in enumerate(data.samples) if s.name == name)
-                assert torch.equal(image, expected[index][0])
-                truth = expected[index][2]
+                assert torch.equal(image, expected[index].image)
+                truth = expected[index].mask
                 assert truth is not None
                 assert torch.equal(mask, truth)
-                assert int(label) == expected[index][1]
+                assert (int(label),) == expected[index].labels
                 seen.append(index)
         assert sorted(seen) == list(range(len(data)))
 
@@ -124,13 +126,43 @@ def test_loading_leaves_global_randomness_alone(table):
 
 def test_collate(table):
     data = training_set(table)
-    batch = collate([data[Key(0, 0)], data[Key(0, 1)]])
+    batch = collate([data[Key(0, 0)], data[Key(0, 1)]], 2)
     assert batch.image.shape == (2, 3, 48, 48)
     assert batch.label.dtype == torch.int64
-    assert batch.label.tolist() == [data[Key(0, 0)][1], data[Key(0, 1)][1]]
-    assert batch.mask is None
+    assert [(label,) for label in batch.label.tolist()] == [data[Key(0, index)].labels for index in (0, 1)]
+    assert batch.names == tuple(sample.name for sample in data.samples[:2])
+    assert batch.mask is batch.labels is batch.target is None
     with_masks = training_set(table, with_masks=True)
-    assert collate([with_masks[Key(0, 0)]]).mask is not None
+    assert collate([with_masks[Key(0, 0)]], 2).mask is not None
+
+
+def test_collate_of_images_of_several_classes():
+    items = [Item(torch.zeros(3, 4, 4), labels, None, None, "a.png") for labels in ((2,), (1, 0), (0,))]
+    batch = collate(items, 3)
+    assert batch.label.tolist() == [2, 1, 0], "the first one of each"
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [[False, False, True], [True, True, False], [True, False, False]]
+    assert collate([items[0], items[2]], 3).labels is None
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_targets_move_with_their_image(table, with_masks):
+    config = replace(PLAIN, horizontal_flip=0.5, vertical_flip=0.5, quarter_turns=True)
+    data = TrainSet(table, table.split("train"), config, 7, with_masks=with_masks)
+    alone = data[Key(0, 1)]
+    data.targets = [data.whole(index)[0][:1] for index in range(len(data))]  # the red channel
+    for key in (Key(0, 1), Key(1, 0), Key(2, 2)):
+        item = data[key]
+        assert item.target is not None
+        torch.testing.assert_close(item.target, item.image[:1] / 2 + 0.5)
+        assert (item.mask is not None) == with_masks
+    again = data[Key(0, 1)]
+    assert torch.equal(again.image, alone.image)
+    if again.mask is not None and alone.mask is not None:
+        assert torch.equal(again.mask, alone.mask)
+    batch = collate([data[Key(0, 0)], data[Key(0, 1)]], 2)
+    assert batch.target is not None
+    assert batch.target.shape == (2, 1, 48, 48)
 
 
 def test_masks_must_be_there_for_methods_that_learn_from_them(tmp_path):

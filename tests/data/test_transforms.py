@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from histoloc.data.transforms import Augment, InputConfig, load_tensor, normalise, resize_small_side
+from histoloc.data.transforms import (
+    Augment,
+    InputConfig,
+    bring_to_scale,
+    load_tensor,
+    normalise,
+    resample,
+    resample_to,
+    resize_small_side,
+)
 from histoloc.errors import InputError
 
 PLAIN: dict[str, Any] = {
@@ -51,6 +60,28 @@ def test_resizing_averages_when_it_shrinks():
     assert (resize_small_side(stripes, 16).float() - 100).abs().max() <= 10  # without antialiasing: 0 or 200
 
 
+def test_resampling_by_a_factor_and_to_a_size():
+    image = picture(40, 60)
+    assert tuple(resample(image, 0.5).shape) == (3, 20, 30)
+    assert tuple(resample(image, 0.001, nearest=True).shape) == (3, 1, 1), "at least one pixel"
+    assert resample(image, 1.009) is image, "within one percent nothing is resampled"
+    assert tuple(resample_to(image, (33, 20)).shape) == (3, 33, 20)
+    assert resample_to(image, (40, 60)) is image
+
+
+def test_images_are_brought_to_a_scale_or_to_a_side():
+    image = picture(40, 60)
+    by_scale, by_side = InputConfig(small_side=32, crop=32, mpp=0.5), InputConfig(small_side=32, crop=32)
+    assert tuple(bring_to_scale(image, by_scale, 1.0).shape) == (3, 80, 120)
+    assert tuple(bring_to_scale(image, by_scale, 0.25).shape) == (3, 20, 30)
+    for mpp in (None, 1.0):
+        assert tuple(bring_to_scale(image, by_side, mpp).shape) == (3, 32, 48)
+    mask = (image[:1] > 200).to(torch.uint8)
+    assert set(bring_to_scale(mask, by_scale, 1.0, nearest=True).unique().tolist()) == {0, 1}
+    with pytest.raises(InputError, match=r"looks at 0\.5 µm/px and this image's scale is unknown; fill the table"):
+        bring_to_scale(image, by_scale, None)
+
+
 def test_load_tensor_keeps_pixels():
     image = picture(40, 60).permute(1, 2, 0).numpy()
     got = load_tensor(image[:, ::-1], InputConfig(small_side=0, crop=32))
@@ -91,14 +122,14 @@ def test_crop_reaches_every_place():
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**63 - 1), top=st.integers(0, 47), left=st.integers(0, 63), turns=st.booleans())
 def test_image_and_mask_move_together(seed, top, left, turns):
-    pixels, mask = torch.zeros(3, 48, 64, dtype=torch.uint8), torch.zeros(1, 48, 64, dtype=torch.uint8)
-    pixels[:, top, left], mask[:, top, left] = 255, 1
+    pixels, masks = torch.zeros(3, 48, 64, dtype=torch.uint8), torch.zeros(2, 48, 64, dtype=torch.uint8)
+    pixels[:, top, left], masks[0, top, left], masks[1, top, left] = 255, 1, 200
     flips: dict[str, Any] = PLAIN | {"horizontal_flip": 0.5, "vertical_flip": 0.5}
-    image, moved = Augment(InputConfig(small_side=0, crop=40, quarter_turns=turns, **flips))(pixels, mask, seed)
+    image, moved = Augment(InputConfig(small_side=0, crop=40, quarter_turns=turns, **flips))(pixels, masks, seed)
     assert moved is not None
     assert moved.dtype == torch.float32
     assert image.shape == (3, 40, 40)
-    torch.testing.assert_close(moved, image[:1] / 2 + 0.5)
+    torch.testing.assert_close(moved, torch.tensor([1.0, 200.0]).view(2, 1, 1) * (image[:1] / 2 + 0.5))
 
 
 def test_colours_change_and_masks_do_not():

@@ -1,5 +1,6 @@
 """Small networks and small pictures, so that every method can be tried in many ways."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from histoloc.checkpoint import ModelConfig, build_method
 from histoloc.config import method_class
 from histoloc.data.synthetic import CLASSES, render
 from histoloc.data.transforms import InputConfig, load_tensor, normalise
+from histoloc.maps import roi
 from histoloc.methods import Method
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.types import Batch
@@ -16,12 +18,30 @@ from histoloc.types import Batch
 CNN, VIT = "test_efficientnet", "test_vit"
 
 
-def build(name: str, *, backbone: str = CNN, stride: int = 0, **options: Any) -> Method:
+def build(
+    name: str,
+    *,
+    backbone: str = CNN,
+    stride: int = 0,
+    classes: Sequence[str] = CLASSES,
+    empty_class: str | None = None,
+    **options: Any,
+) -> Method:
     """A method with the same random weights in every call, in eval mode."""
     torch.manual_seed(0)
     chosen = method_class(name).Options(**options)
-    config = ModelConfig(name, CLASSES, chosen, BackboneConfig(backbone, stride, weights="none"))
+    weights = BackboneConfig(backbone, stride, weights="none")
+    config = ModelConfig(name, tuple(classes), chosen, weights, empty_class=empty_class)
     return build_method(config, load_backbone=True).eval()
+
+
+def answer(method: Method, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Class probabilities (B, K), and the ROI map (B, 1, H, W) of the predicted class, by the papers' rule."""
+    with torch.no_grad():
+        output = method.evidence(image)
+    calibration = method.calibration("image" if method.unit == "score" else None)
+    size = (image.shape[-2], image.shape[-1])
+    return output.logits.softmax(dim=1), roi(output, output.logits.argmax(dim=1), calibration, size)
 
 
 def noise(count: int, height: int, width: int) -> Tensor:

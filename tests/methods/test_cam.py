@@ -1,15 +1,10 @@
 import pytest
 import torch
-from small import CNN, build, noise, noise_batch
+from small import build, noise, noise_batch
 from torch import nn
 
-from histoloc.checkpoint import ModelConfig, build_method
-from histoloc.config import method_class
 from histoloc.errors import InputError
-from histoloc.maps import normalise_per_image, resize
-from histoloc.methods.base import class_map
 from histoloc.methods.cam import Cam, ClassMapMethod, Gap, Wildcat
-from histoloc.nn.backbone import BackboneConfig
 from histoloc.nn.pooling import wildcat_score
 
 FAMILY = ["gap", "maxpool", "lse", "wildcat"]
@@ -20,32 +15,6 @@ def member(name: str, **options) -> ClassMapMethod:
     method = build(name, **options)
     assert isinstance(method, ClassMapMethod)
     return method
-
-
-def test_class_map_is_that_of_the_predicted_class():
-    maps = torch.arange(12.0).view(2, 3, 1, 2)
-    got = class_map(maps, torch.tensor([[0.0, 5.0, 1.0], [0.2, 0.0, 0.1]]))
-    assert got.tolist() == [[[[2.0, 3.0]]], [[[6.0, 7.0]]]]
-
-
-@pytest.mark.parametrize("predicted", [0, 1])
-@every_member
-def test_roi_is_the_map_of_the_predicted_class_whatever_the_label(name, predicted):
-    method, image = member(name), noise(2, 64, 96)
-    convolution = next(m for m in method.get_submodule("head").modules() if isinstance(m, nn.Conv2d))
-    assert convolution.bias is not None
-    with torch.no_grad():
-        bias = torch.full_like(convolution.bias, -5.0).view(2, -1)
-        bias[predicted] = 5.0
-        convolution.bias.copy_(bias.flatten())
-        _, maps = method.score(method.backbone(image))
-        out, found = method(image), method.localize(image)
-    assert out.logits.argmax(dim=1).tolist() == [predicted, predicted]
-    torch.testing.assert_close(out.roi, maps[:, predicted : predicted + 1])
-    torch.testing.assert_close(found.roi, resize(normalise_per_image(out.roi), (64, 96)))
-    assert torch.equal(out.terms["class_maps"], maps)
-    assert found.class_maps is not None
-    torch.testing.assert_close(found.class_maps, resize(maps, (64, 96)))
 
 
 POOLINGS = {
@@ -60,8 +29,8 @@ POOLINGS = {
 def test_score_is_the_pooled_map(name):
     with torch.no_grad():
         out = member(name)(noise(2, 256, 320))
-    assert out.terms["class_maps"].shape[2:] == (8, 10)  # enough positions for a tenth of them to be several
-    torch.testing.assert_close(out.logits, POOLINGS[name](out.terms["class_maps"]))
+    assert out.evidence.shape[2:] == (8, 10)  # enough positions for a tenth of them to be several
+    torch.testing.assert_close(out.logits, POOLINGS[name](out.evidence))
 
 
 def test_gap_is_a_linear_classifier_on_averaged_features():
@@ -102,7 +71,7 @@ def test_wildcat_lowest_activations_count(changed):
     image = noise(2, 256, 256)
     with torch.no_grad():
         whole, without = member("wildcat")(image), member("wildcat", **changed)(image)
-    lowest = whole.terms["class_maps"].flatten(2).sort(dim=2).values[..., :6].mean(dim=2)  # 6 = a tenth of 64
+    lowest = whole.evidence.flatten(2).sort(dim=2).values[..., :6].mean(dim=2)  # 6 = a tenth of 64
     torch.testing.assert_close(whole.logits - without.logits, 0.6 * lowest)
     assert (lowest.abs() > 1e-3).all()
 
@@ -140,8 +109,5 @@ def test_loss_is_cross_entropy(name):
     ],
 )
 def test_wrong_options_are_named(name, options, flag):
-    config = ModelConfig(
-        name, ("a", "b"), method_class(name).Options(**options), BackboneConfig(CNN, 0, weights="none")
-    )
     with pytest.raises(InputError, match=flag):
-        build_method(config, load_backbone=True)
+        build(name, **options)

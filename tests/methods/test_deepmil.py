@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import build, noise
+from small import answer, build, noise
 from torch import Tensor, nn
 
-from histoloc.maps import normalise_per_image, resize
-from histoloc.methods.deepmil import Attention, DeepMil
+from histoloc.maps import normalise_per_image
+from histoloc.methods.deepmil import Attention, DeepMil, over_positions
+from histoloc.types import Output
 
 
 class AsImage(nn.Module):
@@ -79,7 +80,7 @@ def test_attention_has_no_parameter_that_the_softmax_cancels():
 @given(size=st.tuples(st.integers(1, 7), st.integers(1, 7)), scale=st.floats(1e-3, 1e4), seed=st.integers(0, 99))
 def test_attention_sums_to_one(attention, gated, size, scale, seed):
     features = scale * torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))
-    maps = deepmil(attention=attention, gated=gated)(features).terms["attention"]
+    maps = over_positions(deepmil(attention=attention, gated=gated)(features).evidence)
     assert maps.shape == (2, 2 if attention == "class" else 1, *size)
     assert maps.min() >= 0
     torch.testing.assert_close(maps.sum(dim=(2, 3)), torch.ones(maps.shape[:2]))
@@ -91,9 +92,10 @@ def test_score_is_a_linear_classifier_on_the_weighted_mean(attention):
     out = method(features)
     weight, bias = method.head.weight[:, :, 0, 0], method.head.bias
     assert bias is not None
+    attentions = method.attention(features)
     for image in range(2):
         for k in range(2):
-            a = out.terms["attention"][image, k if attention == "class" else 0]
+            a = attentions[image, k if attention == "class" else 0]
             z = (a * features[image]).sum(dim=(1, 2))
             torch.testing.assert_close(out.logits[image, k], weight[k] @ z + bias[k])
 
@@ -106,27 +108,17 @@ def test_order_of_positions_does_not_matter(attention, gated):
     moved = features.flatten(2)[..., order].view_as(features)
     out, other = method(features), method(moved)
     torch.testing.assert_close(other.logits, out.logits)
-    torch.testing.assert_close(other.roi.flatten(2), out.roi.flatten(2)[..., order])
+    torch.testing.assert_close(other.evidence.flatten(2), out.evidence.flatten(2)[..., order])
 
 
-@pytest.mark.parametrize("predicted", [0, 1])
-def test_roi_is_the_attention_of_the_predicted_class(predicted):
-    method, features = deepmil(), noise(2, 6, 7)
-    set_to(method.head, [[0.0] * 3, [0.0] * 3], [5.0, -5.0] if predicted == 0 else [-5.0, 5.0])
-    out = method(features)
-    assert out.logits.argmax(dim=1).tolist() == [predicted, predicted]
-    assert torch.equal(out.roi, out.terms["attention"][:, predicted : predicted + 1])
-    assert not torch.allclose(out.terms["attention"][:, 0], out.terms["attention"][:, 1])
-    assert method.localize(features).class_maps is None
-
-
-def test_shared_attention_is_the_same_for_every_class():
-    method, features = deepmil(attention="shared"), noise(2, 6, 7)
-    rois = []
-    for bias in ([5.0, -5.0], [-5.0, 5.0]):
-        set_to(method.head, [[0.0] * 3, [0.0] * 3], bias)
-        rois.append(method(features).roi)
-    assert torch.equal(rois[0], rois[1])
+@pytest.mark.parametrize(("attention", "maps"), [("class", 2), ("shared", 1)])
+def test_evidence_is_the_attention_before_its_softmax(attention, maps):
+    method, features = deepmil(attention=attention), noise(2, 6, 7)
+    evidence = method(features).evidence
+    assert evidence.shape == (2, maps, 6, 7)
+    assert torch.equal(evidence, method.attention.energies(features))
+    torch.testing.assert_close(over_positions(evidence), method.attention(features))
+    assert maps == 1 or not torch.allclose(evidence[:, 0], evidence[:, 1])
 
 
 def test_equal_class_attentions_are_a_shared_one():
@@ -136,39 +128,41 @@ def test_equal_class_attentions_are_a_shared_one():
     for layer in ("attention.hidden", "head"):
         each.get_submodule(layer).load_state_dict(shared.get_submodule(layer).state_dict())
     torch.testing.assert_close(each(features).logits, shared(features).logits)
-    torch.testing.assert_close(each.localize(features).roi, shared.localize(features).roi)
+    torch.testing.assert_close(answer(each, features)[1], answer(shared, features)[1])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (32, 48)])
 def test_uniform_attention_is_one_half_everywhere(size):
-    found = deepmil().localize(torch.full((2, 3, *size), 0.7))
-    torch.testing.assert_close(found.roi, torch.full((2, 1, *size), 0.5))
+    _, roi = answer(deepmil(), torch.full((2, 3, *size), 0.7))
+    torch.testing.assert_close(roi, torch.full((2, 1, *size), 0.5))
 
 
-def test_one_half_is_where_attention_exceeds_the_uniform_one():
-    method, features = deepmil(), 3 * noise(2, 6, 7)
-    attention, roi = method(features).roi, method.localize(features).roi
-    assert torch.equal(roi >= 0.5, attention >= 1 / 42)
-    assert torch.equal(roi >= 1 / 3, attention >= 1 / 84)  # the older code's cut for two classes
-    torch.testing.assert_close(roi / (1 - roi), 42 * attention)
+def test_the_rule_per_image_by_hand():
+    # Attention 1/8, 2/8, 5/8 over three positions: u = aN / (1 + aN) = 3/11, 6/14, 15/23.
+    method, energy = deepmil(), torch.tensor([1.0, 2.0, 5.0]).log().view(1, 1, 1, 3)
+    for shift in (0.0, -80.0, 80.0):  # which the softmax cancels
+        u = method.image_map(Output(torch.zeros(1, 2), energy, {}), energy + shift)
+        assert u.flatten().tolist() == pytest.approx([3 / 11, 6 / 14, 15 / 23], rel=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["class", "shared"])
+def test_one_half_is_where_attention_exceeds_the_uniform_one(attention):
+    method, features = deepmil(attention=attention), 3 * noise(2, 6, 7)
+    probabilities, roi = answer(method, features)
+    each = method.attention(features)
+    a = each[[0, 1], probabilities.argmax(dim=1) if attention == "class" else 0][:, None]
+    assert torch.equal(roi >= 0.5, a >= 1 / 42)
+    assert torch.equal(roi >= 1 / 3, a >= 1 / 84)  # the older code's cut for two classes
+    torch.testing.assert_close(roi / (1 - roi), 42 * a)
     assert 0 < (roi >= 0.5).float().mean() < 1
 
 
-def test_attention_is_resized_before_it_is_squashed():
-    method, image = build("deepmil"), noise(2, 64, 96)
-    with torch.no_grad():
-        out, found = method(image), method.localize(image)
-    assert out.roi.shape[-2:] == (2, 3)
-    torch.testing.assert_close(found.roi / (1 - found.roi), 6 * resize(out.roi, (64, 96)))
-
-
-def test_minmax_normalisation():
-    method, image = build("deepmil", normalisation="minmax"), noise(2, 64, 96)
-    with torch.no_grad():
-        out, found = method(image), method.localize(image)
-    torch.testing.assert_close(found.roi, resize(normalise_per_image(out.roi), (64, 96)))
-    assert found.roi.amin(dim=(1, 2, 3)).tolist() == pytest.approx([0, 0], abs=1e-6)
-    assert found.roi.amax(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1], abs=1e-6)
+def test_minmax_normalisation_stretches_the_attention():
+    method, features = deepmil(normalisation="minmax", attention="shared"), noise(2, 6, 7)
+    _, roi = answer(method, features)
+    torch.testing.assert_close(roi, normalise_per_image(method.attention(features)))
+    assert roi.amin(dim=(1, 2, 3)).tolist() == [0, 0]
+    assert roi.amax(dim=(1, 2, 3)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from small import VIT, build, noise
+from small import VIT, answer, build, noise
 from torch import Tensor
 
 from histoloc.errors import InputError
-from histoloc.maps import normalise_per_image, resize
+from histoloc.maps import normalise_per_image, place
 from histoloc.methods.cam import Gap
 from histoloc.methods.gradcam import (
     GradCam,
@@ -79,21 +79,38 @@ def test_silent_channels_have_no_say(rule):
     assert not rule(A, torch.zeros_like(G)).any()
 
 
-def test_family_agrees_where_theory_says_so():
-    # GAP + linear: the gradient is w/(hw) everywhere, so Grad-CAM = XGrad-CAM = ReLU(CAM)/(hw); the features have both
-    # signs, which XGrad-CAM bears here because a constant gradient can be taken out of its sums.
-    image = noise(3, 64, 96)
-    method = member("gradcam")
+@pytest.mark.parametrize(("name", "rule"), [("gradcam", gradcam), ("xgradcam", xgradcam)])
+def test_evidence_is_the_positive_part_of_cam_whatever_the_size(name, rule):
+    # GAP + linear: the gradient is w/N everywhere, so Grad-CAM = XGrad-CAM = ReLU(CAM)/N; the features have both signs,
+    # which XGrad-CAM bears here because a constant gradient can be taken out of its sums.
+    method = member(name)
+    for size in ((64, 64), (128, 192)):
+        image = noise(2, *size)
+        with torch.no_grad():
+            evidence, out, features = method.evidence(image), method(image), method.backbone(image)
+        cam = out.evidence.relu()
+        assert (features < 0).any()
+        assert cam.any()
+        torch.testing.assert_close(evidence.evidence, cam, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(evidence.logits, out.logits)
+        maps = gradient_maps(method, method.backbone, image, rule=rule).maps
+        torch.testing.assert_close(maps * cam[0, 0].numel(), cam, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gradcam", "gradcampp", "xgradcam", "layercam"])
+def test_evidence_does_not_depend_on_how_often_a_scene_is_repeated(name):
+    method = member(name)
+
+    class Features(torch.nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.clone()
+
+    positive = torch.randn(1, method.backbone.channels, 4, 6, generator=torch.Generator().manual_seed(2)).relu()
+    method.backbone = Features()  # type: ignore[assignment]
     with torch.no_grad():
-        features, out = method.backbone(image), method(image)
-    cam = out.terms["class_maps"].relu()
-    assert (features < 0).any()
-    assert cam.any()
-    positions = features.shape[2] * features.shape[3]
-    for rule in (gradcam, xgradcam):
-        logits, maps = gradient_maps(method, method.backbone, image, rule=rule)
-        torch.testing.assert_close(maps * positions, cam, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(logits, out.logits)
+        once, often = method.evidence(positive).evidence, method.evidence(positive.repeat(1, 1, 3, 2)).evidence
+    assert once.any()
+    torch.testing.assert_close(often, once.repeat(1, 1, 3, 2), rtol=1e-4, atol=1e-6)
 
 
 def test_forward_is_cam():
@@ -101,37 +118,52 @@ def test_forward_is_cam():
     with torch.no_grad():
         out, features = method(image), method.backbone(image)
         expected = torch.einsum("kc,bchw->bkhw", method.head.weight, features)
-    torch.testing.assert_close(out.terms["class_maps"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.evidence, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(out.logits, expected.mean(dim=(2, 3)) + method.head.bias, rtol=1e-4, atol=1e-5)
-    for b, k in enumerate(out.logits.argmax(dim=1)):
-        assert torch.equal(out.roi[b, 0], out.terms["class_maps"][b, k])
 
 
 @pytest.mark.parametrize("layer", ["", "blocks.1"])
 @pytest.mark.parametrize("name", FAMILY)
-def test_localize_takes_the_predicted_class(name, layer):
+def test_the_map_is_that_of_the_predicted_class(name, layer):
     method, image = member(name, layer=layer), noise(4, 64, 96)
     with torch.no_grad():
         method.head.bias.copy_(method.head.bias - method(image).logits.mean(dim=0))  # so that both classes occur
-        found = method.localize(image)
-    predicted = found.probabilities.argmax(dim=1)
+    probabilities, roi = answer(method, image)
+    predicted = probabilities.argmax(dim=1)
     assert len(predicted.unique()) == 2
     maps = gradient_maps(method, method.layer, image, predicted, method.rule, method.noise(image)).maps
-    assert maps.shape[-2:] == ((16, 24) if layer else (2, 3))
-    torch.testing.assert_close(found.roi, resize(normalise_per_image(maps), (64, 96)), rtol=1e-4, atol=1e-5)
-    assert found.class_maps is not None
-    for b, k in enumerate(predicted):
-        torch.testing.assert_close(found.class_maps[b, k], resize(maps, (64, 96))[b, 0], rtol=1e-4, atol=1e-8)
-    assert found.class_maps.min() >= 0
+    assert maps.shape[-2:] == (64 // method.stride, 96 // method.stride)
+    torch.testing.assert_close(roi, place(normalise_per_image(maps), method.stride, (64, 96)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layer", "stride"),
+    [
+        ("test_efficientnet", "", 32),
+        ("test_efficientnet", "blocks.1", 4),
+        ("test_efficientnet", "blocks.2.0.bn1", 8),
+        ("test_efficientnet", "conv_stem", 2),
+        ("test_resnet", "layer2", 8),
+        (VIT, "", 16),
+        (VIT, "patch_embed.proj", 16),
+    ],
+)
+def test_stride_is_that_of_the_layer(backbone, layer, stride):
+    method = member("gradcam", backbone=backbone, layer=layer)
+    assert method.stride == stride
+    for height, width in ((64, 96), (97, 131)):
+        maps = method.evidence(noise(1, height, width)).evidence
+        assert maps.shape[-2:] == (-(-height // stride), -(-width // stride))
+    assert method.multiple == (16 if backbone == VIT else 32), "whole positions at every level, not only at the layer"
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_localize_in_inference_mode(name):
+def test_evidence_in_inference_mode(name):
     method, image = member(name), noise(2, 64, 64)
-    expected = method.localize(image)
+    expected = method.evidence(image)
     with torch.inference_mode():
-        found = method.localize(image)
-    assert torch.equal(found.roi, expected.roi)
+        evidence = method.evidence(image)
+    assert torch.equal(evidence.evidence, expected.evidence)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in method.parameters())
     assert not any(module._forward_hooks for module in method.modules())
 
@@ -143,19 +175,20 @@ def test_noise():
     assert added.shape == (4, 1, 3, 64, 64)
     assert abs(float(added.std()) - 0.3) < 0.01
     state = torch.get_rng_state()
-    first, second, alone = method.localize(image), method.localize(image), method.localize(image[2:])
+    first, second, alone = (method.evidence(part).evidence for part in (image, image, image[2:]))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first.roi, second.roi)
-    torch.testing.assert_close(first.roi[2:], alone.roi, rtol=1e-4, atol=1e-5)
-    other = member("smoothgradcampp", layer="blocks.1", noise_seed=1).localize(image)
-    assert (other.roi - first.roi).abs().max() > 1e-3
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first[2:], alone, rtol=1e-4, atol=1e-5)
+    other = member("smoothgradcampp", layer="blocks.1", noise_seed=1).evidence(image).evidence
+    assert (other - first).abs().max() > 1e-3 * first.max()
 
 
 def test_without_noise_it_is_gradcampp():
     image = noise(2, 64, 64)
-    smooth = member("smoothgradcampp", layer="blocks.1", noise=0.0).localize(image)
-    plain = member("gradcampp", layer="blocks.1").localize(image)
-    torch.testing.assert_close(smooth.roi, plain.roi)
+    smooth = member("smoothgradcampp", layer="blocks.1", noise=0.0).evidence(image)
+    plain = member("gradcampp", layer="blocks.1").evidence(image)
+    assert plain.evidence.any()
+    torch.testing.assert_close(smooth.evidence, plain.evidence)
 
 
 @pytest.mark.parametrize("options", [{"samples": 0}, {"noise": -1.0}, {"noise": float("nan")}, {"noise_seed": -1}])
@@ -180,9 +213,9 @@ def test_a_classifier_of_another_method():
     assert method.head.bias is not None
     with torch.no_grad():
         out = method(image)
-        cam = out.roi - method.head.bias[out.logits.argmax(dim=1)].view(-1, 1, 1, 1)
+        cam = out.evidence - method.head.bias.view(1, -1, 1, 1)
     torch.testing.assert_close(logits, out.logits)
-    torch.testing.assert_close(maps[[0, 1], logits.argmax(dim=1)][:, None] * maps[0, 0].numel(), cam.relu())
+    torch.testing.assert_close(maps * maps[0, 0].numel(), cam.relu())
     index = logits.argmax(dim=1)
     inner = gradient_maps(method, method.backbone.model.blocks[1], image, index, layercam).maps
     assert inner.shape == (2, 1, 16, 16)

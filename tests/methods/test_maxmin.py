@@ -4,11 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import VIT, build, noise, noise_batch
+from small import VIT, answer, build, noise, noise_batch
 from torch import Tensor
 
 from histoloc.errors import InputError
-from histoloc.maps import normalise_batch, normalise_per_image, resize
+from histoloc.maps import normalise_batch, normalise_per_image, place, resize
 from histoloc.methods.maxmin import MaxMin
 from histoloc.types import Batch, Output
 
@@ -178,31 +178,41 @@ def test_two_networks_have_one_encoder_more():
     assert two.classifier is not two.localizer
 
 
-def test_class_is_read_from_the_inside_and_roi_is_the_mask():
+def test_class_is_read_from_the_inside_of_the_mask():
     method, image = maxmin(), noise(2, 64, 96)
     with torch.no_grad():
-        out, found = method(image), method.localize(image)
-        logits, evidence, mask = method.locate(image)
+        out, evidence = method(image), method.evidence(image)
+        logits, maps, combined, mask = method.locate(image)
         inside = method.classify(method.cut(image, mask))
         outside = method.classify(method.cut(image, 1 - mask))
-    torch.testing.assert_close(out.logits, inside)
+    for made in (out, evidence):
+        torch.testing.assert_close(made.logits, inside)
+        torch.testing.assert_close(made.evidence, maps)
     torch.testing.assert_close(out.terms["background"], outside)
     torch.testing.assert_close(out.terms["localizer"], logits)
-    torch.testing.assert_close(out.roi, evidence)
-    assert torch.equal(found.roi, mask)
-    torch.testing.assert_close(found.probabilities, inside.softmax(dim=1))
+    torch.testing.assert_close(out.terms["combined"], combined)
+    torch.testing.assert_close(out.terms["mask"], mask)
 
 
-def test_evidence_weighs_the_class_maps_by_predicted_probabilities():
+def test_the_rule_per_image_is_the_mask_of_a_class_map():
+    method = maxmin(slope=5.0, sigma_start=0.15, sigma_step=0.01, sigma_cap=0.3)
+    method.epoch.fill_(5)
+    values = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 1, 3)
+    got = method.image_map(Output(torch.zeros(1, 2), values, {}), values)
+    expected = [1 / (1 + math.exp(-5 * (u - 0.2))) for u in (0.0, 0.5, 1.0)]
+    assert got.flatten().tolist() == pytest.approx(expected)
+
+
+def test_the_mask_weighs_the_class_maps_by_predicted_probabilities():
     method, image = maxmin(), noise(2, 64, 96)
     weight = method.localizer_head.maps.weight
-    evidence = method.locate(image)[1]
+    combined = method.locate(image)[2]
     logits, maps = method.localizer_head(method.localizer(image))
     p = logits.softmax(dim=1)
     expected = torch.stack([p[i, 0] * maps[i, 0] + p[i, 1] * maps[i, 1] for i in range(2)])[:, None]
-    torch.testing.assert_close(evidence, expected)
+    torch.testing.assert_close(combined, expected)
     # The gradient flows through the maps and through the probabilities.
-    (got,), (whole,) = (torch.autograd.grad(e.square().sum(), weight) for e in (evidence, expected))
+    (got,), (whole,) = (torch.autograd.grad(e.square().sum(), weight) for e in (combined, expected))
     torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-6)
 
 
@@ -211,7 +221,10 @@ def test_normalisation_and_neighbours(normalisation):
     method, image = maxmin(normalisation=normalisation), noise(3, 64, 96)
     image[2] *= 20  # an image whose evidence has another range
     with torch.no_grad():
-        together, alone = method.locate(image)[2][:1], method.locate(image[:1])[2]
+        alone, at_rest = method.locate(image[:1])[3], method.locate(image)[3][:1]
+        method.training = True  # the flag alone: statistics and dropout as at rest
+        together = method.locate(image)[3][:1]
+    torch.testing.assert_close(at_rest, alone, rtol=1e-4, atol=1e-5)
     if normalisation == "batch":
         assert (together - alone).abs().max() > 0.01
     else:
@@ -220,11 +233,12 @@ def test_normalisation_and_neighbours(normalisation):
 
 @pytest.mark.parametrize("normalisation", ["image", "batch", "none"])
 def test_mask_by_hand(normalisation):
-    method, image = maxmin(normalisation=normalisation, **AUTHORS), noise(2, 64, 96)
+    method, image = maxmin(normalisation=normalisation, **AUTHORS), noise(2, 60, 90)
     method.epoch.fill_(30)
+    method.training = True
     with torch.no_grad():
-        _, evidence, mask = method.locate(image)
-    u = resize(evidence, (64, 96))
+        _, _, combined, mask = method.locate(image)
+    u = place(combined, 32, (60, 90))
     if normalisation == "none":
         expected, inside = 1 / (1 + (-5 * u).exp()), u >= 0
     else:
@@ -235,6 +249,16 @@ def test_mask_by_hand(normalisation):
     if normalisation != "none":
         assert inside.any()
         assert not inside.all()
+
+
+def test_without_normalisation_the_map_is_the_mask_and_needs_no_range():
+    method, image = maxmin(normalisation="none"), noise(2, 64, 96)
+    assert (method.unit, maxmin().unit) == ("logit", "score")
+    with torch.no_grad():
+        evidence, (_, _, combined, mask) = method.evidence(image).evidence, method.locate(image)
+    torch.testing.assert_close(evidence, 10 * combined)
+    torch.testing.assert_close(answer(method, image)[1].logit(), place(evidence, 32, (64, 96)), rtol=0, atol=0.1)
+    assert torch.equal(place(evidence, 32, (64, 96)) >= 0, mask >= 0.5)
 
 
 def test_sigma_follows_the_authors_schedule():
@@ -257,7 +281,7 @@ def test_sigma_travels_with_the_weights():
     loaded.load_state_dict(trained.state_dict())
     assert loaded.sigma().item() == pytest.approx(0.18)
     with torch.no_grad():
-        assert torch.equal(loaded.locate(image)[2], trained.locate(image)[2])
+        assert torch.equal(loaded.locate(image)[3], trained.locate(image)[3])
 
 
 def test_barrier_grows_to_its_cap():
@@ -344,8 +368,6 @@ def test_foreground_weight_is_linear():
         ({"foreground_weight": 0.0}, "--foreground-weight 0 leaves the classifier"),
         ({"foreground_weight": 0.0, "background": "none", "localizer_weight": 0.0}, "--localizer-weight above 0"),
         ({"foreground_weight": -1.0}, "--foreground-weight must be >= 0"),
-        ({"empty_class": "normal", "normalisation": "none"}, r"'normal' is not a class .*\['benign', 'malignant'\]"),
-        ({"empty_class": "benign"}, "needs --normalisation none"),
         ({"slope": 0.0}, "--slope must be > 0"),
         ({"barrier_start": 0.0}, "--barrier-start"),
         ({"scale": 1.2}, "--scale"),

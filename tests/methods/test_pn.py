@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from small import build, noise, noise_batch
+from small import answer, build, noise, noise_batch
 from torch import Tensor
 
 from histoloc.data.synthetic import CLASSES
@@ -65,6 +65,15 @@ def test_a_class_without_roi_is_empty_in_all_images():
     assert terms["absent"] == pytest.approx((0.4**2 + 0.3**2 + 0.1**2) / 2)
 
 
+def test_of_an_image_of_several_classes_each_has_the_present_size():
+    method = build("pn", lower=0.2, weight=1.0, classes=("a", "b", "c"), empty_class="c")
+    batch = noise_batch([0, 1])._replace(labels=torch.tensor([[True, True, False], [False, True, True]]))
+    sizes = torch.tensor([[0.1, 0.3, 0.4], [0.05, 0.15, 0.0]])
+    terms = method.loss(Output(torch.zeros(2, 3), torch.zeros(2, 1, 1, 1), {"sizes": sizes}), batch, 0)
+    assert terms["present"].item() == pytest.approx((0.1**2 + 0.05**2) / 2)
+    assert terms["absent"].item() == pytest.approx((0.4**2 + 0.05**2) / 2)
+
+
 @pytest.mark.parametrize("penalty", ["quadratic", "barrier"])
 def test_gradient_of_the_penalties(penalty):
     method, batch = build("pn", penalty=penalty), noise_batch([0, 1, 1])
@@ -83,11 +92,11 @@ def test_map_is_what_is_not_background_and_not_stretched():
     torch.nn.init.zeros_(method.head.weight)
     with torch.no_grad():
         method.head.bias.copy_(torch.tensor([1.0, 2.0, 5.0]).log())  # p = 1/8, 2/8, background 5/8
-        out, found = method(noise(2, 50, 33)), method.localize(noise(2, 50, 33))
-    torch.testing.assert_close(found.roi, torch.full((2, 1, 50, 33), 3 / 8))
+        out = method(noise(2, 50, 33))
+    probabilities, roi = answer(method, noise(2, 50, 33))
+    torch.testing.assert_close(roi, torch.full((2, 1, 50, 33), 3 / 8))
     torch.testing.assert_close(out.terms["sizes"], torch.tensor([[1 / 8, 2 / 8]]).expand(2, 2))
-    assert torch.equal(found.probabilities, torch.full((2, 2), 0.5))
-    assert found.class_maps is None
+    assert torch.equal(probabilities, torch.full((2, 2), 0.5))
 
 
 @pytest.mark.parametrize(("penalty", "steps"), [("quadratic", 40), ("barrier", 30)])
@@ -105,7 +114,7 @@ def test_sizes_hold_after_training(penalty, steps):
         optimizer.step()
     with torch.no_grad():
         sizes = method.eval()(batch.image).terms["sizes"]
-        found = method.localize(batch.image).roi >= 0.5
+    found = answer(method, batch.image)[1] >= 0.5
     present, absent = sizes[range(8), batch.label], sizes[range(8), 1 - batch.label]
     assert present.min() >= 0.2 - 0.02
     assert present.max() <= 0.6 + 0.02
@@ -125,7 +134,6 @@ def test_sizes_hold_after_training(penalty, steps):
         ({"lower": math.nan}, "--lower"),
         ({"weight": 0.0}, "--weight"),
         ({"barrier_start": 0.0}, "--barrier-start"),
-        ({"empty_class": "normal"}, "--empty-class"),
     ],
 )
 def test_wrong_options_name_the_flag(options, flag):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import build, glands, noise, noise_batch
+from small import answer, build, glands, noise, noise_batch
 from torch import Tensor
 
 from histoloc.checkpoint import ModelConfig, build_method
@@ -25,6 +25,8 @@ def dice(roi: Tensor, mask: Tensor) -> float:
 
 def test_loss_by_hand():
     method, batch = build("unet", cross_entropy_weight=2.0, dice_weight=3.0), noise_batch([0, 1], 1, 2, masks=True)
+    assert isinstance(method, UNet)
+    method.decoder.stride = 1  # a score for each pixel
     mask = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).view(2, 1, 1, 2)
     scores = torch.tensor([[math.log(3), 0.0], [0.0, -math.log(3)]]).view(2, 1, 1, 2)  # p = 3/4 1/2, 1/2 1/4
     terms = method.loss(Output(torch.zeros(2, 2), scores, {}), batch._replace(mask=mask), 0)
@@ -32,6 +34,16 @@ def test_loss_by_hand():
     soft = ((1 - (2 * 0.75 + 1) / (1.25 + 1 + 1)) + (1 - 1 / (0.75 + 1))) / 2
     assert terms["cross_entropy"].item() == pytest.approx(2 * cross_entropy)
     assert terms["dice"].item() == pytest.approx(3 * soft)
+
+
+def test_scores_are_brought_to_the_masks_pixels_not_squeezed_into_them():
+    method, batch = build("unet", dice_weight=0.0), noise_batch([0], 1, 3, masks=True)
+    assert method.stride == 2
+    terms = method.loss(Output(torch.zeros(1, 2), torch.tensor([[[[0.0, 4.0]]]]), {}), batch, 0)
+    at_pixels = torch.tensor([0.0, 1.0, 3.0]).view(1, 1, 1, 3)  # the second position reaches beyond the image
+    assert batch.mask is not None
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(at_pixels, batch.mask)
+    torch.testing.assert_close(terms["cross_entropy"], expected)
 
 
 @pytest.mark.parametrize(("off", "left"), [("cross_entropy_weight", "dice"), ("dice_weight", "cross_entropy")])
@@ -47,20 +59,15 @@ def test_wrong_weights_name_the_flags(one, other):
         build("unet", cross_entropy_weight=one, dice_weight=other)
 
 
-def test_the_class_without_roi_is_a_class():
-    with pytest.raises(InputError, match="--empty-class 'healthy' is not a class of the table; choose one of"):
-        build("unet", empty_class="healthy")
-
-
 @pytest.mark.parametrize("score", [-4.0, 0.0, 4.0])
 def test_map_is_the_probability_and_not_stretched(score):
     method = build("unet")
     assert isinstance(method, UNet)
     torch.nn.init.zeros_(method.decoder.head.weight)
     torch.nn.init.constant_(method.decoder.head.bias, score)  # type: ignore[arg-type]
-    found = method.localize(noise(2, 50, 33))
-    torch.testing.assert_close(found.roi, torch.full((2, 1, 50, 33), 1 / (1 + math.exp(-score))))
-    assert torch.equal(found.probabilities, torch.full((2, 2), 0.5))
+    probabilities, roi = answer(method, noise(2, 50, 33))
+    torch.testing.assert_close(roi, torch.full((2, 1, 50, 33), 1 / (1 + math.exp(-score))))
+    assert torch.equal(probabilities, torch.full((2, 2), 0.5))
 
 
 def test_only_the_encoder_has_the_backbones_learning_rate():
@@ -70,7 +77,7 @@ def test_only_the_encoder_has_the_backbones_learning_rate():
 
 
 def test_learns_from_masks_and_ignores_labels():
-    assert UNet.supervision == "pixel"
+    assert UNet.supervision == {"pixel"}
     method, batch = build("unet"), noise_batch([0, 1], masks=True)
     other = batch._replace(label=1 - batch.label)
     out = method(batch.image)
@@ -93,8 +100,7 @@ def test_finds_glands_it_has_not_seen(steps, least):
         torch.stack(list(method.loss(method(batch.image), batch, 0).values())).sum().backward()
         optimizer.step()
     assert unseen.mask is not None
-    with torch.no_grad():
-        roi = method.eval().localize(unseen.image).roi
+    _, roi = answer(method.eval(), unseen.image)
     assert dice(torch.ones_like(roi), unseen.mask) < 0.75
     assert dice(roi, unseen.mask) >= least
 

@@ -210,3 +210,38 @@ def test_only_hub_asks_for_pretrained_weights(monkeypatch):
     monkeypatch.setattr(timm, "create_model", local)
     build_backbone(BackboneConfig(SMALL, weights="none"))
     build_backbone(BackboneConfig())
+
+
+def looks_at(backbone: Backbone, side: int = 192) -> torch.Tensor:
+    """Mean distance in pixels, (y, x), from the middle of a position's pixels to what its features depend on."""
+    generator, stride, distances = torch.Generator().manual_seed(0), backbone.stride, []
+    backbone.eval().requires_grad_(False)
+    for step in range(12):
+        image = torch.rand(1, 3, side // 4, side // 4, generator=generator)
+        image = torch.nn.functional.interpolate(image, (side, side), mode="bicubic").requires_grad_()
+        row, column = (side // stride // 2 + offset for offset in divmod(step % 4, 2))
+        features = backbone(image)[0, :, row, column]
+        (gradient,) = torch.autograd.grad((features * torch.randn(len(features), generator=generator)).sum(), image)
+        weight = gradient[0].square().sum(dim=0)
+        for axis, position in ((1, row), (0, column)):
+            middle = (weight.sum(dim=axis) * (torch.arange(side) + 0.5)).sum() / weight.sum()
+            distances.append(middle - stride * (position + 0.5))
+    return torch.stack(distances).view(-1, 2).mean(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        # Strided convolutions: padded on both sides, a position is centred at its first pixel; by TensorFlow's rule at
+        # its last one.
+        (BackboneConfig(SMALL, 8, weights="none"), -3.5),
+        (BackboneConfig(stride=8, weights="none"), 3.5),
+        # The learned filters of the embedded weights make up for it.
+        (BackboneConfig(stride=8), 0.0),
+        (BackboneConfig("test_vit", 0, weights="none"), 0.0),
+    ],
+)
+def test_where_positions_look(config, expected):
+    torch.manual_seed(0)
+    distance = looks_at(build_backbone(config))
+    torch.testing.assert_close(distance, torch.full((2,), expected), rtol=0, atol=1.5)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from histoloc.checkpoint import ModelConfig, build_method
-from histoloc.maps import normalise_per_image
+from histoloc.maps import roi_at_stride
 from histoloc.methods.cam import Gap
 from histoloc.nn.backbone import Backbone, BackboneConfig
 
@@ -41,5 +41,6 @@ def test_gap_is_cam(backbone):
             torch.testing.assert_close(other(image), out.logits)
         cam, normalised = (extract(class_idx=predicted, normalized=flag)[0][:, None] for flag in (False, True))
     assert method.head.bias is not None
-    torch.testing.assert_close(cam, out.roi - method.head.bias[predicted].detach(), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(normalised, normalise_per_image(out.roi), rtol=1e-4, atol=1e-5)
+    own, label = out.evidence[:, [predicted]], torch.tensor([predicted])
+    torch.testing.assert_close(cam, own - method.head.bias[predicted].detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(normalised, roi_at_stride(out, label, method.calibration("image")), rtol=1e-4, atol=1e-5)

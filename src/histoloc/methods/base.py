@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
@@ -102,6 +103,15 @@ class Method(nn.Module, ABC):
     def multiple(self) -> int:
         """Sides of the input that are multiples of this have whole positions at every level of the network."""
         return max(self.extractor.level_strides) if self.extractor else 1
+
+    def continued(self, image: Tensor) -> Tensor:
+        """Images (B, 3, H, W) continued beyond the right and lower edge to multiples of `multiple`, by edge pixels.
+
+        Otherwise a network's positions may depend on the size of its input: padding by TensorFlow's rule moves them by
+        up to `stride` - 1 pixels where a side is odd.
+        """
+        height, width = image.shape[-2:]
+        return F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
 
     @property
     def in_tiles(self) -> str:

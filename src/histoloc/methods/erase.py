@@ -138,7 +138,7 @@ class Erase(Method):
         earlier = int(self.mined) - 1
         if earlier < 1:
             return None
-        mined = self._rounds(image, earlier).terms["mined"]
+        mined = self._rounds(self.continued(image), earlier).terms["mined"]
         return (place(mined, self.stride, (image.shape[-2], image.shape[-1])) >= 0.5).float()
 
     def prepare(self, batch: Batch) -> Batch:

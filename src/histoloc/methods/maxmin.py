@@ -194,7 +194,7 @@ class MaxMin(Method):
     def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """The terms of Eq. 1, and the localizer's own cross-entropy."""
         o = self.options
-        has_roi = (batch.label != (-1 if self.empty_class is None else self.empty_class)).float()
+        has_roi = self._has_roi(batch)
         losses = {}
         if self.classifies_masked:
             certain = classification(output.terms.get("inside", output.logits), batch, each=True)
@@ -214,6 +214,12 @@ class MaxMin(Method):
                 empty = empty + classification(output.terms["background"], batch, each=True)
             losses["empty"] = ((1 - has_roi) * empty).mean()
         return losses
+
+    def _has_roi(self, batch: Batch) -> Tensor:
+        """(B,) 1 for images with ROI: those that have a class besides the one without, 0 for the others."""
+        if batch.labels is None or self.empty_class is None:
+            return (batch.label != (-1 if self.empty_class is None else self.empty_class)).float()
+        return batch.labels[:, [k for k in range(batch.labels.shape[1]) if k != self.empty_class]].any(dim=1).float()
 
     def evidence(self, image: Tensor) -> Output:
         """Class from X⁺ (from X where a class has no ROI); the class maps, before they are weighted and normalised.
