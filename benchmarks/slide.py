@@ -154,7 +154,8 @@ def run_plain(job: Job, out: Path) -> None:
             _, values = predictor.evidence(tiles, precision=job.precision)
             if maps is None:
                 maps = np.zeros((values.shape[1], *count.shape), np.float32)
-            for (x, y), value in zip(batch // grid.cell, on_cells(values, predictor.stride, grid.tile, grid.side), strict=True):
+            cells = on_cells(values, predictor.stride, grid.tile, grid.side)
+            for (x, y), value in zip(batch // grid.cell, cells, strict=True):
                 maps[:, y : y + grid.side, x : x + grid.side] += value
                 count[y : y + grid.side, x : x + grid.side] += 1
     assert maps is not None

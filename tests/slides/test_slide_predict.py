@@ -290,7 +290,8 @@ def test_tiles_are_seen_at_the_scale_of_training(tiny, table, slides, tmp_path):
     assert (config.shorter_side, config.extent, config.mpp) == (TILE, (64, 64), 1.0)
     options = {key: value for key, value in OPTIONS.items() if key != "tile"}
     made = predict_slides(run, [slides / "n.tif"], tmp_path / "out", **options)
-    assert told(tmp_path / "out/n")["settings"]["tile"] == TILE
+    settings = told(tmp_path / "out/n")["settings"]
+    assert (settings["tile"], settings["mpp"]) == (64, 1.0)
     assert not any("trained at" in note for note in made.notes)
-    made = predict_slides(run, [slides / "n.tif"], tmp_path / "half", tile=TILE * 2, **options)
+    made = predict_slides(run, [slides / "n.tif"], tmp_path / "half", mpp=2.0, **options)
     assert any("trained at 1 µm/px and sees these slides at 2" in note for note in made.notes)
