@@ -68,19 +68,18 @@ def test_max_min_is_the_recipe(name):
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_methods_that_have_the_option_are_told_and_the_others_are_as_ever(row: Row):
-    told, untold = (
+def test_every_row_knows_the_class_without_roi_and_max_min_has_no_stretched_map(row: Row):
+    knows, plain_ = (
         cell_config(row, None, 0, dataclasses.replace(CHOICES, empty_class=name)) for name in ("normal", None)
     )
-    if row.method not in ("maxmin", "pn", "unet"):
-        assert told == untold
-        return
-    assert told.options.empty_class == "normal"
-    changed = {name for name, value in plain(told.options).items() if value != plain(untold.options)[name]}
-    assert changed == ({"empty_class", "normalisation", "slope"} if row.method == "maxmin" else {"empty_class"})
+    assert (knows.empty_class, plain_.empty_class) == ("normal", None)
+    changed = {name for name, value in plain(knows.options).items() if value != plain(plain_.options)[name]}
+    assert changed == ({"normalisation", "slope"} if row.method == "maxmin" else set())
+    assert dataclasses.replace(knows, empty_class=None, options=plain_.options) == plain_
     # The options allow each other.
     backbone = BackboneConfig("test_efficientnet_ln", 0, weights="none")
-    build_method(ModelConfig(row.method, ("normal", "tumor"), told.options, backbone), load_backbone=True)
+    config = ModelConfig(row.method, ("normal", "tumor"), knows.options, backbone, empty_class="normal")
+    assert build_method(config, load_backbone=True).empty_class == 0
 
 
 def test_what_is_no_class_or_has_no_published_numbers_is_refused(choices):
@@ -92,7 +91,7 @@ def test_what_is_no_class_or_has_no_published_numbers_is_refused(choices):
 
 def test_methods_that_learn_from_masks_need_none_of_the_class_without_roi(choices):
     (cell,) = plan("table1", dataclasses.replace(choices, rows="unet"))[0]
-    assert cell.config.options.empty_class == "normal"
+    assert cell.config.empty_class == "normal"
     with pytest.raises(InputError, match="name the class whose images have no ROI by --empty-class, or choose other"):
         plan("table1", dataclasses.replace(choices, rows="unet", empty_class=None))
     with pytest.raises(InputError, match="unet learns from masks, and training rows have none"):
@@ -167,10 +166,10 @@ def fake(folder: Path, **settings) -> Path:
             content = json.loads(path.read_text())
             content["metrics"]["specificity_without_roi"] = {"value": specificity + 4 * seed, "low": 0.0, "high": 100.0}
             path.write_text(json.dumps(content))
-    options = {"empty_class": "normal", "normalisation": "none", "slope": 5.0, "kmax": 0.3}
+    options = {"normalisation": "none", "slope": 5.0, "kmax": 0.3}
     for seed in (0, 1):
         run = folder / "cells" / "maxmin-sem" / f"nofold-seed{seed}"
-        (run / "run.yaml").write_text(yaml.safe_dump({"options": options}))
+        (run / "run.yaml").write_text(yaml.safe_dump({"options": options, "empty_class": "normal"}))
     return folder
 
 
@@ -189,7 +188,7 @@ def test_the_specificity_has_a_column_where_a_class_is_named(tmp_path):
     (place,) = [number for number, h in enumerate(table.headings) if h.text.startswith("specificity")]
     assert [line.entries[place].bold for line in table.lines] == [False, True]
     assert "Images of class normal have no ROI: F1⁺ leaves them out" in " ".join(table.general)
-    assert "Was told that images of class normal have no ROI: normalisation none, slope 5.0." in table.notes
+    assert "Because images of class normal have no ROI: normalisation none, slope 5.0." in table.notes
     assert not any("specificity" in heading for heading in columns(write_bench(tmp_path / "other")))
 
 

@@ -294,7 +294,7 @@ def image_sides(table: Table) -> tuple[int, int]:
 
 
 def _notes(choices: Choices, table: Table, split: str) -> list[str]:
-    notes = [table.summary(), *table.notes]
+    notes = [*table.notes]
     notes += [f"split {split} is measured"] if choices.split == "auto" else []
     small_side = PRESETS[choices.preset]["input"]["small_side"]
     smallest, _ = image_sides(table)

@@ -22,6 +22,7 @@ from histoloc.benchmark.folder import claim, cores
 from histoloc.benchmark.presets import Choices
 from histoloc.benchmark.progress import Lines, Track, choose_view
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE
+from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.files import write_text
 from histoloc.work_folder import locked
@@ -67,7 +68,9 @@ def benchmark(kind: str, choices: Choices, *, console: Console | None = None) ->
     workers = worker_environments(choices.devices, choices.workers)
     with locked(choices.out):
         claim(kind, choices, cells)
-        for note in notes:
+        summary = read_table(choices.data, check_files=False).summary()
+    console.print(summary, markup=False, highlight=False, soft_wrap=True)
+    for note in notes:
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         return _finish(cells, workers, choices.out, console)
 

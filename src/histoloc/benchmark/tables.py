@@ -364,7 +364,7 @@ def _notes_of(bench: Bench, row: Row, common: Mapping[str, Any]) -> list[str]:
     for name, of in RULES.items():
         others = sorted({value for cell in cells if (value := of(cell)) and value != common[name]})
         notes += [f"{name.capitalize()}: {', '.join(others)}."] if others else []
-    notes += [note for cell in cells if (note := _told_empty_class(cell))]
+    notes += [note for cell in cells if (note := _because_of_empty_class(cell))]
     notes += [sentence(text) for cell in cells for text in cell.evaluation.result.uses_masks]
     finished = {cell.name for cell in cells}
     missing = [name for name in bench.wanted if name not in finished]
@@ -376,14 +376,12 @@ def _notes_of(bench: Bench, row: Row, common: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _told_empty_class(cell: Cell) -> str:
-    """What a method's options say of a class without ROI, and what else they are because of it."""
+def _because_of_empty_class(cell: Cell) -> str:
+    """What a method's options are because a class has no ROI."""
     options = cell.settings.get("options") or {}
-    empty = cell.settings.get("empty_class")
-    if empty is None:
-        return ""
+    empty = cell.settings.get("empty_class") or options.get("empty_class")
     besides = [f"{name} {options[name]}" for name in WITH_EMPTY_CLASS.get(cell.row.method, {}) if name in options]
-    return f"Was told that images of class {empty} have no ROI" + (f": {', '.join(besides)}." if besides else ".")
+    return f"Because images of class {empty} have no ROI: {', '.join(besides)}." if empty and besides else ""
 
 
 def _count(number: int, noun: str) -> str:
