@@ -16,7 +16,8 @@ from histoloc.benchmark.rows import DATASETS, KINDS, Row, rows_of
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
 from histoloc.metrics.classification import BY_CLASS
-from histoloc.report.read import Evaluation, read_evaluation
+from histoloc.report.evaluation import Evaluation
+from histoloc.report.read import read_evaluation
 
 SETTINGS_FILE, CELL_FILE, ERROR_FILE = "benchmark.json", "cell.json", "error.txt"
 FORMAT = 1

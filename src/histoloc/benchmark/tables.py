@@ -15,6 +15,7 @@ from histoloc.benchmark.presets import WITH_EMPTY_CLASS
 from histoloc.benchmark.published import set_apart
 from histoloc.benchmark.results import Bench, Cell
 from histoloc.benchmark.rows import DATASETS, Row
+from histoloc.report.rows import sentence
 from histoloc.report.tables import (
     LESS_IS_BETTER,
     METRICS,
@@ -23,7 +24,6 @@ from histoloc.report.tables import (
     PXAP_WITH_ROI_HEADING,
     SPECIFICITY,
     percent,
-    sentence,
     specificity_heading,
 )
 

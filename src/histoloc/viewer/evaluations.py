@@ -7,7 +7,8 @@ from typing import Any
 
 from histoloc.errors import InputError
 from histoloc.images import image_size
-from histoloc.report.read import Evaluation, locate, read_run
+from histoloc.report.evaluation import Evaluation
+from histoloc.report.read import locate, read_run
 from histoloc.viewer.entries import Entry, MapLayer, entry_key, number, state_of
 
 
