@@ -167,10 +167,10 @@ def fake(folder: Path, **settings) -> Path:
             content = json.loads(path.read_text())
             content["metrics"]["specificity_without_roi"] = {"value": specificity + 4 * seed, "low": 0.0, "high": 100.0}
             path.write_text(json.dumps(content))
-    options = {"empty_class": "normal", "normalisation": "none", "slope": 5.0, "kmax": 0.3}
+    options = {"normalisation": "none", "slope": 5.0, "kmax": 0.3}
     for seed in (0, 1):
         run = folder / "cells" / "maxmin-sem" / f"nofold-seed{seed}"
-        (run / "run.yaml").write_text(yaml.safe_dump({"options": options}))
+        (run / "run.yaml").write_text(yaml.safe_dump({"empty_class": "normal", "options": options}))
     return folder
 
 
