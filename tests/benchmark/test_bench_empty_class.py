@@ -68,16 +68,16 @@ def test_max_min_is_the_recipe(name):
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_methods_that_have_the_option_are_told_and_the_others_are_as_ever(row: Row):
+def test_every_row_is_told_and_max_min_has_other_options_because_of_it(row: Row):
     told, untold = (
         cell_config(row, None, 0, dataclasses.replace(CHOICES, empty_class=name)) for name in ("normal", None)
     )
-    if row.method not in ("maxmin", "pn", "unet"):
-        assert told == untold
+    assert (told.empty_class, untold.empty_class) == ("normal", None)
+    if row.method != "maxmin":
+        assert dataclasses.replace(told, empty_class=None) == untold
         return
-    assert told.options.empty_class == "normal"
     changed = {name for name, value in plain(told.options).items() if value != plain(untold.options)[name]}
-    assert changed == ({"empty_class", "normalisation", "slope"} if row.method == "maxmin" else {"empty_class"})
+    assert changed == {"normalisation", "slope"}
     # The options allow each other.
     backbone = BackboneConfig("test_efficientnet_ln", 0, weights="none")
     build_method(ModelConfig(row.method, ("normal", "tumor"), told.options, backbone), load_backbone=True)
@@ -92,7 +92,7 @@ def test_what_is_no_class_or_has_no_published_numbers_is_refused(choices):
 
 def test_methods_that_learn_from_masks_need_none_of_the_class_without_roi(choices):
     (cell,) = plan("table1", dataclasses.replace(choices, rows="unet"))[0]
-    assert cell.config.options.empty_class == "normal"
+    assert cell.config.empty_class == "normal"
     with pytest.raises(InputError, match="name the class whose images have no ROI by --empty-class, or choose other"):
         plan("table1", dataclasses.replace(choices, rows="unet", empty_class=None))
     with pytest.raises(InputError, match="unet learns from masks, and training rows have none"):

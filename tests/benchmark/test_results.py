@@ -130,9 +130,10 @@ def test_numbers_by_the_per_image_rule_have_columns(tmp_path):
     folder = write_settings(tmp_path / "bench", ["gap", "unet"], folds=[None], seeds=[0])
     write_cell(folder, "gap", None, 0, flat(60.0), flat(20.0), per_image=40.0, maps="learned")
     write_cell(folder, "unet", None, 0, flat(90.0), flat(88.0), maps="probability")
-    frame = results_frame(read_bench(folder)).set_index("row")
-    columns = ["f1_plus", "f1_minus", "f1_mean", "pxap"]
-    assert frame.loc["gap", [f"per_image_{name}" for name in columns]].tolist() == [40.0, 20.0, 30.0, 10.0]
-    assert frame.loc["gap", ["per_image_pxap_low", "per_image_pxap_high", "f1_plus"]].tolist() == [5.0, 15.0, 60.0]
-    assert frame.loc["unet", [f"per_image_{name}" for name in columns]].isna().all()
-    assert frame["range"].tolist() == ["learned", "probability"]
+    frame = results_frame(read_bench(folder))
+    gap, unet = frame.to_dict("records")
+    columns = ["per_image_f1_plus", "per_image_f1_minus", "per_image_f1_mean", "per_image_pxap"]
+    assert [gap[name] for name in columns] == [40.0, 20.0, 30.0, 10.0]
+    assert [gap[name] for name in ("per_image_pxap_low", "per_image_pxap_high", "f1_plus")] == [5.0, 15.0, 60.0]
+    assert all(math.isnan(unet[name]) for name in columns)
+    assert [gap["range"], unet["range"]] == ["learned", "probability"]

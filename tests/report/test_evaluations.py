@@ -261,9 +261,9 @@ def test_published_numbers_of_another_cut_are_called_incomparable(runs):
     assert "ours on test, cut at 0.30: not directly comparable" in table_rows(read_runs(runs)[0])[0][0].published
 
 
-def test_two_evaluations_through_the_command_line(gap_run, tiny_table, tmp_path, capsys):
-    run = Path(shutil.copytree(gap_run, tmp_path / "run"))
-    shutil.rmtree(run / "evaluation", ignore_errors=True)
+def test_two_evaluations_through_the_command_line(tiny_flags, tiny_table, tmp_path, capsys):
+    run = tmp_path / "run"
+    main(["train", "gap", *tiny_flags(out=run)])
     call = ["evaluate", str(run), "--data", str(tiny_table), "--device", "cpu"]
     main(call)
     main([*call, "--threshold", "0.05"])
