@@ -267,23 +267,23 @@ def test_two_evaluations_through_the_command_line(tiny_flags, tiny_table, tmp_pa
     call = ["evaluate", str(run), "--data", str(tiny_table), "--device", "cpu"]
     main(call)
     main([*call, "--threshold", "0.05"])
-    own, other = (
-        json.loads((run / "evaluation" / name / "metrics.json").read_text()) for name in ("test", "test-threshold0.05")
-    )
-    assert own["metrics"]["f1_plus"]["value"] != other["metrics"]["f1_plus"]["value"]
+    folders = {"test": "test", "test, cut at 0.05": "test-threshold0.05", "valid": "valid"}  # training leaves the last
+    made = {label: json.loads((run / "evaluation" / f / "metrics.json").read_text()) for label, f in folders.items()}
+    assert len({content["metrics"]["f1_plus"]["value"] for content in made.values()}) == 3
     capsys.readouterr()
     main(["report", str(run), "--out", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text("utf-8")
     body = page[page.index("<tbody>") : page.index("</tbody>")]
     rows = [row for row in body.split("<tr") if 'class="value"' in row]
-    assert len(rows) == 2
-    for row, label, made in zip(rows, ("test", "test, cut at 0.05"), (own, other), strict=True):
+    for row, (label, content) in zip(rows, made.items(), strict=True):
         assert f"<td>{label}</td>" in row
         shown = re.findall(r'<td class="num">(?:<b>)?([^<]*)', row)
         names = re.findall(r'<th scope="col" class="num[^>]*>([^<]*)', page)
         by_name = dict(zip(names, shown, strict=True))
-        assert [by_name[METRICS[name]] for name in MAIN] == [percent(made["metrics"][name]["value"]) for name in MAIN]
-    assert body.count("learns nothing: All-ones") == 2
+        assert [by_name[METRICS[name]] for name in MAIN] == [
+            percent(content["metrics"][name]["value"]) for name in MAIN
+        ]
+    assert body.count("learns nothing: All-ones") == 3
     assert "Maps: learned range" in page
     assert "How the network sees images: shorter side to 64 px." in page
     assert write_report([run], tmp_path / "again.html").read_text("utf-8") == page

@@ -61,7 +61,7 @@ def table_rows(runs: Sequence[Run]) -> tuple[list[TableRow], list[str]]:
                 threshold=describe_threshold(evaluation),
                 cells=own.to_dict("records"),  # pyright: ignore[reportArgumentType]
                 floors={FLOORS.get(name, name): values for name, values in evaluation.result.floors.items()},
-                notes=[notes.index(note) + 1 for note in mine],
+                notes=sorted(notes.index(note) + 1 for note in mine),
                 published=published_source(run, evaluation) if own["published"].notna().any() else "",
             )
         )
