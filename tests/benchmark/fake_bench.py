@@ -35,6 +35,8 @@ def write_cell(
     *,
     cl_error: float | None = 10.0,
     argmax: float | None = None,
+    per_image: float | None = None,
+    maps: str | None = None,
     split: str = "valid",
     selection: str | None = "error-loss",
     uses_masks: tuple[str, ...] = (),
@@ -65,7 +67,11 @@ def write_cell(
             "classes": ["benign", "malignant"],
         },
         "argmax_rule": None if argmax is None else {"f1_plus": estimate(argmax), "f1_minus": estimate(argmax / 2)},
+        "range": maps,
     }
+    if per_image is not None:
+        rule = {"f1_plus": per_image, "f1_minus": per_image / 2, "f1_mean": 0.75 * per_image, "pxap": per_image / 4}
+        content["per_image_rule"] = {name: estimate(value) for name, value in rule.items()}
     (evaluation / "metrics.json").write_text(json.dumps(content))
     (run / "run.yaml").write_text("backbone: {backbone: efficientnet_lite0, stride: 8}\ntraining: {lr: 0.001}\n")
     cost = {"row": row, "fold": fold, "seed": seed, "train_seconds": 100.0 + 20 * seed, "evaluate_seconds": 2.0}

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -112,9 +113,11 @@ def test_numbers_of_footnotes_ascend(tmp_path):
     folder = write_settings(tmp_path / "bench", ["gap", "unet", "maxmin-sem"], folds=[None], seeds=[0])
     for row in ("gap", "unet", "maxmin-sem"):
         run = write_cell(folder, row, None, 0, flat(60.0), flat(20.0))
-        (run / "run.yaml").write_text(f"options: {{empty_class: {'normal' if row != 'maxmin-sem' else 'null'}}}\n")
+        path = run / "evaluation" / "valid" / "metrics.json"
+        masks = ["threshold chosen on 4 validation masks"] if row != "maxmin-sem" else []
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"uses_masks": masks}))
     table = benchmark_table(read_bench(folder))
-    assert table.notes == ("Was told that images of class normal have no ROI.", "Learns from masks: the upper bound.")
+    assert table.notes == ("Threshold chosen on 4 validation masks.", "Learns from masks: the upper bound.")
     assert [line.notes for line in table.lines] == [(1,), (), (1, 2)]
     assert "over n cells (1 seed);" in table.general[0]
 
@@ -181,6 +184,54 @@ def test_other_data_has_no_published_columns_and_no_class_maps_no_argmax_column(
     folder = write_settings(tmp_path / "bench", ["gap"], data="glands.csv")
     write_cell(folder, "gap", 0, 0, flat(60.0), flat(20.0))
     assert {heading.group for heading in benchmark_table(read_bench(folder)).headings} == {"", "ours"}
+
+
+def by_both_rules(folder: Path, **settings) -> Path:
+    """GAP by the learned range and per image, max-min per image only in the second seed, U-Net by no range."""
+    write_settings(folder, ["gap", "maxmin-sem", "unet"], folds=[None], **settings)
+    for seed in (0, 1):
+        write_cell(
+            folder, "gap", None, seed, flat(60.0), flat(20.0), argmax=50.0, per_image=40.0 + seed, maps="learned"
+        )
+        image = None if seed == 0 else 80.0
+        write_cell(folder, "maxmin-sem", None, seed, flat(70.0), flat(30.0), per_image=image, maps="learned")
+        write_cell(folder, "unet", None, seed, flat(90.0), flat(88.0), maps="probability")
+    return folder
+
+
+def test_numbers_per_image_stand_beside_ours_and_the_published_ones(tmp_path):
+    bench = read_bench(by_both_rules(tmp_path / "bench"))
+    shown = {row: entries(bench, row) for row in ("gap", "maxmin-sem", "unet")}
+    assert {name: shown["gap"][f"per image {name}"] for name in ("F1⁺", "F1⁻", "PxAP")} == {
+        "F1⁺": "40.50 ± 0.71",
+        "F1⁻": "20.25 ± 0.35",
+        "PxAP": "10.12 ± 0.18",
+    }
+    assert shown["gap"]["F1⁺"] == "60.00 ± 0.00"
+    assert shown["maxmin-sem"]["per image F1⁺"] == "80.00"
+    assert shown["unet"]["per image F1⁺"] == "–"
+    table = benchmark_table(bench)
+    groups = list(dict.fromkeys(heading.group for heading in table.headings))
+    place = groups.index("per image (published rule)")
+    assert groups[place + 1] == "published (GlaS, test)"
+    text = " ".join(table.general)
+    assert "Ours, learned range: an affine map and a sigmoid, learned on training images without masks" in text
+    assert "(e - min)/(max - min) of each image, or the method's own rule" in text
+    assert "compare them with the columns per image, of CAM rows also those of the argmax rule." in text
+    assert "range of maps learned" in text
+    assert [note for note in table.notes if note.startswith("Range")] == ["Range of maps: probability."]
+    assert "per image F1⁺ | per image F1⁻ | per image PxAP | published Cl. error" in to_markdown(table)
+    assert '<th class="group" scope="colgroup" colspan="3">per image (published rule)</th>' in to_html(table)
+    assert "\\multicolumn{3}{c}{per image (published rule)}" in to_latex(table)
+
+
+def test_the_range_that_all_maps_are_made_by_is_named(tmp_path):
+    folder = write_settings(tmp_path / "bench", ["gap"], range="image")
+    write_cell(folder, "gap", 0, 0, flat(60.0), flat(20.0), maps="image")
+    table = benchmark_table(read_bench(folder))
+    assert "all maps by --range image" in " ".join(table.general)
+    assert "Their maps are made by the per-image rule, as ours here." in " ".join(table.general)
+    assert not any(heading.prefix == "per image" for heading in table.headings)
 
 
 def test_an_unfinished_bench_is_a_table_of_dashes(tmp_path):

@@ -269,6 +269,7 @@ def test_all_cells_of_a_folder_are_of_one_table(choices, tiny_table, tmp_path, c
     claim("table1", chosen, plan("table1", chosen)[0])
     run_cell(cell.folder)
     assert cell.finished
+    capsys.readouterr()
     before = (chosen.out / "benchmark.json").read_bytes()
     for change, said in [
         (exchange_labels, differs),

@@ -124,3 +124,16 @@ def test_what_is_no_benchmark_is_said(tmp_path):
     assert not is_bench(tmp_path)
     with pytest.raises(InputError, match=r"has no benchmark\.json"):
         read_bench(tmp_path)
+
+
+def test_numbers_by_the_per_image_rule_have_columns(tmp_path):
+    folder = write_settings(tmp_path / "bench", ["gap", "unet"], folds=[None], seeds=[0])
+    write_cell(folder, "gap", None, 0, flat(60.0), flat(20.0), per_image=40.0, maps="learned")
+    write_cell(folder, "unet", None, 0, flat(90.0), flat(88.0), maps="probability")
+    frame = results_frame(read_bench(folder))
+    gap, unet = frame.to_dict("records")
+    columns = ["per_image_f1_plus", "per_image_f1_minus", "per_image_f1_mean", "per_image_pxap"]
+    assert [gap[name] for name in columns] == [40.0, 20.0, 30.0, 10.0]
+    assert [gap[name] for name in ("per_image_pxap_low", "per_image_pxap_high", "f1_plus")] == [5.0, 15.0, 60.0]
+    assert all(math.isnan(unet[name]) for name in columns)
+    assert [gap["range"], unet["range"]] == ["learned", "probability"]

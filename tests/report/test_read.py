@@ -10,7 +10,7 @@ def test_a_run_is_read_with_its_evaluation_and_selected_epoch(runs):
     (run, _), skipped = read_runs(runs)
     assert (run.name, run.method, run.selected_epoch, skipped) == ("first", "maxmin", 1, [])
     (evaluation,) = run.evaluations
-    assert evaluation.key == ("glands.csv", "test")
+    assert evaluation.key == ("glands.csv", None, "test", None, None, None, None)
     assert evaluation.images["f1_plus"].isna().tolist() == [False, False, True, False, False, False]
     assert sorted(evaluation.result.metrics.oracles) == [
         "oracle_f1_mean",

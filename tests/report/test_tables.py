@@ -4,7 +4,8 @@ import math
 import pytest
 
 from histoloc.report import read_runs, results_frame, to_html, to_markdown, write_report
-from histoloc.report.tables import headings, interval, percent, resampling, table_rows
+from histoloc.report.rows import resampling, table_rows
+from histoloc.report.tables import headings, interval, percent
 
 
 def test_results_frame_is_tidy_and_in_percent(runs):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import threading
 from collections.abc import Hashable
 from pathlib import Path
@@ -79,6 +80,27 @@ def test_images_with_map_truth_and_outlines(run: Path) -> None:
     assert shapely.box(*shapely.Polygon(truth["geometry"]["coordinates"][0]).bounds).bounds == (30, 20, 90, 60)
     assert browser.get(f"/tiles/{gone['key']}/picture/0/0_0").status_code == 404
     assert browser.get(f"/tiles/{two['key']}/map/0/0_0").status_code == 404
+
+
+def test_several_evaluations_of_one_split_are_told_apart(run: Path) -> None:
+    first = run / "evaluation" / "test"
+    for name, threshold in (("test-threshold0.4", 0.4), ("test-threshold0.3", 0.3)):
+        other = Path(shutil.copytree(first, first.with_name(name)))
+        content = json.loads((other / "metrics.json").read_text()) | {"split": "test"}
+        content["identity"] = {"table": "t.csv", "content": "c0ffee", "split": "test", "threshold": threshold}
+        (other / "metrics.json").write_text(json.dumps(content))
+        pd.read_csv(other / "per_image.csv").assign(threshold=threshold).to_csv(other / "per_image.csv", index=False)
+    content = json.loads((first / "metrics.json").read_text()) | {"split": "test"}
+    content["identity"] = {"table": "t.csv", "content": "c0ffee", "split": "test"}
+    (first / "metrics.json").write_text(json.dumps(content))
+    items = {item["name"]: item["entries"] for item in client(run).get("/api/list").json()["items"]}
+    assert len(items) == 9
+    thresholds = {}
+    for name in ("one.png", "one.png (test, cut at 0.40)", "one.png (test, cut at 0.30)"):
+        (entry,) = items[name]
+        thresholds[dict(entry["facts"])["Evaluation"]] = entry["map"]["threshold"]
+    assert thresholds == {"test": 0.5, "test, cut at 0.40": 0.4, "test, cut at 0.30": 0.3}
+    assert len({entry["key"] for entries in items.values() for entry in entries}) == 9
 
 
 def test_a_replaced_image_gets_another_key(run: Path) -> None:

@@ -17,9 +17,10 @@ from markupsafe import Markup
 from histoloc.benchmark import markup
 from histoloc.benchmark.charts import forest, scatter, sensitivity
 from histoloc.benchmark.compare import Difference, best_baseline, compare, mean_f1, resampled
+from histoloc.benchmark.notes import SPLITS
 from histoloc.benchmark.results import Bench, Cell, is_bench, read_bench, write_results
 from histoloc.benchmark.rows import Row
-from histoloc.benchmark.tables import KINDS, SPLITS, Table, benchmark_table, duration, interval, signed, spread
+from histoloc.benchmark.tables import KINDS, Table, benchmark_table, duration, interval, signed, spread
 from histoloc.errors import InputError
 from histoloc.files import write_text
 from histoloc.report.gallery import Gallery, side_by_side

@@ -16,7 +16,9 @@ from histoloc.benchmark.rows import DATASETS, KINDS, Row, rows_of
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
 from histoloc.metrics.classification import BY_CLASS
-from histoloc.report.read import Evaluation, read_evaluation
+from histoloc.report.evaluation import Evaluation
+from histoloc.report.metrics_file import Metric
+from histoloc.report.read import read_evaluation
 
 SETTINGS_FILE, CELL_FILE, ERROR_FILE = "benchmark.json", "cell.json", "error.txt"
 FORMAT = 1
@@ -30,8 +32,9 @@ COST = (
     "device",
 )
 ARGMAX = ("f1_plus", "f1_minus", "f1_mean")
+PER_IMAGE = (*ARGMAX, "pxap")
 _IDENTITY = ("row", "title", "method", "group", "fold", "seed", "split", "table", "n_images")
-_RULES = ("threshold_rule", "threshold", "selection_rule", "resampled", "image_groups")
+_RULES = ("threshold_rule", "threshold", "range", "selection_rule", "resampled", "image_groups")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,16 @@ class Cell:
     def argmax_rule(self) -> dict[str, Any]:
         """Estimates under the published CAM rule: a pixel is ROI where the predicted class has the largest map."""
         return self.evaluation.result.argmax_rule or {}
+
+    def per_image(self, metric: str) -> float:
+        """A metric by the papers' per-image rule; NaN where it was not measured by it too."""
+        found = self.per_image_rule.get(metric)
+        return math.nan if found is None or found.value is None else found.value
+
+    @property
+    def per_image_rule(self) -> dict[str, Metric]:
+        """Estimates where each map is stretched in its own image, or made by the method's own rule of the papers."""
+        return self.evaluation.result.per_image_rule or {}
 
 
 @dataclass(frozen=True)
@@ -185,12 +198,13 @@ def results_frame(bench: Bench) -> pd.DataFrame:
     """One line per finished cell.
 
     Returns:
-        Columns row, title, method, group, fold, seed, split, table, n_images, threshold_rule, threshold,
+        Columns row, title, method, group, fold, seed, split, table, n_images, threshold_rule, threshold, range,
         selection_rule; resampled (images or groups, by the intervals), image_groups (their number); every metric of
         metrics.json in percent with `_low` and `_high` (95 % interval), those by class as `recall_<class>`,
-        `precision_<class>` and `class_f1_<class>`; pxap_images_without_roi; `argmax_...` for the published CAM
-        rule; `oracle_...` values, chosen on the evaluated images themselves; and the cost: train_seconds,
-        evaluate_seconds, peak_memory_mb, epochs, selected_epoch, parameters, device. Empty where undefined.
+        `precision_<class>` and `class_f1_<class>`; pxap_images_without_roi; `argmax_...` for the published CAM rule;
+        `per_image_...` for maps by the papers' per-image rule; `oracle_...` values, chosen on the evaluated images
+        themselves; and the cost: train_seconds, evaluate_seconds, peak_memory_mb, epochs, selected_epoch, parameters,
+        device. Empty where undefined.
     """
     frame = pd.DataFrame.from_records([_record(cell) for cell in bench.cells])
     first = [*_IDENTITY, *_RULES]
@@ -222,6 +236,7 @@ def _record(cell: Cell) -> dict[str, Any]:
         "n_images": result.n_images,
         "threshold_rule": result.threshold.rule,
         "threshold": result.threshold.value,
+        "range": result.range,
         "selection_rule": (result.selection or {}).get("rule"),
         "resampled": result.metrics.resampled,
         "image_groups": result.metrics.groups,
@@ -232,8 +247,12 @@ def _record(cell: Cell) -> dict[str, Any]:
     for name, estimate in metrics.items():
         record |= _columns(name, estimate)
     record["pxap_images_without_roi"] = result.metrics.pxap_images_without_roi
+    none = dict.fromkeys(("value", "low", "high"))
     for name in ARGMAX:
-        record |= _columns(f"argmax_{name}", cell.argmax_rule.get(name) or dict.fromkeys(("value", "low", "high")))
+        record |= _columns(f"argmax_{name}", cell.argmax_rule.get(name) or none)
+    for name in PER_IMAGE:
+        found = cell.per_image_rule.get(name)
+        record |= _columns(f"per_image_{name}", none if found is None else found.model_dump())
     return record | {name: cell.cost.get(name) for name in COST}
 
 

@@ -69,8 +69,8 @@ def benchmark(kind: str, choices: Choices, *, console: Console | None = None) ->
     with locked(choices.out):
         claim(kind, choices, cells)
         summary = read_table(choices.data, check_files=False).summary()
-    console.print(summary, markup=False, highlight=False, soft_wrap=True)
-    for note in notes:
+        console.print(summary, markup=False, highlight=False, soft_wrap=True)
+        for note in notes:
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         return _finish(cells, workers, choices.out, console)
 

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from histoloc.report.read import Evaluation, Run
+from histoloc.report.evaluation import Evaluation
+from histoloc.report.read import Run
 
 # Okabe and Ito's palette without its yellow, which is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -78,9 +79,9 @@ def threshold_sensitivity(runs: Sequence[Run]) -> Chart | None:
         figure, axes = panels(len(pairs))
         for axis, (run, evaluation) in zip(axes, pairs, strict=True):
             _sensitivity(axis, evaluation)
-            axis.set_title(f"{run.name}, {evaluation.split}", loc="left", fontweight="bold")
+            axis.set_title(f"{run.name}, {evaluation.name}", loc="left", fontweight="bold")
         legend(figure, axes[0])
-        names = ", ".join(f"{run.name} on {evaluation.split}" for run, evaluation in pairs)
+        names = ", ".join(f"{run.name} on {evaluation.name}" for run, evaluation in pairs)
         return Chart("", svg(figure), f"F1 plus and F1 minus over the threshold of the ROI map: {names}.")
 
 

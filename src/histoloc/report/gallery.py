@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from histoloc.pictures import Picture, agreement, data_uri, outline, overlay
-from histoloc.report.read import Evaluation, Run, locate
+from histoloc.report.evaluation import Evaluation, Key
+from histoloc.report.read import Run, locate
 from histoloc.report.tables import NOT_DEFINED
 
 # From per_image.csv of every run, indexed by name, and the names of images without ROI: images to show and their ranks.
@@ -48,10 +50,10 @@ class Row:
 
 @dataclass
 class Gallery:
-    """The images of one table and split, a column for each run evaluated on it.
+    """The images of evaluations that may be compared, a column for each.
 
     Attributes:
-        split: that was evaluated.
+        evaluation: its label: the split, and what is not the default.
         table: its file name.
         runs: names of the columns.
         rows: the images.
@@ -60,7 +62,7 @@ class Gallery:
         without_roi: these are the images without ROI, on which every mask is a false alarm.
     """
 
-    split: str
+    evaluation: str
     table: str
     runs: list[str]
     rows: list[Row]
@@ -75,8 +77,8 @@ class Gallery:
 
 
 def galleries(runs: Sequence[Run]) -> list[Gallery]:
-    """What `side_by_side` gives for each table and split; the first, that most runs share, shows more images."""
-    groups: dict[tuple[str, str], list[tuple[Run, Evaluation]]] = {}
+    """What `side_by_side` gives for evaluations of equal keys; those that most runs share show more images."""
+    groups: dict[Key, list[tuple[Run, Evaluation]]] = {}
     for run in runs:
         for evaluation in run.evaluations:
             groups.setdefault(evaluation.key, []).append((run, evaluation))
@@ -156,7 +158,7 @@ def _thirds(ranked: list[str]) -> dict[str, str]:
 
 
 def side_by_side(pairs: Sequence[tuple[Run, Evaluation]], select: Select) -> list[Gallery]:
-    """Put evaluations of the same table and split side by side, a column for each.
+    """Put evaluations of equal keys side by side, a column for each.
 
     Args:
         pairs: at least one run with its evaluation.
@@ -166,10 +168,11 @@ def side_by_side(pairs: Sequence[tuple[Run, Evaluation]], select: Select) -> lis
         One gallery; two where images without ROI are shown besides others, theirs first.
     """
     shown = [(run, evaluation) for run, evaluation in pairs if (evaluation.images["file"] != "").any()]
-    silent = [run.name for run, evaluation in pairs if not (evaluation.images["file"] != "").any()]
-    first = pairs[0][1]
-    notes = [f"{name} kept no maps on {first.split} and is not in the figure." for name in silent]
-    gallery = Gallery(first.split, Path(first.result.table or "").name, [run.name for run, _ in shown], [], notes)
+    silent = [pair for pair in pairs if pair not in shown]
+    first, names = pairs[0][1], Counter(run.name for run, _ in shown)
+    notes = [f"{run.name} kept no maps on {own.label} and is not in the figure." for run, own in silent]
+    columns = [run.name if names[run.name] == 1 else f"{run.name}, {own.label}" for run, own in shown]
+    gallery = Gallery(first.label, Path(first.result.table or "").name, columns, [], notes)
     if not shown:
         return [gallery]
     evaluations = [evaluation for _, evaluation in shown]

@@ -14,8 +14,10 @@ from histoloc import pictures
 from histoloc.files import write_text
 from histoloc.report.charts import curves, run_colours, threshold_sensitivity
 from histoloc.report.gallery import galleries
-from histoloc.report.read import Metric, Run, read_runs
-from histoloc.report.tables import headings, interval, percent, resampling, table_rows
+from histoloc.report.metrics_file import Metric
+from histoloc.report.read import Run, read_runs
+from histoloc.report.rows import exceeded_by_floors, resampling, table_rows
+from histoloc.report.tables import headings, interval, percent
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Confusion:
     """The confusion matrices of one evaluation: images by class, and pixels by ROI and background."""
 
     run: str
-    split: str
+    evaluation: str
     classes: list[str]
     cells: list[list[ConfusionCell]]
     pixels: list[list[ConfusionCell]]
@@ -77,6 +79,7 @@ def render(runs: Sequence[Run], skipped: Sequence[str] = (), *, title: str | Non
         rows=rows,
         several_tables=len({row.table for row in rows}) > 1,
         notes=notes,
+        exceeded=_exceeded(runs),
         without=[run.name for run in runs if not run.evaluations],
         galleries=galleries(runs),
         colours=agreement_colours(),
@@ -144,6 +147,12 @@ def _and(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
+def _exceeded(runs: Sequence[Run]) -> list[str]:
+    """One sentence for each evaluation that a method without learning exceeds."""
+    found = [(run, evaluation, exceeded_by_floors(evaluation)) for run in runs for evaluation in run.evaluations]
+    return [f"{run.name}, {evaluation.name}: {' '.join(said)}" for run, evaluation, said in found if said]
+
+
 def _confusions(runs: Sequence[Run]) -> list[Confusion]:
     made = []
     for run in runs:
@@ -157,7 +166,7 @@ def _confusions(runs: Sequence[Run]) -> list[Confusion]:
             made.append(
                 Confusion(
                     run=run.name,
-                    split=evaluation.split,
+                    evaluation=evaluation.name,
                     classes=classes,
                     cells=[_count_row(row, number) for number, row in enumerate(matrix)],
                     pixels=pixels if any(pixels) else [],
@@ -193,6 +202,6 @@ def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     if run.model:
         sections.append(("Model (model/config.json)", flatten(run.model)))
     for evaluation in run.evaluations:
-        stated = evaluation.result.model_dump(exclude={"metrics"}, exclude_none=True)
-        sections.append((f"Evaluation on {evaluation.split}", flatten(stated)))
+        stated = evaluation.result.model_dump(exclude={"metrics", "per_image_rule", "floors"}, exclude_none=True)
+        sections.append((f"Evaluation on {evaluation.name}", flatten(stated)))
     return sections

@@ -8,132 +8,20 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import ValidationError
 
 from histoloc.errors import InputError
+from histoloc.report.evaluation import SPLITS, Evaluation, tell_apart
+from histoloc.report.metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)
 
-Percent = Annotated[FiniteFloat, Field(ge=0, le=100.0001)]  # bounds may round up
-Signed = Annotated[FiniteFloat, Field(ge=-100.0001, le=100.0001)]
 TEXT_COLUMNS = ("name", "label", "group", "predicted", "file", "image", "mask")
 NUMBER_COLUMNS = ("correct", "f1_plus", "f1_minus", "roi_fraction", "true_fraction", "threshold")
-
-
-class Metric(BaseModel):
-    """One metric over a split, in percent with its 95 % interval; None where it is not defined."""
-
-    value: Percent | None = None
-    low: Percent | None = None
-    high: Percent | None = None
-    n: int | None = None
-
-
-class SignedMetric(Metric):
-    """A metric that may be negative, times 100."""
-
-    value: Signed | None = None
-    low: Signed | None = None
-    high: Signed | None = None
-
-
-class ThresholdCurve(BaseModel):
-    """F1⁺ and F1⁻ (percent) over the thresholds in [0, 1] at which the ROI map may be cut."""
-
-    threshold: list[FiniteFloat]
-    f1_plus: list[Percent | None]
-    f1_minus: list[Percent | None]
-
-
-class Metrics(BaseModel):
-    """The `metrics` part of metrics.json; keys that start with `oracle_` are kept as extras."""
-
-    model_config = ConfigDict(extra="allow")
-
-    resampled: Literal["images", "groups"] = "images"  # by the intervals
-    groups: int | None = None
-    notes: list[str] = Field(default_factory=list)
-    cl_error: Metric | None = None
-    balanced_accuracy: Metric | None = None
-    auc: Metric | None = None
-    kappa: SignedMetric | None = None
-    f1_plus: Metric | None = None
-    f1_minus: Metric | None = None
-    f1_mean: Metric | None = None
-    pxap: Metric | None = None
-    pxap_with_roi: Metric | None = None
-    pxap_images_without_roi: int = 0  # in the pool of `pxap`
-    tpr: Metric | None = None
-    tnr: Metric | None = None
-    specificity_without_roi: Metric | None = None
-    confusion: list[list[int]] | None = None  # (K, K) images; row: true class, column: predicted class
-    classes: list[str] = Field(default_factory=list)
-    threshold_curve: ThresholdCurve | None = None
-
-    @property
-    def pools_without_roi(self) -> bool:
-        """Whether images without ROI take part in `pxap`, so that it differs from `pxap_with_roi`."""
-        return self.pxap_images_without_roi > 0 and self.value("pxap") is not None
-
-    def value(self, name: str) -> float | None:
-        """A metric by its name; None where it is not defined."""
-        metric = getattr(self, name, None)
-        return metric.value if isinstance(metric, Metric) else None
-
-    @property
-    def oracles(self) -> dict[str, Any]:
-        """What was chosen on the evaluated split itself, by name."""
-        return {key: value for key, value in (self.model_extra or {}).items() if key.startswith("oracle")}
-
-
-class Threshold(BaseModel):
-    """How the ROI map was cut; `value` is None where every image has its own."""
-
-    rule: str = "unknown"
-    value: FiniteFloat | None = None
-
-
-class MetricsFile(BaseModel):
-    """metrics.json as the evaluation writes it."""
-
-    method: str | None = None
-    run: str | None = None
-    table: str | None = None
-    split: str | None = None
-    fold: int | None = None
-    n_images: int
-    threshold: Threshold = Field(default_factory=Threshold)
-    selection: dict[str, Any] | None = None
-    uses_masks: list[str] = Field(default_factory=list)
-    empty_class: str | None = None  # its images count as images without ROI, with or without a mask file
-    metrics: Metrics
-    argmax_rule: dict[str, Any] | None = None  # estimates where a pixel is ROI if the predicted class's map is largest
-    seconds: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """One split of one table, evaluated: metrics.json, per_image.csv and the folder that they lie in."""
-
-    folder: Path
-    result: MetricsFile
-    images: pd.DataFrame  # one row per image; the columns of per_image.csv, or no row where it is absent
-
-    @property
-    def split(self) -> str:
-        """Name of the split, `all` where the table has none; with its fold where folds have other images."""
-        name = self.result.split or "all"
-        same_images = self.result.fold is None or name in ("test", "all")
-        return name if same_images else f"{name}, fold {self.result.fold}"
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Table and split: only evaluations with equal keys may be compared."""
-        return (self.result.table or "", self.split)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +34,7 @@ class Run:
         settings: run.yaml, or an empty mapping for a plain evaluation folder.
         log: log.csv, one row per epoch, or None.
         model: model/config.json, or an empty mapping.
-        evaluations: one per evaluated split.
+        evaluations: test, valid and train of the run's own table first, then those of others; labels are unique.
     """
 
     name: str
@@ -172,6 +60,11 @@ class Run:
             return None
         chosen = self.log.loc[self.log["selected"] == 1, "epoch"]
         return None if chosen.empty else float(chosen.iloc[-1])
+
+    @property
+    def weights(self) -> str | None:
+        """SHA-256 of the weights as they are now; None where nobody wrote it down."""
+        return self.model.get("weights_sha256") or None
 
     @property
     def published(self) -> dict[str, Any]:
@@ -206,7 +99,9 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             "no run to report: none of the paths given is a folder with run.yaml or metrics.json; "
             "name at least one folder written by `histoloc train` or `histoloc evaluate`"
         )
-    return _distinct(found), skipped
+    evaluations = tell_apart([run.evaluations for run in found], [run.weights for run in found])
+    named = [replace(run, evaluations=own) for run, own in zip(found, evaluations, strict=True)]
+    return _distinct(named), skipped
 
 
 def read_run(folder: Path) -> Run:
@@ -215,18 +110,20 @@ def read_run(folder: Path) -> Run:
     Raises:
         InputError: a file in it is broken; the message names it.
     """
-    evaluations = sorted((folder / "evaluation").glob("*/metrics.json"), key=_split_order)
-    if not evaluations and (folder / "metrics.json").is_file():
-        evaluations = [folder / "metrics.json"]
+    files = sorted((folder / "evaluation").glob("*/metrics.json"))
+    if not files and (folder / "metrics.json").is_file():
+        files = [folder / "metrics.json"]
     settings, config, log_file = folder / "run.yaml", folder / "model" / "config.json", folder / "log.csv"
-    return Run(
+    run = Run(
         name=folder.resolve().name,
         folder=folder,
         settings=_read_mapping(settings) if settings.is_file() else {},
         log=_read_log(log_file) if log_file.is_file() else None,
         model=_read_mapping(config) if config.is_file() else {},
-        evaluations=tuple(read_evaluation(file.parent) for file in evaluations),
     )
+    found = sorted((read_evaluation(file.parent) for file in files), key=lambda evaluation: _order(run, evaluation))
+    (evaluations,) = tell_apart([found], [run.weights])
+    return replace(run, evaluations=evaluations)
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -252,10 +149,13 @@ def locate(evaluation: Evaluation, path: str) -> Path | None:
     return evaluation.folder / path if path else None
 
 
-def _split_order(file: Path) -> tuple[int, str]:
-    order = ("test", "valid", "train")
-    name = file.parent.name
-    return (order.index(name) if name in order else len(order), name)
+def _order(run: Run, evaluation: Evaluation) -> tuple[bool, int, str, int, str]:
+    """The run's own table first, in it test, valid and train, of each split the defaults first."""
+    table, split = _mapping(run.model.get("provenance")).get("table"), evaluation.result.split or ""
+    other = table is not None and evaluation.result.table not in (None, table)
+    place = SPLITS.index(split) if split in SPLITS else len(SPLITS)
+    folder = evaluation.folder.name
+    return other, place, evaluation.label, len(folder), folder  # test-2 before test-10
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

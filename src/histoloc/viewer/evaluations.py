@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from histoloc.errors import InputError
 from histoloc.images import image_size
-from histoloc.report.read import Evaluation, locate, read_run
+from histoloc.report.evaluation import Evaluation
+from histoloc.report.read import locate, read_run
 from histoloc.viewer.entries import Entry, MapLayer, entry_key, number, state_of
 
 
@@ -28,7 +30,10 @@ def evaluation_state(folder: Path) -> tuple[int, ...]:
 
 
 def read_evaluations(folder: Path, model: int) -> list[Entry]:
-    """One entry for each image of each evaluated split; maps are there of those that the evaluation kept.
+    """One entry for each image of each evaluation; maps are there of those that the evaluation kept.
+
+    An image of an evaluation with the defaults has its own name; of any other one, what is not the default is added:
+    `a.png (test, cut at 0.40)`.
 
     Raises:
         InputError: metrics.json or per_image.csv is broken.
@@ -37,7 +42,9 @@ def read_evaluations(folder: Path, model: int) -> list[Entry]:
     for evaluation in read_run(folder).evaluations:
         for row in evaluation.images.to_dict("records"):
             entry = _entry(evaluation, {str(name): value for name, value in row.items()}, model)
-            entries.setdefault(entry.name, entry)  # the test split comes first
+            if evaluation.label != evaluation.split or entry.name in entries:
+                entry = replace(entry, name=f"{entry.name} ({evaluation.name})")
+            entries[entry.name] = entry
     return list(entries.values())
 
 
@@ -73,7 +80,7 @@ def _entry(evaluation: Evaluation, row: dict[str, Any], model: int) -> Entry:
         score_of=label or "",
         label=label,
         probabilities=probabilities,
-        facts=_facts(row),
+        facts=(("Evaluation", evaluation.name), *_facts(row)),
         map=MapLayer(map_file, width, height, 1.0, threshold) if map_file and width else None,
         mask=kept.get("mask"),
         truth=truth if truth is not None and truth.is_file() else None,
