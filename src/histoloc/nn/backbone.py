@@ -94,7 +94,10 @@ def statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, floa
     Returns:
         None where timm does not know them.
     """
-    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    try:
+        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:  # a tag that timm does not know, which is refused where the model is built
+        return None
     if known is None or known.mean is None or known.std is None:
         return None
     (m0, m1, m2), (s0, s1, s2) = known.mean, known.std
