@@ -1,5 +1,6 @@
 """Two processes train what one trains: the real command line, gloo on the CPU."""
 
+import json
 import os
 import subprocess
 import sys
@@ -50,9 +51,15 @@ def assert_same_training(run, other):
 
 
 def test_the_devices_option_starts_two_processes_with_the_losses_of_one(one_process, tiny_flags, tmp_path):
+    """Also where they go on from a checkpoint."""
     flags = tiny_flags(out=tmp_path / "run", dropout=0, devices=2, **OPTIONS)
-    done = start([sys.executable, "-m", "histoloc.cli"], flags)
+    part = tiny_flags(out=tmp_path / "run", dropout=0, devices=2, epochs=1, **OPTIONS)
+    first = start([sys.executable, "-m", "histoloc.cli"], part)
+    assert first.returncode == 0, first.stderr
+    done = start([sys.executable, "-m", "histoloc.cli"], [*flags, "--resume"])
     assert done.returncode == 0, done.stderr
+    kept = json.loads((tmp_path / "run" / "inputs.json").read_text())["computed_on"]
+    assert kept == {"accelerator": "cpu", "precision": "32-true", "processes": 2}
     assert "Starting with 2 processes" in done.stderr
     assert_same_training(tmp_path / "run", one_process)
     assert done.stdout.count("validation:") == 1, "only the first process evaluates and reports"

@@ -83,8 +83,13 @@ def test_a_slide_replaced_by_another_of_its_name_and_size_is_done_again(gap_run,
 
 def test_a_slide_that_another_device_began_starts_over_and_says_so(gap_run, slide, tmp_path, calls, monkeypatch, capfd):
     real = task._fingerprint
+
+    def of_another_device(item: Any, asked: Any, grid: Any, arithmetic: str) -> str:
+        assert arithmetic == "cpu float32"
+        return real(item, asked, grid, "cuda bf16")
+
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(task, "_fingerprint", lambda *arguments: real(*arguments[:-1], "cuda bf16"))
+        elsewhere.setattr(task, "_fingerprint", of_another_device)
         elsewhere.setattr(task, "write_outputs", stopped)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
