@@ -210,16 +210,16 @@ class FirstOf:
 
     def __init__(self, *heard: Any) -> None:
         self.is_global_zero, self.heard, self.said = not heard, list(heard), []
-        self.strategy = SimpleNamespace(precision=SimpleNamespace(load_state_dict=self.said.append))
+        self.strategy = SimpleNamespace(
+            precision=SimpleNamespace(load_state_dict=self.said.append),
+            load_checkpoint=lambda path: torch.load(path, weights_only=True),
+        )
 
     def broadcast(self, obj: Any) -> Any:
         if not self.is_global_zero:
             return self.heard.pop(0)
         self.said.append(obj)
         return obj
-
-    def load(self, path: Any) -> dict[str, Any]:
-        return torch.load(path, weights_only=True)
 
 
 def test_another_machine_goes_on_from_the_checkpoint_of_the_first(tmp_path):

@@ -68,7 +68,7 @@ def restore(fabric: Any, out: Path, epochs: int) -> tuple[Progress, dict[str, An
         if not path.exists():
             return Progress(), {}
         with readable(path):
-            saved = fabric.load(path)
+            saved = fabric.strategy.load_checkpoint(path)  # not fabric.load, which waits for the other processes
             done = Progress(**saved.pop("progress"))
         if done.stage and len(done.rows) != done.stage * epochs + done.epoch:
             raise InputError(f"{path}: --epochs cannot change between two stages; restore it, or choose another --out")
