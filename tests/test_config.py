@@ -1,11 +1,15 @@
 import dataclasses
+import importlib
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
+from histoloc.cli import main
 from histoloc.config import (
     Published,
     RunConfig,
@@ -21,13 +25,14 @@ from histoloc.config import (
     strict,
     write_run,
 )
-from histoloc.data.transforms import InputConfig
+from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
 from histoloc.methods import METHODS
 from histoloc.methods.maxmin import MaxMinOptions
 from histoloc.nn.backbone import BackboneConfig
 
 MINIMAL = {"method": "maxmin", "data": "glas.csv"}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,9 @@ def test_a_dataclass_speaks_for_itself():
 
 def test_minimal_run_has_every_default():
     config = run_config(MINIMAL, "run.yaml")
-    assert config == RunConfig("maxmin", Path("glas.csv"), options=MaxMinOptions())
+    half = InputConfig(mean=HALF, std=HALF)
+    assert config == RunConfig("maxmin", Path("glas.csv"), options=MaxMinOptions(), input=half)
     assert config.training == TrainingConfig()
-    assert config.input == InputConfig()
     assert config.backbone == BackboneConfig()
 
 
@@ -134,7 +139,7 @@ def test_run_yaml_replays(name, tmp_path):
         fold=3,
         options=method_class(name).Options(),
         backbone=BackboneConfig("resnet18", 16, weights="none"),
-        input=InputConfig(small_side=256, crop=224, mean=(0.1, 0.2, 0.3)),
+        input=InputConfig(small_side=256, crop=224, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
         training=TrainingConfig(epochs=3, lr=1e-7, selection="last", threshold="otsu", compile=True),
         recipe="glas-sem",
         published=Published("paper", 0.0, None, 69.2),
@@ -148,12 +153,86 @@ def test_every_option_of_maxmin_replays(tmp_path):
         f.name: f.default * 0.5 + 0.01 for f in dataclasses.fields(MaxMinOptions) if isinstance(f.default, float)
     }
     values |= {"background": "eem", "background_trains": "localizer", "networks": "two", "normalisation": "none"}
-    values |= {"fill": "blur", "joint": False, "empty_class": "benign", "size": "none", "modalities": 2}
+    values |= {"fill": "blur", "joint": False, "size": "none", "modalities": 2}
     assert len(values) == len(dataclasses.fields(MaxMinOptions))
     options = MaxMinOptions(**values)
-    config = RunConfig("maxmin", Path("x.csv"), options=options)
+    config = RunConfig("maxmin", Path("x.csv"), options=options, input=InputConfig(mean=HALF, std=HALF))
     write_run(tmp_path / "run.yaml", config)
     assert read_run(tmp_path / "run.yaml") == config
+
+
+# --- what the backbone's weights were trained with ---
+
+
+def normalisation(backbone: str, **values: Any) -> tuple[Any, Any]:
+    made = run_config({**MINIMAL, "backbone": {"backbone": backbone, "weights": "none"}, "input": values}, "run.yaml")
+    return made.input.mean, made.input.std
+
+
+@pytest.mark.parametrize(
+    ("backbone", "mean", "std"),
+    [
+        ("tf_efficientnet_lite0", HALF, HALF),
+        ("resnet50", *IMAGENET),
+        ("resnet50.a1_in1k", *IMAGENET),
+        ("test_efficientnet", *IMAGENET),
+        ("vit_small_patch16_224", HALF, HALF),
+        # The same architecture with weights of several trainings.
+        ("vit_base_patch16_224.augreg_in21k", HALF, HALF),
+        ("vit_base_patch16_224.dino", *IMAGENET),
+        # Refused where they are built.
+        ("no_such_model", HALF, HALF),
+        ("resnet18.no_such_tag", HALF, HALF),
+    ],
+)
+def test_images_are_normalised_as_the_backbones_weights_were_trained(backbone, mean, std):
+    assert normalisation(backbone) == (mean, std)
+
+
+def test_a_named_normalisation_wins():
+    assert normalisation("resnet50", mean=[0.1, 0.2, 0.3]) == ((0.1, 0.2, 0.3), IMAGENET[1])
+    assert normalisation("resnet50", std=[0.1, 0.2, 0.3]) == (IMAGENET[0], (0.1, 0.2, 0.3))
+    assert normalisation("resnet50", mean=HALF, std=HALF) == (HALF, HALF)
+
+
+@pytest.mark.parametrize("known", [None, SimpleNamespace(mean=None, std=(1.0, 1.0, 1.0))])
+def test_a_backbone_whose_training_timm_does_not_know(monkeypatch, known):
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda *_, **__: known)
+    assert normalisation("resnet50") == (HALF, HALF)
+
+
+def test_a_recipe_replays_the_normalisation_of_its_run(tmp_path):
+    """The numbers are in run.yaml, so that another timm does not change them."""
+    write_run(tmp_path / "run.yaml", run_config({**MINIMAL, "backbone": {"backbone": "resnet50"}}, "run.yaml"))
+    written = read_yaml(tmp_path / "run.yaml")["input"]
+    assert (tuple(written["mean"]), tuple(written["std"])) == IMAGENET
+    assert read_run(tmp_path / "run.yaml").input.mean == IMAGENET[0]
+
+
+def test_the_command_of_the_readme_normalises_as_its_backbone_needs(monkeypatch, tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    flags = re.findall(r"`(--backbone [^`]*)`", readme)
+    made: dict[str, RunConfig] = {}
+
+    def train(config: RunConfig, *_: Any, **__: Any) -> None:
+        made[config.backbone.backbone] = config
+
+    # By import_module, because the package's own name `train` is the function.
+    monkeypatch.setattr(importlib.import_module("histoloc.train"), "train", train)
+    for some in flags:
+        words = [word for word in some.split() if word != "..."]
+        main(["train", "maxmin", "--data", "mine.csv", "--out", str(tmp_path), *words])
+    assert (made["resnet50"].backbone.weights, made["resnet50"].backbone.dilate) == ("hub", True)
+    assert (made["resnet50"].input.mean, made["resnet50"].input.std) == IMAGENET
+    vit = made["vit_small_patch16_224"]
+    assert (vit.backbone.stride, vit.input.mean, vit.input.std) == (0, HALF, HALF)
+
+
+def test_a_tag_that_timm_does_not_know_is_one_sentence(tiny_flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "gap", *tiny_flags(out=tmp_path / "run", backbone="resnet18.no_such_tag")])
+    assert stopped.value.code == 2
+    assert "Invalid pretrained tag (no_such_tag)" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_plain_is_what_yaml_can_hold():

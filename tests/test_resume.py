@@ -1,4 +1,4 @@
-"""Killed at any moment and resumed, a run ends in the same bits as one that was left in peace."""
+"""Killed at any moment and resumed, a run ends in the same bits as one that was left in peace: on a CPU, in float32."""
 
 import dataclasses
 import multiprocessing
@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 
 from histoloc.checkpoint import read_model_config
 from histoloc.errors import InputError
 from histoloc.train import train
+from histoloc.training_state import Progress, restore, save_checkpoint
 
 # A process that has imported everything and trained nothing gives each trial a fresh process in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -115,3 +119,34 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path, damage):
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     with pytest.raises(InputError, match=r"last\.ckpt: cannot be read .* remove it"):
         train(config, tmp_path / "run", resume=True, progress=False)
+
+
+def scaled(steps: int) -> tuple[Fabric, MixedPrecision]:
+    """16-mixed after so many steps on a CPU, where Fabric alone would take bf16; the scale doubles every second one."""
+    precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2))
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[precision])
+    network = torch.nn.Linear(2, 1)
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters()))
+    for _ in range(steps):
+        fabric.backward(model(torch.ones(1, 2)).sum())
+        optimizer.step()
+        optimizer.zero_grad()
+    return fabric, precision
+
+
+def test_the_scale_of_16_bit_gradients_is_continued(tmp_path):
+    """Fabric does not save it by itself: a resumed run began again with the first scale."""
+    fabric, precision = scaled(steps=5)
+    assert precision.state_dict()["scale"] == 1024
+    save_checkpoint(fabric, tmp_path, {}, Progress(epoch=1))
+    again, fresh = scaled(steps=0)
+    done, saved = restore(again, tmp_path, epochs=2)
+    assert (done.epoch, saved) == (1, {})
+    assert fresh.state_dict() == precision.state_dict()
+    assert fresh.state_dict()["_growth_tracker"] == 1
+
+
+def test_a_checkpoint_without_the_scale_is_read(tmp_path):
+    fabric, _ = scaled(steps=0)
+    fabric.save(tmp_path / "last.ckpt", {"progress": dataclasses.asdict(Progress(epoch=1))})
+    assert restore(fabric, tmp_path, epochs=2)[0].epoch == 1

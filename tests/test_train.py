@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from histoloc.checkpoint import build_method, load_model, read_model_config
-from histoloc.config import TrainingConfig
+from histoloc.config import TrainingConfig, read_run
 from histoloc.data.dataset import Key, TrainSet, collate, seed_of
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.evaluate import evaluate
-from histoloc.images import read_mask
+from histoloc.images import read_image, read_mask
 from histoloc.methods.maxmin import MaxMin
 from histoloc.metrics import dice
 from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -168,6 +168,21 @@ def test_the_model_folder_says_where_it_comes_from(tiny, tiny_table, tmp_path):
     assert config.mpp == 1.0
     known = {"table": tiny_table.name, "fold": None, "seed": 7, "recipe": "mine", "torch": version("torch")}
     assert config.provenance.items() >= known.items()
+
+
+def test_the_model_predicts_with_the_normalisation_of_its_backbones_weights(tiny, tiny_table, gap_run):
+    """Whose weights are ImageNet's; the default backbone has 0.5 for all."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    method, config = load_model(gap_run)
+    written = json.loads((gap_run / "model" / "config.json").read_text())["input"]
+    assert (tuple(written["mean"]), tuple(written["std"])) == (config.input.mean, config.input.std) == (mean, std)
+    assert read_run(gap_run / "run.yaml").input == tiny("gap").input == config.input
+    image = read_image(read_table(tiny_table).split("valid")[0].image)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = method((pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
+    probabilities, _ = load(gap_run, "cpu").evidence([image])
+    np.testing.assert_allclose(probabilities, expected.logits.softmax(1), atol=1e-5)
 
 
 def test_all_ones_needs_no_training(allones_run, tiny):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from histoloc.checkpoint import read_model_config
 from histoloc.cli import main
@@ -349,12 +350,55 @@ def test_a_run_of_an_earlier_version_is_continued_with_a_note(tiny, table, tmp_p
     assert "note: " not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("accelerator", "cuda", "accelerator was cuda and is cpu"),
+        ("precision", "bf16-mixed", "precision was bf16-mixed and is 32-true"),
+        ("processes", 8, "processes was 8 and is 1"),
+    ],
+)
+def test_what_auto_stood_for_does_not_change_in_silence(tiny, table, tmp_path, key, value, message):
+    """`auto` is the same setting on every machine, and hid that a run went on in another arithmetic."""
+    automatic = {"precision": "auto", "accelerator": "auto"}
+    if torch.cuda.is_available():
+        pytest.skip("the messages are those of a machine without a GPU")
+    out = train(tiny("gap", table, epochs=1, **automatic), tmp_path / "run", progress=False)
+    here = json.loads((out / "inputs.json").read_text())
+    here["computed_on"][key] = value
+    write_json(out / "inputs.json", here)
+    before = contents(out)
+    with pytest.raises(InputError, match=rf"run: was begun with other settings \({message}\); restore them"):
+        train(tiny("gap", table, epochs=2, **automatic), out, resume=True, progress=False)
+    assert contents(out) == before
+
+
+def test_a_device_may_be_named_that_auto_had_taken(tiny, table, tmp_path, capsys):
+    """Where `auto` takes another one now, it can be restored only by its name."""
+    out = train(tiny("gap", table, epochs=1, devices="auto"), tmp_path / "run", progress=False)
+    train(tiny("gap", table, epochs=2, devices="1"), out, resume=True, progress=False)
+    assert "note: " not in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"\(precision was 32-true and is bf16-mixed\)"):
+        train(tiny("gap", table, epochs=2, precision="bf16-mixed"), out, resume=True, progress=False)
+
+
+def test_a_run_that_does_not_say_its_device_is_continued_with_a_note(tiny, table, tmp_path, capsys):
+    out = train(tiny("gap", table, epochs=1), tmp_path / "run", progress=False)
+    write_json(out / "inputs.json", inputs_of(read_table(table)))
+    with pytest.raises(InputError, match=r"training\.precision was 32-true and is bf16-mixed"):
+        train(tiny("gap", table, epochs=2, precision="bf16-mixed"), out, resume=True, progress=False)
+    train(tiny("gap", table, epochs=2), out, resume=True, progress=False)
+    assert capsys.readouterr().err.count(f"note: {out}: says nothing of the device and precision") == 1
+
+
 def test_what_never_was_trained_may_begin_with_another_table(tiny, table, tmp_path):
     with pytest.raises(InputError, match="no longer finite"):
         train(tiny("gap", table, lr=1e30), tmp_path / "run", progress=False)
     change(table, exchange_labels)
     train(tiny("gap", table, epochs=1), tmp_path / "run", resume=True, progress=False)
-    assert json.loads((tmp_path / "run/inputs.json").read_text()) == inputs_of(read_table(table))
+    kept = json.loads((tmp_path / "run/inputs.json").read_text())
+    assert kept.pop("computed_on") == {"accelerator": "cpu", "precision": "32-true", "processes": 1}
+    assert kept == inputs_of(read_table(table))
 
 
 def test_the_quick_start_does_not_mix_runs_of_different_images(tmp_path):

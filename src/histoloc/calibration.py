@@ -78,7 +78,7 @@ def keep_range(model: Path, table: Table, device: torch.device | str = "cpu", *,
     config = read_model_config(model)
     if config.learned is not None:
         return
-    # The weights on disk, so that a resumed run learns the same bits.
+    # The weights on disk, so that a resumed run learns from the same ones.
     method, config = load_model(model)
     # Not table.split, which insists on samples: methods that learn nothing are trained without.
     samples = [sample for sample in table.samples if sample.split == "train"]

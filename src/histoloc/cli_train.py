@@ -93,7 +93,9 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         empty_class: the class whose images have no ROI (normal tissue): every map of its images is that of the other
             class.
         recipe: name of a shipped recipe (`histoloc recipes`) or a YAML file, also a run's run.yaml; flags win over it.
-        resume: go on with a run that was stopped; the result has the same bits.
+        resume: go on with a run that was stopped, on the same kind of device, in the same precision and by as many
+            processes. The result has the same bits on a CPU in float32 (with as many threads, on a machine of the same
+            type), and agrees up to rounding elsewhere.
     """
     sections: dict[str, tuple[str, type[Any]]] = {
         "options": (f"{method.title} options", method.Options),

@@ -29,7 +29,8 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the training split.
-        batch: images per step, over all processes together.
+        batch: images per step, over all processes together, at least one for each. Where the last images of an epoch
+            are fewer than the processes, they join the batch before.
         lr: learning rate of SGD with Nesterov momentum.
         head_lr: factor on the learning rate of everything but the backbone.
         momentum: of SGD.
@@ -52,10 +53,12 @@ class TrainingConfig:
         compile: torch.compile the training pass; on a CPU it needs a C++ compiler and made the default backbone slower
             (1.7 s a step instead of 0.9 on two cores).
         accelerator: auto, cpu, cuda or mps.
-        devices: how many of them, or auto.
-        nodes: number of machines (under SLURM or torchrun).
+        devices: how many of them on each machine, each with a process of its own; or auto, which is all GPUs.
+        nodes: number of machines (under SLURM or torchrun). The images must be the same on all; the run folder is
+            needed on the first one alone.
         workers: processes that augment; -1 = one less than the cores, at most 4, and 0 on two cores or fewer.
-        cache_gb: memory for decoded training images; above it they are decoded at each use.
+        cache_gb: memory of each machine for decoded training images, shared out among its processes, each of which
+            needs every image in some epoch; above it they are decoded at each use.
     """
 
     epochs: int = 80
@@ -215,8 +218,9 @@ def read_recipe(name: str) -> dict[str, Any]:
 def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     """A run's configuration from a mapping as in `run.yaml`; the method's options are checked as well."""
     values = dict(values)
-    options = dict(values.pop("options", None) or {})
-    if "empty_class" in options:  # where histoloc 0.1 had it
+    options = values.pop("options", None) or {}
+    if isinstance(options, Mapping) and "empty_class" in options:  # where histoloc 0.1 had it
+        options = dict(options)
         values.setdefault("empty_class", options.pop("empty_class"))
     backbone = values.get("backbone")
     if isinstance(values.get("method"), str) and (backbone is None or isinstance(backbone, Mapping)):

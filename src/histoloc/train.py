@@ -16,8 +16,6 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-from timm.layers.norm_act import convert_sync_batchnorm
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from histoloc.calibration import keep_range
@@ -33,6 +31,15 @@ from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
 from histoloc.predict import Predictor
+from histoloc.processes import (
+    cache_bytes,
+    check_batch,
+    check_machines,
+    computed_on,
+    gather,
+    launched_elsewhere,
+    share_statistics,
+)
 from histoloc.provenance import describe, describe_selected
 from histoloc.select import check_splits, choose_threshold, selection_key
 from histoloc.training_state import Progress, readable, restore, save_checkpoint
@@ -61,7 +68,9 @@ def train(
     Args:
         config: everything the run depends on.
         out: the run folder: `run.yaml`, `inputs.json`, `log.csv`, `last.ckpt`, `model/`, `tensorboard/`.
-        resume: go on from `last.ckpt` if there is one; the result has the same bits as an uninterrupted run.
+        resume: go on from `last.ckpt` if there is one. On a CPU in float32, with as many threads and processes and on a
+            machine of the same type, the result has the same bits as an uninterrupted run; on a GPU or in mixed
+            precision training goes on from the same state, and results agree up to rounding.
         progress: show a bar.
         then: called at the end, while the folder is still locked; of several processes by the first one alone.
 
@@ -70,18 +79,23 @@ def train(
 
     Raises:
         InputError: the table, an option or the folder cannot be used (as where another call is writing, or another run
-            is there); the loss is no longer finite.
+            is there, or one that was begun on another kind of device, in another precision or by another number of
+            processes); the batch has fewer images than there are processes; the loss is no longer finite.
     """
     table = read_table(config.data, fold=config.fold)
     table.check_classes()
     check_splits(config, table)
     fabric = _fabric(config.training, out)
+    if not launched_elsewhere(fabric):
+        check_batch(fabric, config, table)
     fabric.launch()
     with ExitStack() as lock:
 
         def claim() -> dict[str, Any]:
+            check_batch(fabric, config, table)
             lock.enter_context(locked(out))
-            return check_run(out, plain(config), lambda: plain(read_run(out / RUN_FILE)), table, resume=resume)
+            earlier, now = lambda: plain(read_run(out / RUN_FILE)), plain(config)
+            return check_run(out, now, earlier, table, computed_on(fabric), resume=resume)
 
         try:
             inputs = first_alone(fabric, claim)
@@ -104,6 +118,7 @@ def fit(
 ) -> None:
     """Build everything, train the stages and epochs that are left, write the model folder."""
     training = config.training
+    check_machines(fabric, training, table)
     torch.manual_seed(seed_of(training.seed))
     described, notes = describe(config, table)
     method = build_method(described, load_backbone=True)
@@ -117,7 +132,7 @@ def fit(
                 save_model(out / "model", method.state_dict(), described)
         return
     samples, batches = _samples(fabric, config, described, table, method, progress=progress)
-    method = _share_statistics(fabric, method)
+    method = share_statistics(fabric, method)
     if training.channels_last:
         # Only what is learned: DDP cannot broadcast a lone buffer of this memory format.
         for parameter in method.parameters():
@@ -192,7 +207,7 @@ def train_epoch(
         optimizer.step()
         optimizer.zero_grad()
         # Weighted by the global batch, so that the mean over processes is the mean over samples.
-        size = min(batches.batch, batches.count - step * batches.batch)
+        size = batches.size(step)
         for name, value in (terms | {"total": total}).items():
             sums[name] = sums.get(name, 0.0) + value.detach() * (weight * size)
         seen += size
@@ -215,7 +230,7 @@ def validate(job: Job) -> dict[str, float]:
         empty_class = job.described.empty_class if with_masks else None
         part = measure(model_localizes(predictor, threshold=0.5), table, own, empty_class=empty_class).metrics
     metrics = LocalizationMetrics(table.classes)
-    for state in _gather(fabric, part.state()):
+    for state in gather(fabric, part.state()):
         metrics.merge(state)
     result = metrics.compute(bootstrap=0)
     row: dict[str, float] = {}
@@ -305,7 +320,7 @@ def _samples(
         training.seed,
         with_masks="pixel" in method.supervision,
         empty_class=config.empty_class,
-        cache_bytes=int(training.cache_gb * 2**30),
+        cache_bytes=cache_bytes(fabric, training),
         progress=progress,
     )
     rank, world = fabric.global_rank, fabric.world_size
@@ -326,22 +341,6 @@ def _targets(job: Job) -> list[torch.Tensor] | None:
     return targets
 
 
-def _share_statistics(fabric: Fabric, method: Method) -> Method:
-    """Batch normalisation over the global batch where the backend can."""
-    if fabric.world_size == 1 or not any(isinstance(m, _BatchNorm) for m in method.modules()):
-        return method
-    if fabric.device.type == "cuda":
-        # timm's conversion keeps the activation that its layers hold; torch's would drop it.
-        return cast(Method, convert_sync_batchnorm(method))
-    if fabric.is_global_zero:
-        tqdm.write(
-            "warning: on several CPU processes batch normalisation takes its statistics from each process's share of "
-            "the batch, so results differ from those of one process",
-            file=sys.stderr,
-        )
-    return method
-
-
 def _weights(method: Method) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().clone() for name, value in method.state_dict().items()}
 
@@ -352,14 +351,6 @@ def _save_selected(job: Job, weights: dict[str, torch.Tensor], row: dict[str, fl
 
 def _mean(fabric: Fabric, value: torch.Tensor, seen: float) -> float:
     return float(cast(torch.Tensor, fabric.all_reduce(value / seen, reduce_op="mean")))
-
-
-def _gather(fabric: Fabric, part: Any) -> list[Any]:
-    if fabric.world_size == 1:
-        return [part]
-    parts: list[Any] = [None] * fabric.world_size
-    dist.all_gather_object(parts, part)
-    return parts
 
 
 def _summary(row: dict[str, float]) -> str:

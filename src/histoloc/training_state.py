@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from histoloc.errors import InputError
+from histoloc.work_folder import first_alone
 
 
 @dataclass
@@ -42,7 +43,9 @@ def save_checkpoint(fabric: Any, out: Path, state: dict[str, Any], done: Progres
     temporary = path.with_name(f".{path.name}.part")
     try:
         # Every process must call save; only the first one writes.
-        fabric.save(temporary, {**state, "progress": dataclasses.asdict(done)})
+        # The precision's state is the scale of the gradients of 16-mixed, which Fabric does not save by itself.
+        precision = fabric.strategy.precision.state_dict()
+        fabric.save(temporary, {**state, "precision": precision, "progress": dataclasses.asdict(done)})
         if fabric.is_global_zero:
             temporary.replace(path)
     except OSError as error:
@@ -51,19 +54,30 @@ def save_checkpoint(fabric: Any, out: Path, state: dict[str, Any], done: Progres
 
 
 def restore(fabric: Any, out: Path, epochs: int) -> tuple[Progress, dict[str, Any]]:
-    """Where an earlier call stopped, and the weights and optimizer state of that moment.
+    """Where an earlier call stopped, and the weights and optimizer state of that moment; every process must call this.
+
+    The first process alone reads `last.ckpt` and sends it to the others: on another machine they may see another
+    folder, or none, and would go on from another state.
 
     Raises:
         InputError: `last.ckpt` cannot be read or used.
     """
     path = out / "last.ckpt"
-    if not path.exists():
-        return Progress(), {}
-    with readable(path):
-        saved = fabric.load(path)
-        done = Progress(**saved.pop("progress"))
-    if done.stage and len(done.rows) != done.stage * epochs + done.epoch:
-        raise InputError(f"{path}: --epochs cannot change between two stages; restore it, or choose another --out")
+
+    def read() -> tuple[Progress, dict[str, Any]]:
+        if not path.exists():
+            return Progress(), {}
+        with readable(path):
+            saved = fabric.strategy.load_checkpoint(path)  # not fabric.load, which waits for the other processes
+            done = Progress(**saved.pop("progress"))
+        if done.stage and len(done.rows) != done.stage * epochs + done.epoch:
+            raise InputError(f"{path}: --epochs cannot change between two stages; restore it, or choose another --out")
+        return done, saved
+
+    done, saved = fabric.broadcast(first_alone(fabric, read))
+    if scaling := saved.pop("precision", None):  # histoloc 0.1 did not save it
+        with readable(path):
+            fabric.strategy.precision.load_state_dict(scaling)
     return done, saved
 
 

@@ -25,6 +25,8 @@ LOCK, OWNER = ".lock", ".lock.owner"  # in a folder while it is locked; a killed
 RUN_FILE, INPUTS_FILE = "run.yaml", "inputs.json"
 # What may differ when a run is resumed: none of it changes the result.
 RESUMABLE = ("epochs", "workers", "cache_gb")
+# What `auto` may stand for. Not compared as written where the folder says what became of them.
+RESOLVED = ("accelerator", "precision", "devices", "nodes")
 
 T = TypeVar("T")
 
@@ -143,7 +145,13 @@ def check_claim(folder: Path, before: Mapping[str, Any] | None, now: Mapping[str
 
 
 def check_run(
-    out: Path, now: Mapping[str, Any], earlier: Callable[[], Mapping[str, Any]], table: Table, *, resume: bool
+    out: Path,
+    now: Mapping[str, Any],
+    earlier: Callable[[], Mapping[str, Any]],
+    table: Table,
+    computed_on: Mapping[str, Any],
+    *,
+    resume: bool,
 ) -> dict[str, Any]:
     """Make sure that a training may begin in a folder, or continue the run that is there.
 
@@ -152,26 +160,35 @@ def check_run(
         now: the run's settings, as plain values.
         earlier: reads those of the run that is there.
         table: of the run.
+        computed_on: kind of device, precision and number of processes of this call: with others, results differ.
         resume: whether the user wants to continue.
 
     Returns:
-        What the run keeps of its table, as `inputs_of`.
+        What the run keeps of its table, as `inputs_of`, and `computed_on`.
 
     Raises:
-        InputError: there is a run, and `resume` is not set or it has other settings or another table.
+        InputError: there is a run, and `resume` is not set or it has other settings, another table, or another
+            `computed_on`.
     """
     trained = (out / "last.ckpt").exists() or (out / "model").exists()
     if not resume and (trained or (out / RUN_FILE).exists()):
         raise InputError(f"{out}: folder already contains a run; pass --resume to continue it, or choose another --out")
     inputs = inputs_of(table)
     if trained:  # otherwise nothing was made with the settings that are there
-        check_claim(out, _fixed(earlier()), _fixed(now))
-        check_inputs(out, read_json(out / INPUTS_FILE), inputs)
-    return inputs
+        before = read_json(out / INPUTS_FILE)
+        known = (before or {}).get("computed_on")
+        free = RESUMABLE if known is None else RESUMABLE + RESOLVED
+        check_claim(out, _without(free, earlier()), _without(free, now))
+        check_inputs(out, before, inputs)
+        check_claim(out, known, computed_on)
+        if known is None:
+            text = f"note: {out}: says nothing of the device and precision it was begun with; those of now may differ"
+            print(text, file=sys.stderr)
+    return inputs | {"computed_on": dict(computed_on)}
 
 
-def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in _flat(settings).items() if name.rpartition(".")[2] not in RESUMABLE}
+def _without(names: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _flat(settings).items() if name.rpartition(".")[2] not in names}
 
 
 def inputs_of(table: Table) -> dict[str, Any]:

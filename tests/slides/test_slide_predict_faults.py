@@ -12,6 +12,7 @@ from factory import blob, box, make_slide
 from histoloc.cli import main
 from histoloc.errors import InputError
 from histoloc.predict import Predictor
+from histoloc.slide_maps import task
 from histoloc.slide_maps.cohort import predict_slides
 from histoloc.work_folder import LOCK
 
@@ -41,6 +42,10 @@ def calls(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(Predictor, "evidence", counted)
     return seen
+
+
+def stopped(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -74,6 +79,30 @@ def test_a_slide_replaced_by_another_of_its_name_and_size_is_done_again(gap_run,
         predict_slides(gap_run, [path], tmp_path / "out", **OPTIONS)
     assert not (tmp_path / "out/a/slide.json").exists()
     assert not (tmp_path / "out/slides.csv").exists()
+
+
+def test_a_slide_that_another_device_began_starts_over_and_says_so(gap_run, slide, tmp_path, calls, monkeypatch, capfd):
+    real = task._fingerprint
+
+    def of_another_device(item: Any, asked: Any, grid: Any, arithmetic: str) -> str:
+        assert arithmetic == "cpu float32"
+        return real(item, asked, grid, "cuda bf16")
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(task, "_fingerprint", of_another_device)
+        elsewhere.setattr(task, "write_outputs", stopped)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                predict_slides(gap_run, [slide], tmp_path, **OPTIONS)
+            assert "tiles are made again" not in capfd.readouterr().err, "the same device goes on"
+    tiles = sum(calls) - 2  # one in each call to see what the network gives
+    del calls[:]
+    predict_slides(gap_run, [slide], tmp_path, **OPTIONS)
+    assert told(tmp_path / "a")["cost"]["tiles"] == tiles == sum(calls) - 1 > 1
+    assert (
+        f"note: {tmp_path}/a/work: was begun on another device, in another precision or of another slide file; its "
+        "tiles are made again\n"
+    ) in capfd.readouterr().err
 
 
 def test_an_out_folder_may_be_moved(gap_run, slide, tmp_path, calls):

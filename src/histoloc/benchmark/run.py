@@ -51,8 +51,8 @@ class Outcome:
 def benchmark(kind: str, choices: Choices, *, console: Console | None = None) -> Outcome:
     """Do every cell that is not finished, and write results, tables and report.
 
-    A cell that fails does not stop the others. A cell that was stopped goes on from its last epoch and ends in the same
-    bits; finished cells are not touched.
+    A cell that fails does not stop the others. A cell that was stopped goes on from its last epoch, as `histoloc train
+    --resume` does; finished cells are not touched.
 
     Args:
         kind: table1, ablation or methods.

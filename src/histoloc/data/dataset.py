@@ -53,7 +53,8 @@ class TrainSet(Dataset[Item]):
         seed: of the run.
         with_masks: also give masks, for methods with pixel supervision.
         empty_class: images of this class have no ROI, also without a mask file.
-        cache_bytes: memory that decoded images may take; above it images are decoded at each use.
+        cache_bytes: memory that decoded images may take in this process; above it images are decoded at each use. Of
+            several processes each may need every image, as the order is another one in every epoch.
         progress: show a bar while images are read.
     """
 
@@ -146,27 +147,44 @@ def collate(items: Sequence[Item], classes: int) -> Batch:
 class EpochBatches(Sampler[list[Key]]):
     """Global batches of one epoch, of which this process takes every `world`-th sample.
 
-    The order is a function of (seed, epoch); all samples are seen once. Where the last batch has fewer samples than
-    processes, the processes that would go empty repeat its first sample, and `weight` is zero for them.
+    The order is a function of (seed, epoch); all samples are seen once, and every process has one in every batch.
+    Samples at the end that are fewer than the processes belong to the batch before: a process without a sample would
+    have to repeat one, which batch normalisation over the processes would count again.
+
+    Raises:
+        InputError: the batch, or the training split, has fewer samples than there are processes.
     """
 
     def __init__(self, count: int, batch: int, seed: int, *, rank: int = 0, world: int = 1) -> None:
+        if batch < world:
+            raise InputError(
+                f"--batch {batch} for {world} processes: each of them needs an image of its own in every step; give "
+                f"--batch {world} or more, or fewer --devices"
+            )
+        if count < world:
+            raise InputError(
+                f"the training split has {count} images for {world} processes, each of which needs one of its own; "
+                "give fewer --devices"
+            )
         self.count, self.batch, self.seed, self.rank, self.world = count, batch, seed, rank, world
         self.epoch = 0
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch)
+        return self.count // self.batch + (self.count % self.batch >= self.world)
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = np.random.default_rng(seed_of(self.seed, self.epoch)).permutation(self.count)
-        for start in range(0, self.count, self.batch):
-            whole = order[start : start + self.batch]
-            own = whole[self.rank :: self.world]
-            yield [Key(self.epoch, int(i)) for i in (own if len(own) else whole[:1])]
+        for step in range(len(self)):
+            whole = order[step * self.batch :][: self.size(step)]
+            yield [Key(self.epoch, int(i)) for i in whole[self.rank :: self.world]]
+
+    def size(self, step: int) -> int:
+        """How many samples batch `step` has, over all processes."""
+        return self.count - step * self.batch if step == len(self) - 1 else self.batch
 
     def weight(self, step: int) -> float:
         """What this process's mean loss counts in batch `step`, so that the mean over processes is the global mean."""
-        whole = min(self.batch, self.count - step * self.batch)
+        whole = self.size(step)
         return len(range(self.rank, whole, self.world)) * self.world / whole
 
 

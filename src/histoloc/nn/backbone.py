@@ -96,7 +96,10 @@ def statistics(config: BackboneConfig) -> tuple[tuple[float, float, float], tupl
     """
     if config.weights == "none":
         return None
-    known = timm.get_pretrained_cfg(config.backbone, allow_unregistered=True)
+    try:
+        known = timm.get_pretrained_cfg(config.backbone, allow_unregistered=True)
+    except RuntimeError:  # a tag that timm does not know, which is refused where the model is built
+        return None
     if known is None or known.mean is None or known.std is None:
         return None
     (m0, m1, m2), (s0, s1, s2) = known.mean, known.std

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ class EvidenceFile:
 
     `evidence.bin` holds the records, little-endian float32: K probabilities, then C x side x side of evidence.
     `evidence.json` says whose they are. Opened with the same fingerprint and sizes it goes on, without its last
-    record where that is torn; opened with others it starts over. One process at a time may write.
+    record where that is torn; opened with others it starts over, which a note says. One process at a time may write.
 
     Args:
         folder: where both files lie; it is made when absent.
@@ -57,6 +58,9 @@ class EvidenceFile:
             if self._header() == header and self.path.is_file():
                 self.truncate(min(self.path.stat().st_size // self._record.itemsize, tiles))
             else:
+                if self.path.is_file() and self.path.stat().st_size:
+                    text = f"note: {folder}: was begun on another device, in another precision or of another slide file"
+                    print(f"{text}; its tiles are made again", file=sys.stderr)
                 self.path.unlink(missing_ok=True)  # first: records must never lie beside another's header
                 write_json(self._header_path, header)
                 self.path.touch()
