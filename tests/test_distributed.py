@@ -24,8 +24,8 @@ from histoloc.provenance import describe
 from histoloc.train import train
 from histoloc.training_state import Progress, restore
 
-# 12 images in batches of 5: shares of 3 and 2, and a last batch of one image for each of two processes.
-OPTIONS = {"batch": 5, "lr": 0.02}
+# 12 images in batches of 10: shares of 5, and a last batch of one image for each of two processes.
+OPTIONS = {"batch": 10, "lr": 0.02}
 
 
 @pytest.fixture(scope="module")

@@ -300,7 +300,7 @@ def test_the_chosen_threshold_is_named_where_the_model_is_evaluated(tiny, tiny_t
     out = train(tiny("gap", epochs=1, threshold="valid"), tmp_path / "run", progress=False)
     evaluate(out, tiny_table, device="cpu", progress=False)
     written = json.loads((out / "metrics.json").read_text())
-    assert written["uses_masks"] == ["threshold chosen on 4 validation masks"]
+    assert written["uses_masks"] == ["threshold chosen on 4 validation masks (learned maps)"]
     assert written["threshold"]["rule"] == "valid"
 
 

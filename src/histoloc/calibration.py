@@ -17,6 +17,7 @@ from histoloc.data.pixels import read_pixels, sample_mpp
 from histoloc.data.table import Sample, Table
 from histoloc.maps import class_map, roi_at_stride
 from histoloc.predict import Predictor
+from histoloc.scale import training_scale
 
 MOST_IMAGES = 200
 _QUANTILES = np.linspace(0, 1, 1001)
@@ -67,7 +68,8 @@ def learn_range(predictor: Predictor, samples: Sequence[Sample], *, progress: bo
 def keep_range(model: Path, table: Table, device: torch.device | str = "cpu", *, progress: bool = False) -> None:
     """Learn the range of a model from the training split of a table, and write it into the model folder.
 
-    Nothing is done where the evidence is a probability or the folder has a range already.
+    Nothing is done where the evidence is a probability or the folder has a range already. A folder of histoloc 0.1 also
+    gets the scale of its training images.
 
     Args:
         model: the model folder, which is rewritten.
@@ -80,6 +82,11 @@ def keep_range(model: Path, table: Table, device: torch.device | str = "cpu", *,
         return
     # The weights on disk, so that a resumed run learns from the same ones.
     method, config = load_model(model)
+    if config.extent is None:
+        scale = training_scale(config.input, table)
+        if scale.input == config.input:  # otherwise these weights saw images at other scales
+            config = dataclasses.replace(config, mpp=scale.mpp, extent=scale.extent, shorter_side=scale.shorter_side)
+            save_model(model, method.state_dict(), config)
     # Not table.split, which insists on samples: methods that learn nothing are trained without.
     samples = [sample for sample in table.samples if sample.split == "train"]
     if method.unit != "score":

@@ -124,7 +124,7 @@ class RunConfig:
             object.__setattr__(self, "options", method_class(self.method).Options())
         if self.input.mean is None or self.input.std is None:
             # Those of the backbone's own weights, by name, so that run.yaml says them.
-            mean, std = statistics(self.backbone) or (HALF, HALF)
+            mean, std = statistics(self.backbone.backbone) or (HALF, HALF)
             named = dataclasses.replace(self.input, mean=self.input.mean or mean, std=self.input.std or std)
             object.__setattr__(self, "input", named)
 

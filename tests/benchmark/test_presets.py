@@ -47,5 +47,6 @@ def test_overrides_replace_what_they_name_and_nothing_else():
     plain, found = (cell_config(row, None, 0, c) for c in (Choices(Path("t.csv"), Path("bench")), chosen))
     assert found.backbone == dataclasses.replace(plain.backbone, backbone="resnet18", stride=0, weights="none")
     assert found.training == dataclasses.replace(plain.training, epochs=3)
-    assert dataclasses.replace(found, backbone=plain.backbone, training=plain.training) == plain
+    assert dataclasses.replace(found, backbone=plain.backbone, training=plain.training, input=plain.input) == plain
+    assert found.input == dataclasses.replace(plain.input, mean=found.input.mean, std=found.input.std)
     assert dataclasses.replace(chosen, epochs=None, backbone=None, stride=None, weights=None).overrides == {}

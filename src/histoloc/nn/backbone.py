@@ -88,16 +88,14 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     return Backbone(model, index)
 
 
-def statistics(config: BackboneConfig) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
+def statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
     """Mean and standard deviation of the channels by which a timm model's weights were trained, in [0, 1].
 
     Returns:
-        None where timm does not know them, or the weights are random.
+        None where timm does not know them.
     """
-    if config.weights == "none":
-        return None
     try:
-        known = timm.get_pretrained_cfg(config.backbone, allow_unregistered=True)
+        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
     except RuntimeError:  # a tag that timm does not know, which is refused where the model is built
         return None
     if known is None or known.mean is None or known.std is None:
