@@ -53,16 +53,17 @@ def test_the_rule_per_image_stretches_the_map_of_the_class():
 
 
 def test_a_methods_own_rule_gets_the_output_and_the_map_of_the_class():
-    asked: list[tuple[Output, Tensor]] = []
+    asked: list[tuple[Output, Tensor, list[int]]] = []
 
-    def rule(made: Output, map: Tensor) -> Tensor:
-        asked.append((made, map))
+    def rule(made: Output, map: Tensor, label: Tensor) -> Tensor:
+        asked.append((made, map, label.tolist()))
         return map / 10
 
     made = output([[1.0, 2.0], [3.0, 4.0]])
     assert values(made, [1], Calibration("image", image_map=rule)) == row(0.3, 0.4)
     assert asked[0][0] is made
     assert asked[0][1].tolist() == [[[[3.0, 4.0]]]]
+    assert asked[0][2] == [1]
 
 
 def test_the_label_picks_the_map_of_each_image():
@@ -75,16 +76,16 @@ def test_the_class_without_roi_gets_the_largest_of_the_others():
     made = output([[9.0, 9.0, 9.0], [0.0, 3.0, -1.0], [1.0, 2.0, -2.0]])
     assert class_map(made.evidence, torch.tensor([0]), 0).tolist() == [[[[1.0, 3.0, -1.0]]]]
     assert class_map(made.evidence, torch.tensor([2]), 0).tolist() == [[[[1.0, 2.0, -2.0]]]]
-    logit = Calibration("probability", "logit", empty=0)
+    logit = Calibration("probability", "logit", empty=0, gated=False)
     assert values(made, [0], logit) == row(sigmoid(1), sigmoid(3), sigmoid(-1))
     assert values(made, [1], logit) == row(0.5, sigmoid(3), sigmoid(-1))
     # Each class is read in its own range before they are compared: 3 is far above what is usual for class 2 alone.
-    learned = Calibration("learned", "logit", centre=(0, 3, 0), slope=(1, 1, 1), empty=0)
+    learned = Calibration("learned", centre=(0, 3, 0), slope=(1, 1, 1), empty=0, gated=False)
     assert values(made, [0], learned) == row(sigmoid(1), sigmoid(2), sigmoid(-2))
 
 
 @pytest.mark.parametrize("range", ["learned", "image"])
-def test_scores_are_multiplied_by_the_probability_that_there_is_roi(range):
+def test_maps_are_multiplied_by_the_probability_that_there_is_roi(range):
     plain = Calibration(range, centre=(0.0,) * 3, slope=(1.0,) * 3)
     maps = [[5.0, 5.0], [0.0, 2.0], [1.0, -1.0]]
     sure, open_ = output(maps, logits=[math.log(98), 0, 0]), output(maps, logits=[0, math.log(3), 0])
@@ -92,9 +93,10 @@ def test_scores_are_multiplied_by_the_probability_that_there_is_roi(range):
         (whole,) = values(sure, [label], plain)
         assert values(sure, [label], replace(plain, empty=0)) == row(*(0.02 * v for v in whole))
         assert values(open_, [label], replace(plain, empty=0)) == row(*(0.8 * v for v in whole))
-        for unit in ("logit", "probability"):  # such evidence says itself where nothing is
-            other = replace(plain, unit=unit, empty=0)
-            assert values(sure, [label], other) == values(sure, [label], replace(other, empty=None))
+        # Without class probabilities nothing says whether there is any.
+        assert values(sure, [label], replace(plain, empty=0, gated=False)) == values(sure, [label], plain)
+    logit = Calibration("probability", "logit", empty=0)
+    assert values(sure, [1], logit) == row(0.02 * sigmoid(0), 0.02 * sigmoid(2))
     assert max(values(sure, [0], replace(plain, empty=0))[0]) <= 0.02
 
 

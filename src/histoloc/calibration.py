@@ -45,7 +45,7 @@ def learn_range(predictor: Predictor, samples: Sequence[Sample], *, progress: bo
 
     Args:
         predictor: the trained method.
-        samples: training samples; at most 200 of them, evenly spaced, are looked at.
+        samples: training samples; at most 200 of them, evenly spaced within their classes, are looked at.
         progress: show a bar.
 
     Raises:
@@ -53,7 +53,7 @@ def learn_range(predictor: Predictor, samples: Sequence[Sample], *, progress: bo
     """
     classes = predictor.config.classes
     looks: list[list[Look]] = []
-    chosen = evenly(samples, MOST_IMAGES)
+    chosen = of_every_class(samples, MOST_IMAGES)
     for sample in tqdm(chosen, "range of evidence", disable=not progress, leave=False):
         own = {classes.index(name) for name in sample.labels if name in classes}
         for c, look in enumerate(_looks(predictor, sample, own)):
@@ -103,6 +103,15 @@ def keep_range(model: Path, table: Table, device: torch.device | str = "cpu", *,
     save_model(model, method.state_dict(), dataclasses.replace(config, learned=learned))
 
 
+def of_every_class(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """About `count` of the samples, evenly spaced within each class, so that rare classes are looked at too."""
+    labels = sorted({sample.label for sample in samples})
+    if len(samples) <= count or not labels:
+        return list(samples)
+    share = max(1, count // len(labels))
+    return [one for label in labels for one in evenly([s for s in samples if s.label == label], share)]
+
+
 def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
     """At most `count` of the samples, evenly spaced, the first and the last among them."""
     if len(samples) <= count:
@@ -136,10 +145,11 @@ def _fit(looks: Sequence[Look]) -> tuple[float, float, float]:
     share = float(np.mean([look.share for look in looks]))
     centre = float(np.quantile(values, 1 - share))
     beyond, within = np.mean(values >= centre) - share, share - np.mean(values > centre)
-    if beyond > within and values[-1] > centre:
-        # Equal evidence over much of the images, as the zeros of a ReLU: without it the share is nearer.
-        centre = float((centre + values[values > centre][0]) / 2)
     spread = _spread(values)
+    if beyond > within:
+        # Equal evidence over much of the images, as the zeros of a ReLU: without it the share is nearer.
+        higher = values[values > centre]
+        centre = float((centre + higher[0]) / 2) if higher.size else centre + spread
     return centre, 2 * math.log(3) / spread, share
 
 

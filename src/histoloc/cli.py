@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError, Parameter
 from histoloc.cli_options import ClassOption, RangeOption
 from histoloc.cli_view import view
 from histoloc.errors import InputError
+from histoloc.files import safe_name
 
 app = App(
     name="histoloc",
@@ -72,6 +73,7 @@ def evaluate(
     out: Path | None = None,
     maps: int = 200,
     empty_class: str | None = None,
+    tissue: bool = True,
     device: str = "auto",
 ) -> None:
     """Measure a model, or a folder of anybody's heatmaps, on one split of a table.
@@ -84,18 +86,23 @@ def evaluate(
         threshold: cut the maps here instead of at the model's threshold.
         range: how evidence becomes a map: probability, learned, or image (stretched in every image, as in the papers);
             by default what the model says.
-        class_: measure the maps of this class; by default those of the class that is predicted.
+        class_: measure the maps of this class, or of all, one after the other; by default those of the class that is
+            predicted.
         out: folder for the results; by default one of its own in evaluation/ of the run, named by split and options.
         maps: keep the maps of so many images, evenly spaced, for the report.
         empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
             model was trained with.
+        tissue: where an image is cut into tiles, look at tissue alone, as on slides; --no-tissue looks everywhere.
         device: auto, cpu, cuda, cuda:1, mps.
     """
     from histoloc.evaluate import Asked, run_evaluation
+    from histoloc.predict import classes_of
 
-    asked = Asked(split, fold, threshold, range, class_, empty_class)
-    for line in run_evaluation(source, data, asked, out=out, maps=maps, device=device).lines:
-        print(line)
+    for name in classes_of(source, empty_class) if class_ == "all" else [class_]:
+        asked = Asked(split, fold, threshold, range, name, empty_class, tissue)
+        place = out / safe_name(str(name)) if out is not None and class_ == "all" else out
+        for line in run_evaluation(source, data, asked, out=place, maps=maps, device=device).lines:
+            print(line)
 
 
 @app.command

@@ -7,6 +7,7 @@ from typing import Literal
 from cyclopts import App
 
 from histoloc.cli_options import ClassOption, RangeOption
+from histoloc.files import safe_name
 
 app = App(name="slides", help="Whole slides: what a file holds, where its tissue is, and what a model says of it.")
 
@@ -102,7 +103,8 @@ def predict(
         empty_class: the class without ROI (normal tissue); by default what the model was trained with.
         range: how evidence becomes a map: probability or learned; by default what the model says. image, the per-image
             rule of the papers, is refused: every tile would show ROI.
-        class_: make the maps of this class; by default those of the class that each slide is given.
+        class_: make the maps of this class, or of all, each in a folder of its own in OUT; by default those of the
+            class that each slide is given.
         tissue: look at tissue alone; --no-tissue looks everywhere.
         min_area: smaller regions get no outline, mm²; the map and its areas keep them.
         precision: of the network; auto = bf16 on a GPU that has it, float32 elsewhere.
@@ -113,36 +115,41 @@ def predict(
         memory_gb: with several workers, one above it is ended and its slide tried again.
         resume: go on with what OUT has; --no-resume does its slides anew.
     """
+    from histoloc.predict import classes_of
     from histoloc.slide_maps.cohort import predict_slides
 
-    made = predict_slides(
-        model,
-        slides,
-        out,
-        mpp=mpp,
-        slide_mpp=slide_mpp,
-        tile=tile,
-        overlap=overlap,
-        batch=batch,
-        threshold=threshold,
-        empty_class=empty_class,
-        range=range,
-        map_class=class_,
-        tissue=tissue,
-        min_area_mm2=min_area,
-        precision=precision,
-        device=device,
-        readers=readers,
-        workers=workers,
-        scheduler=scheduler,
-        memory_gb=memory_gb,
-        resume=resume,
-    )
-    for note in made.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(made.table[["name", "class", "score", "roi_mm2", "roi_share", "regions"]].to_string(index=False))
-    print(out / "slides.csv")
-    for name, reason in made.failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    if made.failed:
+    failed = False
+    for name in classes_of(model, empty_class) if class_ == "all" else [class_]:
+        place = out / safe_name(str(name)) if class_ == "all" else out
+        made = predict_slides(
+            model,
+            slides,
+            place,
+            mpp=mpp,
+            slide_mpp=slide_mpp,
+            tile=tile,
+            overlap=overlap,
+            batch=batch,
+            threshold=threshold,
+            empty_class=empty_class,
+            range=range,
+            map_class=name,
+            tissue=tissue,
+            min_area_mm2=min_area,
+            precision=precision,
+            device=device,
+            readers=readers,
+            workers=workers,
+            scheduler=scheduler,
+            memory_gb=memory_gb,
+            resume=resume,
+        )
+        for note in made.notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(made.table[["name", "class", "score", "roi_mm2", "roi_share", "regions"]].to_string(index=False))
+        print(place / "slides.csv")
+        for slide, reason in made.failed.items():
+            print(f"failed: {slide}: {reason}", file=sys.stderr)
+        failed = failed or bool(made.failed)
+    if failed:
         raise SystemExit(1)

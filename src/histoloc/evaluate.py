@@ -13,7 +13,7 @@ from histoloc.checkpoint import ModelConfig, empty_index, read_model_config
 from histoloc.config import plain
 from histoloc.data.table import Sample, Table, read_table
 from histoloc.errors import InputError
-from histoloc.files import atomic_path, write_json
+from histoloc.files import atomic_path, safe_name, write_json
 from histoloc.heatmaps import heatmaps
 from histoloc.measure import Measured, measure, model_localizes
 from histoloc.metrics.summary import Metrics
@@ -51,6 +51,7 @@ def evaluate(
     out: Path | str | None = None,
     maps: int = 200,
     empty_class: str | None = None,
+    tissue: bool = True,
     device: str = "auto",
     progress: bool = True,
 ) -> Metrics:
@@ -71,6 +72,7 @@ def evaluate(
         maps: of so many images, evenly spaced in the table, maps and masks are kept for the report.
         empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
             model was trained with.
+        tissue: where an image is cut into tiles, look at tissue alone, as on slides.
         device: where to compute.
         progress: show a bar.
 
@@ -80,7 +82,7 @@ def evaluate(
     Raises:
         InputError: anything the user gave that cannot be used.
     """
-    asked = Asked(split, fold, threshold, range, map_class, empty_class)
+    asked = Asked(split, fold, threshold, range, map_class, empty_class, tissue)
     return run_evaluation(Path(source), Path(data), asked, out=out, maps=maps, device=device, progress=progress).metrics
 
 
@@ -94,6 +96,7 @@ class Asked:
     range: Range | None = None
     map_class: str | None = None
     empty_class: str | None = None
+    tissue: bool = True
 
     @property
     def name(self) -> str:
@@ -103,7 +106,8 @@ class Asked:
         parts += [] if self.range is None else [self.range]
         parts += [] if self.map_class is None else [f"map-{self.map_class}"]
         parts += [] if self.empty_class is None else [f"empty-{self.empty_class}"]
-        return "".join(c if c.isalnum() or c in "-._+" else "_" for c in "-".join(parts))
+        parts += [] if self.tissue else ["no-tissue"]
+        return safe_name("-".join(parts))
 
 
 def run_evaluation(
@@ -122,12 +126,13 @@ def run_evaluation(
     samples = table.split(asked.split)
     asked = dataclasses.replace(asked, fold=table.fold)
     empty_index(asked.empty_class, table.classes, str(data))
-    identity = _identity(source, table, samples, asked, config)
+    identity = _identity(table, samples, asked, config)
     if config is None:
         localizes = heatmaps(source, samples, table.classes, asked.threshold)
     else:
         predictor = load(source, device, range=asked.range, empty_class=asked.empty_class)
-        localizes = model_localizes(predictor, asked.threshold, asked.map_class, per_image=True)
+        predictor.check(asked.threshold, asked.map_class)
+        localizes = model_localizes(predictor, asked.threshold, asked.map_class, per_image=True, tissue=asked.tissue)
     empty_class = asked.empty_class or (config.empty_class if config else None)
     folder = _folder(source, out, asked, identity, config)
     started = time.perf_counter()
@@ -198,15 +203,14 @@ def _table(data: Path, asked: Asked, config: ModelConfig | None) -> Table:
     return read_table(data, fold=fold, classes=config.classes)
 
 
-def _identity(
-    source: Path, table: Table, samples: Sequence[Sample], asked: Asked, config: ModelConfig | None
-) -> dict[str, Any]:
+def _identity(table: Table, samples: Sequence[Sample], asked: Asked, config: ModelConfig | None) -> dict[str, Any]:
     """What makes two evaluations the same one: its numbers may only be replaced by those of itself."""
     return {
         "table": table.path.name,
         "content": table.fingerprint(samples),
         **dataclasses.asdict(asked),
         "weights_sha256": config.weights_sha256 if config else None,
+        "map": plain({"range": config.range, "learned": config.learned, "cut": config.threshold}) if config else None,
     }
 
 
@@ -262,10 +266,17 @@ def _description(
             on = f" ({config.threshold.range} maps)" if config.threshold.range else ""
             masks.append(f"threshold chosen on {config.threshold.masks_used} validation masks{on}")
         if config.selection.uses_masks:
-            masks.append(f"epoch chosen on {config.selection.masks_used} validation masks")
+            on = " (per-image maps)" if config.learned else ""
+            masks.append(f"epoch chosen on {config.selection.masks_used} validation masks{on}")
     if asked.threshold is not None:
         rule = {"rule": "given", "value": asked.threshold}
+    whole = len(measured.per_image)
     notes = [f"{note} ({count} of {len(samples)} images)" for note, count in measured.notes.items()]
+    if 0 < whole < len(samples):
+        notes.append(
+            f"the papers' per-image rule and the argmax rule are measured on the {whole} of {len(samples)} images that "
+            "were seen in one piece"
+        )
     if measured.overruled:
         notes.append(
             f"{measured.overruled} images of the class without ROI have masks with ROI, which are not looked at: they "

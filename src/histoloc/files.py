@@ -35,6 +35,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def safe_name(text: str) -> str:
+    """A part of a file name for any text: letters, digits and -._+ stay, all else becomes _."""
+    return "".join(c if c.isalnum() or c in "-._+" else "_" for c in text)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path` atomically."""
     with atomic_path(path) as temporary:

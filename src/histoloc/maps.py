@@ -34,8 +34,8 @@ def roi(output: Output, label: Tensor, calibration: Calibration, size: tuple[int
         image         p = the method's rule of the papers, per image: (e - min) / (max - min) for most
 
     Where `label` is the class without ROI, the map is that of the other class: the largest of the others at each
-    position. Evidence of unit `score` says where the ROI is if the image has one; with a class without ROI it is
-    multiplied by the probability that the image has one, 1 - p(empty).
+    position. With a class without ROI the map is multiplied by the probability that the image has one, 1 - p(empty),
+    where the method has class probabilities.
 
     Args:
         output: of a network: logits (B, K), evidence (B, C, h, w).
@@ -61,8 +61,8 @@ def roi_at_stride(output: Output, label: Tensor, calibration: Calibration) -> Te
     values = class_map(evidence, label, calibration.empty)
     if calibration.range == "image":
         rule = calibration.image_map
-        values = normalise_per_image(values) if rule is None else rule(output, values)
-    if calibration.empty is not None and calibration.unit == "score":
+        values = normalise_per_image(values) if rule is None else rule(output, values, label)
+    if calibration.empty is not None and calibration.gated:
         values = values * (1 - output.logits.float().softmax(dim=1)[:, calibration.empty]).view(-1, 1, 1, 1)
     return values.clamp(0, 1)
 

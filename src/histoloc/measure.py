@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,22 +119,31 @@ class Predicts(Protocol):
         threshold: float | None = None,
         map_class: str | None = None,
         per_image: bool = False,
+        tissue: bool = True,
     ) -> Localization:
         """See `Predictor.predict`."""
         ...
 
 
 def model_localizes(
-    model: Predicts, threshold: float | None = None, map_class: str | None = None, *, per_image: bool = False
+    model: Predicts,
+    threshold: float | None = None,
+    map_class: str | None = None,
+    *,
+    per_image: bool = False,
+    tissue: bool = True,
 ) -> Localizes:
     """A model as something that localizes in samples; `per_image` adds the map by the papers' rule."""
-    asked = {"threshold": threshold, "map_class": map_class, "per_image": per_image}
+    asked: dict[str, Any] = {
+        "threshold": threshold, "map_class": map_class, "per_image": per_image, "tissue": tissue,
+    }  # fmt: skip
     return lambda sample, pixels: model.predict(pixels(), mpp=sample_mpp(sample), **asked)
 
 
 def _floor(name: str, config: ModelConfig) -> Localizes:
     """All-ones, or the stain contrast stretched in every image, as the model of `config` would see the images."""
-    own = ModelConfig(name, config.classes, input=config.input, mpp=config.mpp, extent=config.extent)
+    # Without an extent: in one piece, and not on tissue alone.
+    own = ModelConfig(name, config.classes, input=config.input, mpp=config.mpp)
     method = build_method(own, load_backbone=False).eval()
     return model_localizes(Predictor(method, own, range="image" if method.unit == "score" else None), threshold=0.5)
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histoloc.checkpoint import ModelConfig, empty_index, load_model
+from histoloc.checkpoint import ModelConfig, empty_index, load_model, read_model_config
 from histoloc.data.transforms import as_tensor, normalise, resample_to
 from histoloc.errors import InputError
 from histoloc.images import read_image
@@ -37,6 +37,7 @@ class Answer(NamedTuple):
         roi: (class index, calibration) -> ROI map (H, W) float32 at the image's own resolution.
         largest: (class index, calibration) -> bool (H, W), the rule of published CAM rows; None in tiles.
         view: how the image was brought to the network.
+        tissue: (H, W) bool, where tissue alone was looked at; else None.
     """
 
     probabilities: NDArray[np.float32]
@@ -44,6 +45,7 @@ class Answer(NamedTuple):
     roi: Callable[[int, Calibration], NDArray[np.float32]]
     largest: Callable[[int, Calibration], NDArray[np.bool_]] | None
     view: View
+    tissue: NDArray[np.bool_] | None = None
 
 
 class Predictor:
@@ -75,12 +77,17 @@ class Predictor:
         empty_class: str | None = None,
     ) -> None:
         self.method, self.device = method, torch.device(device)
+        if empty_class is not None and config.empty_class not in (None, empty_class):
+            raise InputError(
+                f"--empty-class {empty_class}: the model was trained with {config.empty_class} as the class without "
+                "ROI; leave --empty-class out"
+            )
         self.config = config if empty_class is None else dataclasses.replace(config, empty_class=empty_class)
         self.method.to(self.device)
         learned = config.learned
         centre, slope = ((), ()) if learned is None else (learned.centre, learned.slope)
         chosen = method.calibration(range or config.range, centre, slope)
-        empty = empty_index(self.config.empty_class, config.classes, "the model") if method.classifies else None
+        empty = empty_index(self.config.empty_class, config.classes, "the model")
         self.calibration = dataclasses.replace(chosen, empty=empty)
 
     def predict(
@@ -144,7 +151,8 @@ class Predictor:
         label = self.map_index(answer, map_class)
         map = answer.roi(label, self.calibration)
         fixed = self.threshold(threshold)
-        cut = otsu_threshold(map) if fixed is None else fixed
+        looked_at = map if answer.tissue is None else map[answer.tissue]
+        cut = otsu_threshold(looked_at) if fixed is None else fixed
         by_rule = None
         if per_image and self.calibration.range == "learned" and answer.largest is not None:
             by_rule = answer.roi(label, dataclasses.replace(self.calibration, range="image"))
@@ -178,6 +186,19 @@ class Predictor:
         if map_class is None:
             return int(answer.probabilities.argmax())
         return named_class(map_class, self.config.classes, answer.maps, self.calibration.empty)
+
+    def check(self, threshold: float | None = None, map_class: str | None = None) -> None:
+        """Refuse, before anything is computed, what no image could be localized with.
+
+        Raises:
+            InputError: the range was never learned, the threshold means nothing, or there is no such class.
+        """
+        self.check_range()
+        self.threshold(threshold)
+        if map_class is not None:
+            tile = np.full((SMALLEST_SIDE * 2, SMALLEST_SIDE * 2, 3), 255, np.uint8)
+            maps = self.evidence([tile])[1].shape[1]
+            named_class(map_class, self.config.classes, maps, self.calibration.empty)
 
     def check_range(self) -> None:
         """Refuse to make maps without the range that they need.
@@ -273,8 +294,15 @@ class Predictor:
         else:
             image_at = image
         grid, store, mask = look_at_tiles(self, image_at, own, wanted, tile_side(self.config), tissue=tissue and known)
+        if tissue and mask is None:
+            why = "no tissue was found" if known else "its scale is unknown"
+            seen = dataclasses.replace(seen, notes=(*seen.notes, f"{why}: all of the image is looked at, also glass"))
         p = store.probabilities()
         size = (image.shape[0], image.shape[1])
+        on_tissue = None
+        if mask is not None:
+            cells = torch.from_numpy(tissue_rows(grid, mask, 0, grid.rows))[None, None].float()
+            on_tissue = resize(cells, size)[0, 0].numpy() >= 0.5
 
         def map_of(label: int, calibration: Calibration) -> NDArray[np.float32]:
             def tiles(indices: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -289,7 +317,7 @@ class Predictor:
 
         maps = store.read(np.arange(1)).shape[1]
         whole = slide_probabilities(p, grid.tissue, self.calibration.empty).astype(np.float32)
-        return Answer(whole, maps, map_of, None, seen)
+        return Answer(whole, maps, map_of, None, seen, on_tissue)
 
     def _output(self, images: Tensor) -> Output:
         """The network's output for (B, 3, H, W) uint8 at the scale of the model, cropped to the positions of the image.
@@ -349,6 +377,16 @@ def named_class(name: str, classes: Sequence[str], maps: int, empty: int | None)
     if maps == 1 and map_class_of(classes, index, maps, empty) != name:
         raise InputError(f"--class {name}: this method has one map for all classes; leave --class out")
     return index
+
+
+def classes_of(folder: Path, empty_class: str | None = None) -> list[str]:
+    """Names of a model's classes that have ROI.
+
+    Raises:
+        InputError: as `load`.
+    """
+    config = read_model_config(folder)
+    return [name for name in config.classes if name not in (config.empty_class, empty_class)]
 
 
 def load(

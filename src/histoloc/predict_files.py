@@ -1,5 +1,6 @@
 """`histoloc predict`: images in, map, mask and picture of each, and one table."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
+from histoloc.files import atomic_path, safe_name
 from histoloc.images import read_image, write_map, write_mask, write_picture
 from histoloc.pictures import overlay
 from histoloc.predict import Predictor, load
@@ -56,9 +57,12 @@ def predict_files(
     Raises:
         InputError: nothing to do, two images of one name, an unreadable image, a folder that cannot be written.
     """
-    if mpp is not None and not mpp > 0:
-        raise InputError(f"--mpp {mpp} must be above 0 (micrometres per pixel)")
+    if mpp is not None and not 0 < mpp < math.inf:
+        raise InputError(f"--mpp {mpp} must be above 0 and finite (micrometres per pixel)")
+    if any((out / name).exists() for name in ("run.yaml", "config.json", "slide.json", "benchmark.json")):
+        raise InputError(f"{out}: folder contains a run, a model or a slide's results; choose another --out")
     predictor = load(model, device, range=range, empty_class=empty_class)
+    predictor.check(threshold, None if map_class == ALL else map_class)
     files = _image_files(images)
     with locked(out):
         return _predict(predictor, files, out, Choices(mpp, threshold, map_class, tissue), progress=progress)
@@ -84,7 +88,7 @@ def _predict(
         answer = predictor.look(pixels, own, tissue=tissue)
         for wanted in _classes(predictor, answer.maps, map_class):
             result = predictor.localize(answer, own, threshold=threshold, map_class=wanted)
-            stem = f"{name}_{wanted}" if map_class == ALL and wanted else name
+            stem = f"{name}_{safe_name(wanted)}" if map_class == ALL and wanted else name
             write_mask(out / f"{stem}_mask.png", result.mask)
             write_map(out / f"{stem}_map.png", result.roi)
             write_picture(out / f"{stem}_overlay.png", overlay(pixels, result.roi, result.mask))

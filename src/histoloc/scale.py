@@ -13,6 +13,7 @@ from histoloc.errors import InputError
 
 ALIKE = 1.25  # scales, and sizes, that differ by no more than this factor are alike
 LARGEST_TILE = 512
+MOST_ENLARGED = 8.0  # an image that is coarser than the model by more shows nothing of what it learned
 _LOOKED_AT = 200  # training images whose header is read
 
 
@@ -105,18 +106,28 @@ def view(config: ModelConfig, size: tuple[int, int], mpp: float | None) -> View:
         config: of the model folder.
         size: (H, W) of the image in pixels.
         mpp: of the image in µm/px; None where unknown.
+
+    Raises:
+        InputError: the image is more than 8 times as coarse as the model.
     """
     small_side, trained = config.input.small_side, config.mpp
     if config.input.mpp is None and small_side:
         seen = None if mpp is None else mpp * min(size) / small_side
-        if seen is None or trained is None or _alike(seen, trained):
+        if seen is None or mpp is None or trained is None or (
+            _alike(seen, trained) and not larger_than_training(config, _scaled(size, mpp / trained))
+        ):  # fmt: skip
             fitted = (
                 max(small_side, small_side * size[0] // size[1]),
                 max(small_side, small_side * size[1] // size[0]),
             )
             return View(fitted, False, f"shorter side to {small_side} px", _unknown_scale(config, size, mpp))
     factor = mpp / trained if mpp is not None and trained is not None else 1.0
-    fitted = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
+    if not factor <= MOST_ENLARGED:
+        raise InputError(
+            f"an image of {mpp:g} µm/px cannot be enlarged to the {trained:.4g} µm/px at which the model looks; "
+            "correct --mpp, or give the image at a finer scale"
+        )
+    fitted = _scaled(size, factor)
     if abs(factor - 1) <= 0.01:
         factor, fitted = 1.0, size
     name = f"{trained:.4g} µm/px" if mpp is not None and trained is not None else "as it is"
@@ -143,6 +154,10 @@ def tile_side(config: ModelConfig) -> int:
     return max(32, side // 32 * 32)
 
 
+def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
 def _unknown_scale(config: ModelConfig, size: tuple[int, int], mpp: float | None) -> tuple[str, ...]:
     trained = config.shorter_side
     if mpp is not None and config.mpp is not None:
@@ -150,9 +165,10 @@ def _unknown_scale(config: ModelConfig, size: tuple[int, int], mpp: float | None
     if trained is None or _alike(min(size), trained):
         return ()
     what = "the image's scale" if mpp is None else "the scale of the model's training images"
+    remedy = "give --mpp" if mpp is None else "train on a table with the column mpp"
     return (
         f"{what} is unknown, and its shorter side of {min(size)} px is {min(size) / trained:.2g} times that of "
-        f"training images ({trained} px): if it shows tissue at another scale, the map cannot be trusted; give --mpp",
+        f"training images ({trained} px): if it shows tissue at another scale, the map cannot be trusted; {remedy}",
     )
 
 

@@ -122,6 +122,7 @@ def fit(
     torch.manual_seed(seed_of(training.seed))
     described, notes = describe(config, table)
     method = build_method(described, load_backbone=True)
+    method.calibration(training.range)  # refuses a range that the method does not have
     if fabric.is_global_zero:
         for line in (table.summary(), *(f"note: {note}" for note in (*table.notes, *notes))):
             tqdm.write(line, file=sys.stderr)

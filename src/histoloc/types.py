@@ -50,7 +50,8 @@ class Calibration:
         centre: (C,) evidence at which the ROI map is 0.5; for `learned`.
         slope: (C,) factors > 0 on the distance from the centre; for `learned`.
         empty: index of the class whose images have no ROI, or None.
-        image_map: the per-image rule: (output, values (B, 1, h, w)) -> (B, 1, h, w) in [0, 1]; for `image`.
+        gated: whether the class probabilities mean anything, so that p(empty) can say that there is no ROI.
+        image_map: the per-image rule: (output, values (B, 1, h, w), label (B,)) -> (B, 1, h, w) in [0, 1]; for `image`.
     """
 
     range: Range
@@ -59,7 +60,8 @@ class Calibration:
     centre: tuple[float, ...] = ()
     slope: tuple[float, ...] = ()
     empty: int | None = None
-    image_map: Callable[[Output, Tensor], Tensor] | None = None
+    gated: bool = True
+    image_map: Callable[[Output, Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -141,7 +141,7 @@ def test_the_rule_per_image_by_hand():
     # Attention 1/8, 2/8, 5/8 over three positions: u = aN / (1 + aN) = 3/11, 6/14, 15/23.
     method, energy = deepmil(), torch.tensor([1.0, 2.0, 5.0]).log().view(1, 1, 1, 3)
     for shift in (0.0, -80.0, 80.0):  # which the softmax cancels
-        u = method.image_map(Output(torch.zeros(1, 2), energy, {}), energy + shift)
+        u = method.image_map(Output(torch.zeros(1, 2), energy, {}), energy + shift, torch.zeros(1, dtype=torch.int64))
         assert u.flatten().tolist() == pytest.approx([3 / 11, 6 / 14, 15 / 23], rel=1e-4)
 
 

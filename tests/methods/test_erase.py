@@ -170,7 +170,8 @@ def test_the_papers_map_is_the_largest_over_the_rounds_whatever_class_is_asked_f
     expected = place(torch.maximum(*mined), 32, (64, 96))
     torch.testing.assert_close(answer(method, image)[1], expected)
     assert torch.equal(
-        method.image_map(output, output.evidence[:, :1]), method.image_map(output, output.evidence[:, 1:])
+        method.image_map(output, output.evidence[:, :1], label),
+        method.image_map(output, output.evidence[:, 1:], 1 - label),
     )
     assert not torch.equal(mined[0], output.terms["mined"])
 

@@ -89,12 +89,15 @@ def test_calibration(name):
     usual = method.calibration(None, (0.5,), (2.0,))
     assert usual.range == ("learned" if method.unit == "score" else "probability")
     assert (usual.unit, usual.stride, usual.centre, usual.slope) == (method.unit, method.stride, (0.5,), (2.0,))
-    assert usual.empty == (1 if method.classifies else None), "without class probabilities nothing says that it is one"
+    assert (usual.empty, usual.gated) == (1, method.classifies), "without probabilities nothing says that there is none"
     assert method.calibration("image").range == "image"
     if method.unit == "score":
         message = f"--range probability: the evidence of {method.title} is no probability; leave --range out"
         with pytest.raises(InputError, match=re.escape(message)):
             method.calibration("probability")
+    else:
+        with pytest.raises(InputError, match=f"--range learned: the evidence of {method.title} is a probability"):
+            method.calibration("learned", (0.0,), (1.0,))
     with pytest.raises(InputError, match=r"--empty-class 'x' is not a class of the table; choose one of \['benign'"):
         build(name, empty_class="x")
 

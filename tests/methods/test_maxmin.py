@@ -198,9 +198,32 @@ def test_the_rule_per_image_is_the_mask_of_a_class_map():
     method = maxmin(slope=5.0, sigma_start=0.15, sigma_step=0.01, sigma_cap=0.3)
     method.epoch.fill_(5)
     values = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 1, 3)
-    got = method.image_map(Output(torch.zeros(1, 2), values, {}), values)
+    # The first class is predicted: its map is M⁺, what the classifier sees; another's is made of its own evidence.
+    output = Output(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2, 1, 3), {"combined": values})
     expected = [1 / (1 + math.exp(-5 * (u - 0.2))) for u in (0.0, 0.5, 1.0)]
-    assert got.flatten().tolist() == pytest.approx(expected)
+    assert method.image_map(output, values - 9, torch.tensor([0])).flatten().tolist() == pytest.approx(expected)
+    got = method.image_map(output, values.flip(-1), torch.tensor([1]))
+    assert got.flatten().tolist() == pytest.approx(expected[::-1])
+
+
+def test_the_papers_map_is_the_mask_that_the_classifier_sees():
+    method, image = maxmin(), noise(2, 64, 96)
+    with torch.no_grad():
+        output, (_, _, combined, mask) = method.evidence(image), method.locate(image)
+        made = method.image_map(output, output.evidence[:, :1], output.logits.argmax(dim=1))
+    expected = (10 * (normalise_per_image(combined) - 0.5)).sigmoid()
+    torch.testing.assert_close(made, expected)
+    # M⁺ is squashed after it is resized, the map before: both are cut at the same evidence.
+    at_pixels = (10 * (normalise_per_image(place(combined, method.stride, (64, 96))) - 0.5)).sigmoid()
+    torch.testing.assert_close(at_pixels, mask)
+
+
+def test_without_the_localizers_own_loss_its_maps_belong_to_no_class():
+    method, image = maxmin(localizer_weight=0.0), noise(2, 64, 96)
+    with torch.no_grad():
+        output = method.evidence(image)
+        combined = method.locate(image)[2]
+    assert torch.equal(output.evidence, combined)
 
 
 def test_the_mask_weighs_the_class_maps_by_predicted_probabilities():

@@ -72,7 +72,7 @@ def run(tiny, table, tmp_path_factory) -> Callable[[str], Path]:
     def trained(method: str) -> Path:
         if not (folder / method).exists():
             train(
-                tiny(method, table, epochs=4, batch=8, input={"small_side": 0, "crop": TILE}),
+                tiny(method, table, epochs=8, batch=8, input={"small_side": 0, "crop": TILE}),
                 folder / method,
                 progress=False,
             )

@@ -114,7 +114,7 @@ class TrainSet(Dataset[Item]):
         if min(pixels.shape[-2:]) < self.config.crop:
             raise InputError(
                 f"{sample.name}: {pixels.shape[-1]}x{pixels.shape[-2]} pixels are fewer than the crop of "
-                f"{self.config.crop}; give --small-side or a smaller --crop"
+                f"{self.config.crop}; give a smaller --crop, or a finer --mpp or larger --small-side"
             )
         if not self.with_masks:
             return pixels, None

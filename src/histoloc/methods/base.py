@@ -137,10 +137,10 @@ class Method(nn.Module, ABC):
         """
         return self(image)
 
-    def image_map(self, output: Output, values: Tensor) -> Tensor:
+    def image_map(self, output: Output, values: Tensor, label: Tensor) -> Tensor:
         """The per-image rule of the paper: evidence of one class (B, 1, h, w) -> map in [0, 1], of each image alone.
 
-        By default u = (e - min) / (max - min).
+        By default u = (e - min) / (max - min). `label` (B,) is the class whose evidence the values are.
         """
         return normalise_per_image(values)
 
@@ -155,15 +155,17 @@ class Method(nn.Module, ABC):
             slope: (C,) of the learned range.
 
         Raises:
-            InputError: `probability` of evidence that is none.
+            InputError: `probability` of evidence that is none, or `learned` of evidence that is one.
         """
         is_probability = self.unit != "score"
         if range == "probability" and not is_probability:
             raise InputError(f"--range probability: the evidence of {self.title} is no probability; leave --range out")
+        if range == "learned" and is_probability:
+            raise InputError(f"--range learned: the evidence of {self.title} is a probability; leave --range out")
         chosen = range or ("probability" if is_probability else "learned")
-        # Without class probabilities nothing says whether an image has ROI at all.
-        empty = self.empty_class if self.classifies else None
-        return Calibration(chosen, self.unit, self.stride, centre, slope, empty, self.image_map)
+        return Calibration(
+            chosen, self.unit, self.stride, centre, slope, self.empty_class, self.classifies, self.image_map
+        )
 
     def enter_stage(self, stage: int) -> None:
         """Prepare to train stage 0, 1, ...: what is not trained in it gets `requires_grad` False."""

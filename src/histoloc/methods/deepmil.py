@@ -86,7 +86,7 @@ class DeepMil(Method):
         """Cross-entropy of the image's class."""
         return {"classification": classification(output.logits, batch)}
 
-    def image_map(self, output: Output, values: Tensor) -> Tensor:
+    def image_map(self, output: Output, values: Tensor, label: Tensor) -> Tensor:
         """The map aN / (1 + aN), a the attention over the image's N positions; min-max where the option says so."""
         if self.options.normalisation == "minmax":
             return normalise_per_image(over_positions(values))

@@ -164,7 +164,7 @@ class Erase(Method):
         """With one round nothing is ranked."""
         return "" if int(self.mined) == 1 else "what later rounds see depends on what was mined and erased in each tile"
 
-    def image_map(self, output: Output, values: Tensor) -> Tensor:
+    def image_map(self, output: Output, values: Tensor, label: Tensor) -> Tensor:
         """The papers' map: cut at 0.5 it is what was mined, whatever class is asked for."""
         return output.terms["mined"]
 

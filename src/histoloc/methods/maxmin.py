@@ -95,7 +95,9 @@ class MaxMin(Method):
 
         min H(p, p̂⁺) + λ R(p̂⁻) - (1/t) [log s⁺ + log s⁻]
 
-    The class is read from X⁺, the ROI map is M⁺.
+    The class is read from X⁺. The paper's ROI map (`--range image`) is M⁺, the mask that the classifier sees: made of
+    the class maps, weighted by the localizer's class probabilities and stretched in every image. The evidence, which
+    can be compared between images and tiles, is the predicted class's map.
     """
 
     title: ClassVar[str] = "Max-min"
@@ -188,8 +190,14 @@ class MaxMin(Method):
         return Output(logits, evidence, terms | {"inside": certain})
 
     def _evidence(self, maps: Tensor, combined: Tensor) -> Tensor:
-        """The class maps, which tiles can be compared by; where the map needs no range, what the mask is made of."""
-        return maps if self.unit == "score" else self.options.slope * combined
+        """The class maps, by which tiles can be compared.
+
+        Where the map needs no range, or no loss tells the localizer which of its maps is which class's, one map: what
+        the mask is made of.
+        """
+        if self.unit != "score":
+            return self.options.slope * combined
+        return maps if self.options.localizer_weight else combined
 
     def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """The terms of Eq. 1, and the localizer's own cross-entropy."""
@@ -229,11 +237,12 @@ class MaxMin(Method):
         logits, maps, combined, mask = self.locate(image)
         if self.classifies_masked and self.roi_head is None:
             logits = self.classify(self.cut(image, mask))
-        return Output(logits, self._evidence(maps, combined), {})
+        return Output(logits, self._evidence(maps, combined), {"combined": combined})
 
-    def image_map(self, output: Output, values: Tensor) -> Tensor:
-        """M⁺ of a class map: sigmoid(w (u - sigma)), u in [0, 1] over the image."""
-        return self._mask(normalise_per_image(values))
+    def image_map(self, output: Output, values: Tensor, label: Tensor) -> Tensor:
+        """M⁺, what the classifier sees, for the predicted class; for another one the same of its class map."""
+        predicted = (label == output.logits.argmax(dim=1)).view(-1, 1, 1, 1)
+        return self._mask(normalise_per_image(torch.where(predicted, output.terms["combined"], values)))
 
     @property
     def unit(self) -> Unit:

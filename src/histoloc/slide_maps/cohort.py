@@ -133,8 +133,7 @@ def predict_slides(
     if scheduler is None:
         choose_device(device)  # once, and not for each slide
     predictor = load(model, "cpu", range=settings.range, empty_class=settings.empty_class)
-    predictor.check_range()
-    predictor.threshold(threshold)
+    predictor.check(threshold, map_class)
     _make_way(out, settings, items, resume)
     result = run_jobs(
         partial(predict_slide, means=means, out=str(out)),

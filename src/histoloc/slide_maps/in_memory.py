@@ -86,7 +86,7 @@ def look_at_tiles(
     Returns:
         The grid, class probabilities and evidence of its tiles, and the tissue mask (h, w) bool over the image.
     """
-    slide = Slide(Path("image"), opened=lambda _: ArraySource(pixels, mpp))
+    slide = Slide(Path("image"), mpp, opened=lambda _: ArraySource(pixels, mpp))
     at = max(TISSUE_MPP, slide.mpp)
     mask = find_tissue(slide, at) if tissue else None
     if mask is not None and not mask.any():

@@ -69,7 +69,7 @@ class Found:
     @property
     def empty(self) -> int | None:
         """Index of the class without ROI."""
-        return None if self.asked.empty_class is None else self.classes.index(self.asked.empty_class)
+        return self.predictor.calibration.empty
 
 
 def write_outputs(found: Found, name: str) -> dict[str, Any]:
