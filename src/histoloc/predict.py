@@ -154,7 +154,7 @@ class Predictor:
         looked_at = map if answer.tissue is None else map[answer.tissue]
         cut = otsu_threshold(looked_at) if fixed is None else fixed
         by_rule = None
-        if per_image and self.calibration.range == "learned" and answer.largest is not None:
+        if per_image and self.calibration.range == "learned" and not answer.view.tiled:
             by_rule = answer.roi(label, dataclasses.replace(self.calibration, range="image"))
         largest = None if answer.largest is None else answer.largest(label, self.calibration)
         return Localization(
