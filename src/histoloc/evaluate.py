@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from tqdm import tqdm
 
 from histoloc.checkpoint import ModelConfig, empty_index, read_model_config
 from histoloc.config import plain
@@ -124,6 +127,8 @@ def run_evaluation(
     config = _config(source)
     table = _table(data, asked, config)
     samples = table.split(asked.split)
+    if progress:
+        tqdm.write(table.summary(), file=sys.stderr)
     asked = dataclasses.replace(asked, fold=table.fold)
     empty_index(asked.empty_class, table.classes, str(data))
     identity = _identity(table, samples, asked, config)
