@@ -120,7 +120,7 @@ def test_unreadable_config(folder, content):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": 2}, "has format 2, this histoloc reads 1"),
+        ({"format": 3}, "has format 3, this histoloc reads 2"),
         ({"format": None}, "has format None"),
         ({"method": "gapp"}, r"method 'gapp' is unknown \(did you mean gap\?\)"),
         ({"method": ["gap"]}, "method = "),

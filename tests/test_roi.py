@@ -91,13 +91,13 @@ def test_maps_are_multiplied_by_the_probability_that_there_is_roi(range):
     sure, open_ = output(maps, logits=[math.log(98), 0, 0]), output(maps, logits=[0, math.log(3), 0])
     for label in (1, 2):
         (whole,) = values(sure, [label], plain)
-        assert values(sure, [label], replace(plain, empty=0)) == row(*(0.02 * v for v in whole))
-        assert values(open_, [label], replace(plain, empty=0)) == row(*(0.8 * v for v in whole))
+        assert values(sure, [label], replace(plain, empty=0)) == row(*(0.04 * v for v in whole))
+        assert values(open_, [label], replace(plain, empty=0)) == row(*whole), "p(empty) is 0.2"
         # Without class probabilities nothing says whether there is any.
         assert values(sure, [label], replace(plain, empty=0, gated=False)) == values(sure, [label], plain)
     logit = Calibration("probability", "logit", empty=0)
-    assert values(sure, [1], logit) == row(0.02 * sigmoid(0), 0.02 * sigmoid(2))
-    assert max(values(sure, [0], replace(plain, empty=0))[0]) <= 0.02
+    assert values(sure, [1], logit) == row(0.04 * sigmoid(0), 0.04 * sigmoid(2))
+    assert max(values(sure, [0], replace(plain, empty=0))[0]) <= 0.04
 
 
 def test_one_map_for_all_classes():
@@ -105,7 +105,7 @@ def test_one_map_for_all_classes():
     for label in (0, 1):
         learned = Calibration("learned", centre=(1.0,), slope=(3.0,))
         assert values(made, [label], learned) == row(sigmoid(-3), 0.5, sigmoid(3))
-        assert values(made, [label], replace(learned, range="image", empty=0)) == row(0, 0.125, 0.25)
+        assert values(made, [label], replace(learned, range="image", empty=0)) == row(0, 0.25, 0.5)
 
 
 @pytest.mark.parametrize("stride", [8, 32])

@@ -34,8 +34,8 @@ def roi(output: Output, label: Tensor, calibration: Calibration, size: tuple[int
         image         p = the method's rule of the papers, per image: (e - min) / (max - min) for most
 
     Where `label` is the class without ROI, the map is that of the other class: the largest of the others at each
-    position. With a class without ROI the map is multiplied by the probability that the image has one, 1 - p(empty),
-    where the method has class probabilities.
+    position. With a class without ROI the map is multiplied by min(1, 2 (1 - p(empty))), where the method has class
+    probabilities: it stays where ROI is more likely than none, and fades to nothing where the image surely has none.
 
     Args:
         output: of a network: logits (B, K), evidence (B, C, h, w).
@@ -63,7 +63,8 @@ def roi_at_stride(output: Output, label: Tensor, calibration: Calibration) -> Te
         rule = calibration.image_map
         values = normalise_per_image(values) if rule is None else rule(output, values, label)
     if calibration.empty is not None and calibration.gated:
-        values = values * (1 - output.logits.float().softmax(dim=1)[:, calibration.empty]).view(-1, 1, 1, 1)
+        there_is_roi = 1 - output.logits.float().softmax(dim=1)[:, calibration.empty]
+        values = values * (2 * there_is_roi).clamp(max=1).view(-1, 1, 1, 1)
     return values.clamp(0, 1)
 
 

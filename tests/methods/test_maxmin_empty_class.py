@@ -63,7 +63,7 @@ def test_class_is_read_from_the_whole_image_where_a_class_has_no_roi():
     torch.testing.assert_close(out.logits, logits)
     torch.testing.assert_close(mask, (10 * place(combined, 32, (64, 64))).sigmoid())
     assert method.unit == "logit"
-    there_is_roi = 1 - probabilities[:, method.empty_class].view(-1, 1, 1, 1)
+    there_is_roi = (2 - 2 * probabilities[:, method.empty_class]).clamp(max=1).view(-1, 1, 1, 1)
     torch.testing.assert_close(roi, place((10 * combined).sigmoid() * there_is_roi, 32, (64, 64)))
 
 

@@ -30,6 +30,7 @@ METASTASIS = (blob("metastasis", 500, 480, 250, 1), blob("metastasis", 1030, 780
 TILE = 128
 METASTATIC = list(KINDS).index("metastasis")
 OPTIONS: dict[str, Any] = {"tile": TILE, "device": "cpu", "progress": False, "empty_class": "normal"}
+HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}  # of random weights, with which these few epochs suffice
 FILES = ("map.ome.tif", "uncertainty.ome.tif", "regions.geojson", "tiles.csv", "overview.png")
 
 
@@ -72,7 +73,7 @@ def run(tiny, table, tmp_path_factory) -> Callable[[str], Path]:
     def trained(method: str) -> Path:
         if not (folder / method).exists():
             train(
-                tiny(method, table, epochs=8, batch=8, input={"small_side": 0, "crop": TILE}),
+                tiny(method, table, epochs=4, batch=8, input={"small_side": 0, "crop": TILE} | HALF),
                 folder / method,
                 progress=False,
             )
