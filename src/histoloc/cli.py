@@ -88,7 +88,8 @@ def evaluate(
             by default what the model says.
         class_: measure the maps of this class, or of all, one after the other; by default those of the class that is
             predicted.
-        out: folder for the results; by default one of its own in evaluation/ of the run, named by split and options.
+        out: folder for the results; by default evaluation/SPLIT in the run, or, where that has another evaluation, a
+            folder named by split and options beside it.
         maps: keep the maps of so many images, evenly spaced, for the report.
         empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
             model was trained with.

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,8 +71,8 @@ def evaluate(
         threshold: cut the maps here instead of at the model's threshold (0.5 for heatmaps).
         range: how evidence becomes a map: probability, learned or image; by default what the model folder says.
         map_class: measure the maps of this class instead of those of the predicted one.
-        out: folder for the results; by default one of its own in `evaluation/` inside the run or folder, by split and
-            options; an evaluation of anything else is never overwritten.
+        out: folder for the results; by default `evaluation/SPLIT` inside the run or folder, or, where that has another
+            evaluation, a folder named by split and options beside it; another evaluation is never overwritten.
         maps: of so many images, evenly spaced in the table, maps and masks are kept for the report.
         empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
             model was trained with.
@@ -236,11 +237,10 @@ def _folder(
     name = asked.name
     if config is not None and config.provenance.get("table") not in (None, identity["table"]):
         name = f"{Path(identity['table']).stem}-{name}"
-    candidate, number = source / "evaluation" / name, 1
-    while _recorded(candidate) not in (None, identity):
-        number += 1
-        candidate = source / "evaluation" / f"{name}-{number}"
-    return candidate
+    numbered = (f"{name}-{number}" for number in count(2))
+    # The first evaluation of a split has the split's name, whatever it is asked for.
+    places = (source / "evaluation" / name for name in chain((asked.split, name), numbered))
+    return next(place for place in places if _recorded(place) in (None, identity))
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
