@@ -97,7 +97,7 @@ def evaluate(
         device: auto, cpu, cuda, cuda:1, mps.
     """
     from histoloc.evaluate import Asked, run_evaluation
-    from histoloc.predict import classes_of
+    from histoloc.map_class import classes_of
 
     for name in classes_of(source, empty_class) if class_ == "all" else [class_]:
         asked = Asked(split, fold, threshold, range, name, empty_class, tissue)

@@ -115,7 +115,7 @@ def predict(
         memory_gb: with several workers, one above it is ended and its slide tried again.
         resume: go on with what OUT has; --no-resume does its slides anew.
     """
-    from histoloc.predict import classes_of
+    from histoloc.map_class import classes_of
     from histoloc.slide_maps.cohort import predict_slides
 
     failed = False

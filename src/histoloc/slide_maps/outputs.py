@@ -15,7 +15,8 @@ from skimage.filters import threshold_otsu
 
 from histoloc.files import atomic_path
 from histoloc.images import write_picture
-from histoloc.predict import Predictor, map_class_of, named_class
+from histoloc.map_class import map_class_of, named_class
+from histoloc.predict import Predictor
 from histoloc.slide_maps.answer import (
     OF_ALL_TILES,
     OF_NO_CLASSIFIER,
