@@ -350,10 +350,9 @@ class Predictor:
             self.method.train(was_training)
 
     def _notes(self, answer: Answer) -> tuple[str, ...]:
-        notes = answer.view.notes
-        if answer.view.tiled and self.method.in_tiles:
-            notes = (*notes, f"{self.method.title} on an image in tiles: {self.method.in_tiles}")
-        return notes
+        differs = answer.view.tiled and self.method.in_tiles
+        own = (f"{self.method.title} on an image in tiles: {differs}",) if differs else ()
+        return (*answer.view.notes, *own)
 
 
 def load(
