@@ -41,7 +41,7 @@ def stain(tiny, tmp_path_factory) -> Path:
 
     folder = train(tiny("stain"), tmp_path_factory.mktemp("runs") / "stain", progress=False)
     method, config = load_model(folder)
-    config = replace(config, mpp=MPP, input=replace(config.input, small_side=0))
+    config = replace(config, mpp=MPP, extent=None, input=replace(config.input, small_side=0))
     save_model(folder / "model", method.state_dict(), config)
     return folder
 
