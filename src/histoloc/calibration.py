@@ -60,6 +60,12 @@ def learn_range(predictor: Predictor, samples: Sequence[Sample], *, progress: bo
             looks.extend([] for _ in range(c + 1 - len(looks)))
             if look is not None:
                 looks[c].append(look)
+    for c, own in enumerate(looks if len(looks) > 1 else []):
+        if not own and c != predictor.calibration.empty:
+            tqdm.write(
+                f"note: class {classes[c]} has no training images; the range of its maps is that of the other classes",
+                sys.stderr,
+            )
     fitted = [_fit(own or [look for others in looks for look in others]) for own in looks]
     centre, slope, share = zip(*fitted, strict=True) if fitted else ((0.0,), (1.0,), (0.0,))
     return LearnedRange(tuple(centre), tuple(slope), tuple(share), len(chosen))

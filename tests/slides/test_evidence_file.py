@@ -108,8 +108,6 @@ def test_a_slide_without_tiles(tmp_path):
     store = opened(tmp_path, tiles=0)
     assert (store.done, store.done_in_batches(8)) == (0, 0)
     assert store.probabilities().shape == (0, K)
-    with pytest.raises(ValueError, match="no records"):
-        store.ranges()
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
@@ -187,30 +185,3 @@ def test_a_file_that_became_shorter_is_named(tmp_path):
     store.path.unlink()
     with pytest.raises(InputError, match="cannot be read"):
         store.read([0])
-
-
-@pytest.mark.parametrize("percentiles", [(1, 99), (0, 100), (5, 50)])
-def test_ranges_are_percentiles_to_within_a_bin(tmp_path, monkeypatch, percentiles):
-    monkeypatch.setattr("histoloc.slide_maps.evidence_file._CHUNK_BYTES", 100_000)  # many chunks
-    probabilities, evidence = some(300, side=16)
-    evidence[:, 1] = np.exp(3 * evidence[:, 1]) - 1e4  # a long tail, far from zero
-    store = EvidenceFile(tmp_path, "a", 400, K, C, 16)
-    store.append(probabilities, evidence)
-    low, high = store.ranges(percentiles)
-    for c in range(C):
-        values = evidence[:, c].astype(np.float64)
-        expected = np.percentile(values, percentiles)
-        one_bin = (values.max() - values.min()) / 4096
-        assert np.abs(np.array([low[c], high[c]]) - expected).max() <= one_bin
-
-
-def test_ranges_of_a_constant_and_of_a_narrow_map(tmp_path):
-    probabilities, evidence = some()
-    evidence[:, 0] = 0.3
-    evidence[:, 1] = 1
-    evidence[:3, 1] = np.nextafter(np.float32(1), np.float32(2))
-    store = opened(tmp_path)
-    store.append(probabilities, evidence)
-    low, high = store.ranges()
-    assert low[0] == high[0] == np.float32(0.3)
-    assert 1 <= low[1] < high[1] <= evidence[0, 1, 0, 0]

@@ -15,8 +15,6 @@ from histoloc.errors import InputError
 from histoloc.files import write_json
 
 FORMAT = 1
-BINS = 4096  # of the histogram that percentiles are taken from
-_CHUNK_BYTES = 4 << 20  # read at a time
 
 
 class EvidenceFile:
@@ -182,41 +180,3 @@ class EvidenceFile:
                 if file.readinto(row.data) != length:
                     raise InputError(f"{self.path}: ends before record {index}; delete it and call again")
         return found
-
-    def ranges(self, percentiles: tuple[float, float] = (1, 99)) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Percentiles of the evidence over all cells of all complete records, for each map.
-
-        A cell seen by several tiles counts once for each. Found by two passes over the file, the second one with a
-        histogram of 4096 bins from the least to the greatest value: that is how exact they are.
-
-        Args:
-            percentiles: lower and upper, each in [0, 100].
-
-        Returns:
-            low (C,) and high (C,); equal where a map is constant.
-
-        Raises:
-            InputError: the file cannot be read.
-            ValueError: there are no records.
-        """
-        if self._done == 0:
-            raise ValueError(f"{self.path}: has no records")
-        least, greatest = np.full(self.maps, np.inf), np.full(self.maps, -np.inf)
-        for values in self._chunks():
-            least = np.minimum(least, values.min(axis=(0, 2, 3)))
-            greatest = np.maximum(greatest, values.max(axis=(0, 2, 3)))
-        counts = np.zeros((self.maps, BINS), np.int64)
-        for values in self._chunks():
-            for c in np.flatnonzero(least < greatest):
-                counts[c] += np.histogram(values[:, c].astype(np.float64), BINS, (least[c], greatest[c]))[0]
-        found = np.stack([least, greatest])
-        for c in np.flatnonzero(least < greatest):
-            below = np.concatenate([[0], np.cumsum(counts[c])]) / counts[c].sum()
-            found[:, c] = np.interp(np.asarray(percentiles) / 100, below, np.linspace(least[c], greatest[c], BINS + 1))
-        return found[0], found[1]
-
-    def _chunks(self) -> Iterator[NDArray[np.float32]]:
-        """Evidence of all complete records, a few megabytes at a time."""
-        step = max(1, _CHUNK_BYTES // self._record.itemsize)
-        for start in range(0, self._done, step):
-            yield self.read(np.arange(start, min(start + step, self._done)))
