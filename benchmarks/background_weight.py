@@ -17,7 +17,7 @@ import torch
 from scipy.stats import ttest_rel
 
 from histoloc.config import run_config
-from histoloc.train import train
+from histoloc.training import train
 
 
 def run(table: Path, out: Path, weight: float, fold: int, arguments: argparse.Namespace) -> dict[str, float]:

@@ -18,10 +18,10 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 
-from histoloc.images import read_image
+from histoloc.data.images import read_image
 from histoloc.maps import place, resize
 from histoloc.metrics import dice
-from histoloc.predict import load
+from histoloc.prediction import load
 from histoloc.scale import tile_side
 from histoloc.slide_maps.cohort import predict_slides
 from histoloc.types import Localization

@@ -34,8 +34,8 @@ from skimage.filters import threshold_otsu
 
 from histoloc.data.pixels import read_pixels
 from histoloc.data.table import Sample
-from histoloc.slides.patches import MIN_TISSUE, P0
-from histoloc.slides.protocol import draw_slide, scan_slide, write_slide
+from histoloc.datasets.camelyon16.protocol import draw_slide, scan_slide, write_slide
+from histoloc.datasets.patches import MIN_TISSUE, P0
 from histoloc.slides.reader import open_slide
 from histoloc.slides.tissue import protocol_tissue
 

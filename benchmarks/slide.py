@@ -108,7 +108,7 @@ class Ready(NamedTuple):
 @lru_cache(maxsize=4)
 def ready(job: Job) -> Ready:
     """Load and lay out what is not counted; the same tiles as `predict_slide` takes."""
-    from histoloc.checkpoint import read_model_config
+    from histoloc.model_folder import read_model_config
     from histoloc.slide_maps.grid import tile_grid
     from histoloc.slide_maps.infer import probe
     from histoloc.slide_maps.task import TISSUE_MPP, opened_model
@@ -331,8 +331,8 @@ def write_model(folder: Path, mpp: float) -> Path:
     """GAP with ImageNet features and a random head."""
     import torch
 
-    from histoloc.checkpoint import ModelConfig, build_method, save_model
     from histoloc.data.transforms import InputConfig
+    from histoloc.model_folder import ModelConfig, build_method, save_model
 
     torch.manual_seed(0)
     config = ModelConfig("gap", ("normal", "metastatic"), input=InputConfig(small_side=0), mpp=mpp)
@@ -342,7 +342,7 @@ def write_model(folder: Path, mpp: float) -> Path:
 
 def set_up(arguments: argparse.Namespace, folder: Path) -> tuple[Job, Job]:
     """Write what was not given; the job, and a smaller one to warm up with."""
-    from histoloc.checkpoint import find_model, read_model_config
+    from histoloc.model_folder import find_model, read_model_config
     from histoloc.slides.reader import open_slide
 
     slide = arguments.slide or write_slide(folder / "drawn.tif", 5120, 0.25, drawn(5120))

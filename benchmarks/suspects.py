@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from histoloc.config import run_config
-from histoloc.train import train
+from histoloc.training import train
 
 AUTHORS_MASK: dict[str, object] = {"slope": 5.0, "sigma_start": 0.15, "sigma_step": 0.001, "sigma_cap": 0.2}
 LOCAL: dict[str, object] = {"stride": 8, "dilate": False}

@@ -15,7 +15,7 @@ from docstring_parser import parse
 from PIL import Image
 
 from histoloc.config import plain
-from histoloc.images import read_image, read_map, read_mask
+from histoloc.data.images import read_image, read_map, read_mask
 from histoloc.methods import METHODS, Method
 from histoloc.pictures import outline, overlay
 

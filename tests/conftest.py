@@ -49,7 +49,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of 20 synthetic images of 96 x 64 px with masks: 12 train, 4 valid, 4 test; do not write beside it."""
-    from histoloc.data.synthetic import generate
+    from histoloc.datasets.synthetic.writing import generate
 
     return generate(tmp_path_factory.mktemp("tiny"), count=20, height=64, width=96, progress=False)
 
@@ -86,7 +86,7 @@ def tiny_flags(tiny_table: Path) -> Callable[..., list[str]]:
 @pytest.fixture(scope="session")
 def gap_run(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished GAP run; do not write into it."""
-    from histoloc.train import train
+    from histoloc.training import train
 
     return train(tiny("gap"), tmp_path_factory.mktemp("runs") / "gap", progress=False)
 
@@ -94,7 +94,7 @@ def gap_run(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def maxmin_run(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished max-min run; do not write into it."""
-    from histoloc.train import train
+    from histoloc.training import train
 
     return train(tiny("maxmin", epochs=3), tmp_path_factory.mktemp("runs") / "maxmin", progress=False)
 
@@ -102,6 +102,6 @@ def maxmin_run(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def allones_run(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An all-ones run; do not write into it."""
-    from histoloc.train import train
+    from histoloc.training import train
 
     return train(tiny("allones"), tmp_path_factory.mktemp("runs") / "allones", progress=False)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from histoloc.cli import main
+from histoloc.cli.main import main
 
 RGB = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 

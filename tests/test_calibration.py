@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from histoloc.calibration import evenly, keep_range, learn_range
-from histoloc.checkpoint import LearnedRange, ModelConfig, load_model, read_model_config, save_model
 from histoloc.data.table import Sample, read_table
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
 from histoloc.maps import normalise_per_image
 from histoloc.methods import Method, Setting
-from histoloc.predict import Predictor, load
-from histoloc.train import train
+from histoloc.model_folder import LearnedRange, ModelConfig, load_model, read_model_config, save_model
+from histoloc.prediction import Predictor, load
+from histoloc.training import train
 from histoloc.types import Batch, Output
 
 WEIGHTS, CONFIG = "model/model.safetensors", "model/config.json"

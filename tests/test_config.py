@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from histoloc.cli import main
+from histoloc.cli.main import main
 from histoloc.config import (
     Published,
     RunConfig,
@@ -218,7 +218,7 @@ def test_the_command_of_the_readme_normalises_as_its_backbone_needs(monkeypatch,
         made[config.backbone.backbone] = config
 
     # By import_module, because the package's own name `train` is the function.
-    monkeypatch.setattr(importlib.import_module("histoloc.train"), "train", train)
+    monkeypatch.setattr(importlib.import_module("histoloc.training"), "train", train)
     for some in flags:
         words = [word for word in some.split() if word != "..."]
         main(["train", "maxmin", "--data", "mine.csv", "--out", str(tmp_path), *words])

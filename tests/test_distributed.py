@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from histoloc.checkpoint import build_method
 from histoloc.config import TrainingConfig
-from histoloc.data.dataset import EpochBatches
 from histoloc.data.table import read_table
+from histoloc.data.trainset import EpochBatches
 from histoloc.errors import InputError
+from histoloc.model_folder import build_method
 from histoloc.processes import cache_bytes, check_batch, check_machines, share_statistics
 from histoloc.provenance import describe
-from histoloc.train import train
+from histoloc.training import train
 from histoloc.training_state import Progress, restore
 
 # 12 images in batches of 10: shares of 5, and a last batch of one image for each of two processes.
@@ -54,9 +54,9 @@ def test_the_devices_option_starts_two_processes_with_the_losses_of_one(one_proc
     """Also where they go on from a checkpoint."""
     flags = tiny_flags(out=tmp_path / "run", dropout=0, devices=2, **OPTIONS)
     part = tiny_flags(out=tmp_path / "run", dropout=0, devices=2, epochs=1, **OPTIONS)
-    first = start([sys.executable, "-m", "histoloc.cli"], part)
+    first = start([sys.executable, "-m", "histoloc.cli.main"], part)
     assert first.returncode == 0, first.stderr
-    done = start([sys.executable, "-m", "histoloc.cli"], [*flags, "--resume"])
+    done = start([sys.executable, "-m", "histoloc.cli.main"], [*flags, "--resume"])
     assert done.returncode == 0, done.stderr
     kept = json.loads((tmp_path / "run" / "inputs.json").read_text())["computed_on"]
     assert kept == {"accelerator": "cpu", "precision": "32-true", "processes": 2}
@@ -65,7 +65,7 @@ def test_the_devices_option_starts_two_processes_with_the_losses_of_one(one_proc
     assert done.stdout.count("validation:") == 1, "only the first process evaluates and reports"
     assert (tmp_path / "run" / "report.html").is_file()
     assert "warning" not in done.stderr
-    again = start([sys.executable, "-m", "histoloc.cli"], flags)
+    again = start([sys.executable, "-m", "histoloc.cli.main"], flags)
     assert again.returncode == 2
     assert again.stderr.count("folder already contains a run") == 1, "the other process stops without a word"
     assert "Traceback" not in again.stderr
@@ -73,7 +73,7 @@ def test_the_devices_option_starts_two_processes_with_the_losses_of_one(one_proc
 
 @pytest.mark.slow
 def test_torchrun_starts_the_same(one_process, tiny_flags, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "histoloc.cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "histoloc.cli.main"]
     done = start(command, tiny_flags(out=tmp_path / "run", dropout=0, **OPTIONS))
     assert done.returncode == 0, done.stderr
     assert_same_training(tmp_path / "run", one_process)
@@ -151,7 +151,7 @@ def test_no_process_may_go_without_an_image(count, batch, world, message):
 
 
 def test_a_batch_smaller_than_the_processes_is_refused_before_they_start(tiny_flags, tmp_path):
-    done = start([sys.executable, "-m", "histoloc.cli"], tiny_flags(out=tmp_path / "run", batch=1, devices=2))
+    done = start([sys.executable, "-m", "histoloc.cli.main"], tiny_flags(out=tmp_path / "run", batch=1, devices=2))
     assert done.returncode == 2
     assert done.stderr == (
         "histoloc: --batch 1 for 2 processes: each of them needs an image of its own in every step; give --batch 2 or "
@@ -162,7 +162,7 @@ def test_a_batch_smaller_than_the_processes_is_refused_before_they_start(tiny_fl
 
 @pytest.mark.slow
 def test_a_batch_smaller_than_the_processes_of_torchrun_is_refused_once(tiny_flags, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "histoloc.cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "histoloc.cli.main"]
     done = start(command, tiny_flags(out=tmp_path / "run", batch=1))
     assert done.returncode != 0
     assert done.stderr.count("--batch 1 for 2 processes") == 1

@@ -23,7 +23,7 @@ def test_import_alone_loads_nothing_heavy():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["data", "--help"], ["predict", "--help"]])
 def test_help_loads_nothing_heavy(arguments):
-    assert loaded_by(f"from histoloc.cli import main; main({arguments!r})") == set()
+    assert loaded_by(f"from histoloc.cli.main import main; main({arguments!r})") == set()
 
 
 @pytest.mark.parametrize("name", histoloc.__all__)
@@ -35,7 +35,7 @@ def test_every_public_name_is_there_and_says_what_it_is(name):
 def test_public_names_win_over_modules_of_the_same_name():
     functions = "histoloc.train, histoloc.evaluate, histoloc.predict"
     assert "torch" in loaded_by(f"import histoloc; histoloc.load; assert all(map(callable, [{functions}]))")
-    imports = "import histoloc.train, histoloc.evaluate, histoloc.predict; from histoloc.train import learning_rate"
+    imports = "import histoloc.training; from histoloc.training import learning_rate"
     assert "torch" in loaded_by(f"{imports}; assert all(map(callable, [{functions}]))")
 
 

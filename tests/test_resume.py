@@ -15,14 +15,14 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
-from histoloc.checkpoint import read_model_config
 from histoloc.errors import InputError
-from histoloc.train import train
+from histoloc.model_folder import read_model_config
+from histoloc.training import train
 from histoloc.training_state import Progress, restore, save_checkpoint
 
 # A process that has imported everything and trained nothing gives each trial a fresh process in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["histoloc.train", "tensorboard.summary.writer.event_file_writer"])
+PROCESSES.set_forkserver_preload(["histoloc.training", "tensorboard.summary.writer.event_file_writer"])
 WEIGHTS = "model/model.safetensors"
 SIGMA = {"sigma_start": 0.15, "sigma_step": 0.01, "sigma_cap": 0.3}
 

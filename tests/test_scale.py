@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histoloc.checkpoint import ModelConfig
-from histoloc.cli import main
+from histoloc.cli.main import main
 from histoloc.data.table import read_table
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
+from histoloc.model_folder import ModelConfig
 from histoloc.scale import TrainingScale, tile_side, training_scale, view
 
 CLASSES = ("a", "b")
@@ -156,7 +156,7 @@ def test_a_ruler_is_as_long_at_every_scale(tmp_path, stain_run):
 
 @pytest.fixture(scope="module")
 def stain_run(tiny, tmp_path_factory):
-    from histoloc.train import train
+    from histoloc.training import train
 
     made = tiny("stain", options={"sigma": 2.0}, input={"small_side": 0, "crop": 64})
     return train(made, tmp_path_factory.mktemp("scale") / "stain", progress=False)

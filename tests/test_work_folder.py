@@ -16,19 +16,19 @@ import pandas as pd
 import pytest
 import torch
 
-from histoloc.checkpoint import read_model_config
-from histoloc.cli import main
+from histoloc.cli.main import main
 from histoloc.config import read_run
-from histoloc.data.synthetic import generate
 from histoloc.data.table import read_table
+from histoloc.datasets.synthetic.writing import generate
 from histoloc.errors import InputError
 from histoloc.files import write_json
+from histoloc.model_folder import read_model_config
 from histoloc.quickstart import quickstart
-from histoloc.train import train
+from histoloc.training import train
 from histoloc.work_folder import LOCK, OWNER, check_claim, check_inputs, first_alone, inputs_of, locked, read_json
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["histoloc.cli_train", "histoloc.train", "histoloc.report"])
+PROCESSES.set_forkserver_preload(["histoloc.cli.train", "histoloc.training", "histoloc.report"])
 WEIGHTS = "model/model.safetensors"
 HOLDER = """
 import sys

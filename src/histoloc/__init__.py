@@ -7,23 +7,21 @@
 Names are loaded when they are first used, so that `import histoloc` alone loads neither torch nor Fabric.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from histoloc.config import RunConfig, run_config
     from histoloc.data.table import read_table
     from histoloc.errors import InputError
-    from histoloc.evaluate import evaluate
+    from histoloc.evaluation import evaluate
     from histoloc.methods import METHODS
-    from histoloc.predict import Predictor, load
     from histoloc.predict_files import predict_files as predict
+    from histoloc.prediction import Predictor, load
     from histoloc.report import write_report
     from histoloc.slide_maps.cohort import predict_slides
     from histoloc.slides.reader import open_slide
-    from histoloc.train import train
+    from histoloc.training import train
     from histoloc.types import Localization
 
 __version__ = "0.1.0"
@@ -32,16 +30,16 @@ _ROOMS = {
     "InputError": ("histoloc.errors", "InputError"),
     "Localization": ("histoloc.types", "Localization"),
     "METHODS": ("histoloc.methods", "METHODS"),
-    "Predictor": ("histoloc.predict", "Predictor"),
+    "Predictor": ("histoloc.prediction", "Predictor"),
     "RunConfig": ("histoloc.config", "RunConfig"),
-    "evaluate": ("histoloc.evaluate", "evaluate"),
-    "load": ("histoloc.predict", "load"),
+    "evaluate": ("histoloc.evaluation", "evaluate"),
+    "load": ("histoloc.prediction", "load"),
     "open_slide": ("histoloc.slides.reader", "open_slide"),
     "predict": ("histoloc.predict_files", "predict_files"),
     "predict_slides": ("histoloc.slide_maps.cohort", "predict_slides"),
     "read_table": ("histoloc.data.table", "read_table"),
     "run_config": ("histoloc.config", "run_config"),
-    "train": ("histoloc.train", "train"),
+    "train": ("histoloc.training", "train"),
     "write_report": ("histoloc.report", "write_report"),
 }
 
@@ -69,17 +67,3 @@ def __getattr__(name: str) -> Any:
     room, attribute = _ROOMS[name]
     value = globals()[name] = getattr(import_module(room), attribute)
     return value
-
-
-class _Package(ModuleType):
-    """Python sets an imported sub-module on its package; `histoloc.train` is to stay the function, whatever is loaded.
-
-    Without this, `histoloc.load(...)` would turn `histoloc.predict` into a module.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _ROOMS and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from histoloc.checkpoint import LearnedRange, load_model, read_model_config, save_model
 from histoloc.data.pixels import read_pixels, sample_mpp
 from histoloc.data.table import Sample, Table
 from histoloc.maps import class_map, roi_at_stride
-from histoloc.predict import Predictor
+from histoloc.model_folder import LearnedRange, load_model, read_model_config, save_model
+from histoloc.prediction import Predictor
 from histoloc.scale import training_scale
 
 MOST_IMAGES = 200

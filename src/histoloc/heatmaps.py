@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histoloc.data.images import image_size, read_map
 from histoloc.data.table import Sample
 from histoloc.errors import InputError
-from histoloc.images import image_size, read_map
 from histoloc.measure import Localizes, Pixels
 from histoloc.types import Localization
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from histoloc.checkpoint import read_model_config
 from histoloc.errors import InputError
+from histoloc.model_folder import read_model_config
 
 
 def map_class_of(classes: Sequence[str], label: int, maps: int, empty: int | None) -> str | None:

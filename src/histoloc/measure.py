@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from histoloc.checkpoint import ModelConfig, build_method
+from histoloc.data.images import write_map, write_mask, write_picture
 from histoloc.data.pixels import read_pixels, read_truth, sample_mpp
 from histoloc.data.table import Sample, Table
 from histoloc.errors import InputError
-from histoloc.images import write_map, write_mask, write_picture
 from histoloc.metrics.accumulate import LocalizationMetrics
-from histoloc.predict import Predictor
+from histoloc.model_folder import ModelConfig, build_method
+from histoloc.prediction import Predictor
 from histoloc.types import Localization
 
 Pixels = Callable[[], NDArray[np.uint8]]

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
+from histoloc.data.images import read_image, write_map, write_mask, write_picture
 from histoloc.errors import InputError
 from histoloc.files import atomic_path, safe_name
-from histoloc.images import read_image, write_map, write_mask, write_picture
 from histoloc.pictures import overlay
-from histoloc.predict import Predictor, load
+from histoloc.prediction import Predictor, load
 from histoloc.slides.formats import stored_mpp
 from histoloc.types import Localization, Range
 from histoloc.work_folder import locked

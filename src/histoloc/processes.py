@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from histoloc.config import RunConfig, TrainingConfig, method_class
-from histoloc.data.dataset import EpochBatches
 from histoloc.data.table import Table
+from histoloc.data.trainset import EpochBatches
 from histoloc.errors import InputError
 from histoloc.methods import Method
 

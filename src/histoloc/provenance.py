@@ -4,11 +4,11 @@ import dataclasses
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from histoloc.checkpoint import ModelConfig, Selection, Threshold, empty_index
 from histoloc.config import RunConfig, TrainingConfig
 from histoloc.data.table import Table
+from histoloc.model_folder import ModelConfig, Selection, Threshold, empty_index
 from histoloc.scale import training_scale
-from histoloc.select import number_of_masks
+from histoloc.selection import number_of_masks
 
 
 def describe(config: RunConfig, table: Table) -> tuple[ModelConfig, tuple[str, ...]]:

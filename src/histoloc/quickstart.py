@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 
 from histoloc.config import read_recipe, run_config
-from histoloc.data.synthetic import generate
 from histoloc.data.table import read_table
-from histoloc.evaluate import evaluate, summary_line
+from histoloc.datasets.synthetic.writing import generate
+from histoloc.evaluation import evaluate, summary_line
 from histoloc.report import write_report
-from histoloc.train import train
+from histoloc.training import train
 from histoloc.work_folder import INPUTS_FILE, check_inputs, inputs_of, locked, read_json
 
 RUNS = {"maxmin": "quickstart-sem", "gap": "quickstart-gap", "allones": None}

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from histoloc.checkpoint import ModelConfig
 from histoloc.data.pixels import sample_mpp, sample_size
 from histoloc.data.table import Sample, Table
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
+from histoloc.model_folder import ModelConfig
 
 ALIKE = 1.25  # scales, and sizes, that differ by no more than this factor are alike
 LARGEST_TILE = 512

@@ -19,9 +19,9 @@ from histoloc.benchmark.presets import Choices
 from histoloc.benchmark.results import read_bench, results_frame
 from histoloc.benchmark.rows import ABLATION, TABLE1, Row
 from histoloc.benchmark.tables import benchmark_table
-from histoloc.checkpoint import ModelConfig, build_method
 from histoloc.config import plain, read_recipe, run_config
 from histoloc.errors import InputError
+from histoloc.model_folder import ModelConfig, build_method
 from histoloc.nn.backbone import BackboneConfig
 
 SIDE, TUMOR_SHARE = 48, 0.25

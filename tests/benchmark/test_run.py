@@ -25,8 +25,8 @@ from histoloc.benchmark.rows import TABLE1
 from histoloc.benchmark.run import benchmark, worker_environments
 from histoloc.config import write_run
 from histoloc.errors import InputError
-from histoloc.evaluate import evaluate
-from histoloc.train import train
+from histoloc.evaluation import evaluate
+from histoloc.training import train
 
 EPOCHS = 12
 WEIGHTS = "model/model.safetensors"
@@ -51,7 +51,7 @@ def preset() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A table of its own, because a test damages one of its images."""
-    from histoloc.data.synthetic import generate
+    from histoloc.datasets.synthetic.writing import generate
 
     return generate(tmp_path_factory.mktemp("images"), count=20, height=64, width=96, progress=False)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histoloc.cli import main
+from histoloc.cli.main import main
 from histoloc.data.groups import balance, groups_by_pattern, split_groups_of_images, torn_names
 from histoloc.data.table import read_table
 from histoloc.errors import InputError

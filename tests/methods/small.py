@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from histoloc.checkpoint import ModelConfig, build_method
 from histoloc.config import method_class
-from histoloc.data.synthetic import CLASSES, render
 from histoloc.data.transforms import InputConfig, load_tensor, normalise
+from histoloc.datasets.synthetic.writing import CLASSES, render
 from histoloc.maps import roi
 from histoloc.methods import Method
+from histoloc.model_folder import ModelConfig, build_method
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.types import Batch
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from histoloc.config import run_config
-from histoloc.data.synthetic import generate
-from histoloc.evaluate import evaluate
-from histoloc.train import train
+from histoloc.datasets.synthetic.writing import generate
+from histoloc.evaluation import evaluate
+from histoloc.training import train
 
 CAMS = ("gap", "maxpool", "lse", "wildcat", "gradcam")
 # The gradient of these reaches few positions; at the others' rate they do not learn.

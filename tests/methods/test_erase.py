@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from small import answer, build, noise, noise_batch
 from torch import Tensor
 
-from histoloc.checkpoint import load_model
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
 from histoloc.maps import class_map, place
 from histoloc.methods.erase import Erase, Round, mine
-from histoloc.train import train
+from histoloc.model_folder import load_model
+from histoloc.training import train
 
 
 def erase(**options) -> Erase:
@@ -267,7 +267,7 @@ def test_resumed_at_any_epoch_has_the_same_bits(whole, tiny, tmp_path, epochs, m
 
     with monkeypatch.context() as patch:
         # By name histoloc.train is the function.
-        patch.setattr(sys.modules["histoloc.train"], "atomic_path", stop)
+        patch.setattr(sys.modules["histoloc.training"], "atomic_path", stop)
         with pytest.raises(KeyboardInterrupt):
             train(config, out, progress=False)
     assert len(pd.read_csv(out / "log.csv")) == epochs

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from small import CNN, VIT, answer, build, glands, noise, noise_batch
 from torch import Tensor
 
-from histoloc.checkpoint import ModelConfig, load_model, save_model
-from histoloc.data.synthetic import CLASSES
 from histoloc.data.transforms import HALF, InputConfig
+from histoloc.datasets.synthetic.writing import CLASSES
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
 from histoloc.maps import roi_at_stride
 from histoloc.methods import METHODS, Method
 from histoloc.methods.base import Supervision
-from histoloc.predict import Predictor
-from histoloc.train import train
+from histoloc.model_folder import ModelConfig, load_model, save_model
+from histoloc.prediction import Predictor
+from histoloc.training import train
 from histoloc.types import Batch, Output, Unit
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -261,7 +261,7 @@ def test_resumed_training_has_equal_bits(name, tiny, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         # `histoloc.train` by name is the function.
-        patch.setattr(sys.modules["histoloc.train"], "atomic_path", stop_in_the_second_epoch)
+        patch.setattr(sys.modules["histoloc.training"], "atomic_path", stop_in_the_second_epoch)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "stopped", progress=False)
     train(config, tmp_path / "stopped", resume=True, progress=False)

@@ -7,12 +7,12 @@ from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2hed
 from small import answer, build, noise
 
-from histoloc.checkpoint import ModelConfig, build_method
-from histoloc.data.synthetic import CLASSES, render
 from histoloc.data.transforms import InputConfig, load_tensor, normalise
+from histoloc.datasets.synthetic.writing import CLASSES, render
 from histoloc.errors import InputError
 from histoloc.methods import Method
 from histoloc.methods.stain import StainOptions, haematoxylin, smooth
+from histoloc.model_folder import ModelConfig, build_method
 
 PICTURE = render("benign", seed=0, index=3, height=70, width=90)
 INPUT = InputConfig(small_side=0, crop=64, mean=(0.7, 0.5, 0.6), std=(0.2, 0.3, 0.25))

@@ -7,12 +7,12 @@ import torch
 from small import answer, build, glands, noise, noise_batch
 from torch import Tensor
 
-from histoloc.checkpoint import ModelConfig, build_method
-from histoloc.data.synthetic import CLASSES
+from histoloc.datasets.synthetic.writing import CLASSES
 from histoloc.errors import InputError
 from histoloc.methods.unet import UNet, UNetOptions
+from histoloc.model_folder import ModelConfig, build_method
 from histoloc.nn.backbone import BackboneConfig
-from histoloc.train import train
+from histoloc.training import train
 from histoloc.types import Output
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 
 from histoloc.errors import InputError
-from histoloc.evaluate import summary_line
+from histoloc.evaluation import summary_line
 from histoloc.metrics import LocalizationMetrics, functional
 
 CLASSES = ("benign", "malignant", "normal")

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from histoloc.cli import main
+from histoloc.cli.main import main
 from histoloc.errors import InputError
-from histoloc.evaluate import summary_line
+from histoloc.evaluation import summary_line
 from histoloc.metrics import LocalizationMetrics, Metrics
 from histoloc.metrics.bootstrap import Units, bootstrap, percentile_interval, resampling_weights, weighted_ratio
 from histoloc.metrics.summary import Split

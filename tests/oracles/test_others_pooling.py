@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from scipy.special import logsumexp
 from torch import nn
 
-from histoloc.checkpoint import ModelConfig, build_method
 from histoloc.methods.cam import Cam
 from histoloc.methods.deepmil import DeepMil, DeepMilOptions
+from histoloc.model_folder import ModelConfig, build_method
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.nn.pooling import lse_score
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from histoloc.checkpoint import ModelConfig, build_method
 from histoloc.maps import roi_at_stride
 from histoloc.methods.cam import Gap
+from histoloc.model_folder import ModelConfig, build_method
 from histoloc.nn.backbone import Backbone, BackboneConfig
 
 methods = pytest.importorskip("torchcam.methods")

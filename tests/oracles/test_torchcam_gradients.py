@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from histoloc.checkpoint import ModelConfig, build_method
 from histoloc.maps import normalise_per_image
 from histoloc.methods.gradcam import GradCam, gradcam, gradcampp, gradient_maps, layercam, smoothgradcampp, xgradcam
+from histoloc.model_folder import ModelConfig, build_method
 from histoloc.nn.backbone import BackboneConfig
 
 theirs = pytest.importorskip("torchcam.methods")

@@ -11,8 +11,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from written_runs import write_run
 
-from conftest import write_run
 from histoloc.benchmark.charts import mean_curve, place_labels
 from histoloc.benchmark.report import (
     choose_images,
@@ -23,7 +23,7 @@ from histoloc.benchmark.report import (
     write_benchmark_report,
 )
 from histoloc.benchmark.results import read_bench
-from histoloc.cli import main
+from histoloc.cli.main import main
 from histoloc.errors import InputError
 
 ROWS = ("gap", "lse", "maxmin-sem")
@@ -206,7 +206,7 @@ def test_labels_of_crowded_points_do_not_overlap():
 
 
 def test_a_real_evaluation_is_read(gap_run, tiny_table, tmp_path):
-    from histoloc.evaluate import evaluate
+    from histoloc.evaluation import evaluate
 
     run = tmp_path / "bench" / "cells" / "gap" / "nofold-seed0"
     shutil.copytree(gap_run, run)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from written_runs import metric, write_run
 
-from conftest import metric, write_run
-from histoloc.cli import main
+from histoloc.cli.main import main
 from histoloc.report import read_runs, results_frame, to_html, to_markdown, write_report
 from histoloc.report.gallery import galleries
 from histoloc.report.html import render

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from written_runs import write_run
 
-from conftest import write_run
 from histoloc.benchmark.report import choose_images, figure, write_benchmark_report
 from histoloc.benchmark.results import read_bench
 from histoloc.report import read_runs, results_frame, to_html, to_markdown, write_report

@@ -9,7 +9,7 @@ import tifffile
 from camelyon_root import make_root
 from factory import KINDS, Region, blob, box, kinds_at
 
-from histoloc.cli import main
+from histoloc.cli.main import main
 
 SIZE = (1536, 1280)
 TISSUE = box("tissue", 60, 60, 1380, 1150)

@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from histoloc.cli import main
-from histoloc.data.synthetic import render
+from histoloc.cli.main import main
+from histoloc.data.images import read_map, read_mask
 from histoloc.data.table import write_table
-from histoloc.evaluate import evaluate
-from histoloc.images import read_map, read_mask
+from histoloc.datasets.synthetic.writing import render
+from histoloc.evaluation import evaluate
 from histoloc.maps import place
 from histoloc.methods import METHODS
 from histoloc.metrics import dice
-from histoloc.predict import load
+from histoloc.prediction import load
 
 SIZE = (281, 330)  # 4 x 5 tiles of 64 px at the model's 1 µm/px, and a rest
 MARGIN = 64
@@ -39,7 +39,7 @@ def image(tmp_path_factory) -> tuple[Path, NDArray[np.bool_]]:
 
 @pytest.fixture(scope="module")
 def run(tiny: Callable[..., Any], tmp_path_factory) -> Callable[[str], Path]:
-    from histoloc.train import train
+    from histoloc.training import train
 
     folder = tmp_path_factory.mktemp("trained")
 

@@ -315,7 +315,7 @@ def test_a_truncated_real_slide_is_refused(shared_data, tmp_path):
 def test_a_truncated_slide_is_told_in_one_sentence(tmp_path):
     """Its first page begins beyond its end, which tifffile puts into its log."""
     (tmp_path / "cut.tif").write_bytes(b"II*\0" + (99_999).to_bytes(4, "little") + bytes(2000))
-    command = [sys.executable, "-m", "histoloc.cli", "slides", "info", str(tmp_path / "cut.tif")]
+    command = [sys.executable, "-m", "histoloc.cli.main", "slides", "info", str(tmp_path / "cut.tif")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()

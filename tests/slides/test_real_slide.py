@@ -9,14 +9,14 @@ import pytest
 from shapely import Polygon
 
 import histoloc
-from histoloc.cli import main
+from histoloc.cli.main import main
+from histoloc.data.images import read_image, read_map, write_picture
 from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import read_table
-from histoloc.evaluate import evaluate
-from histoloc.images import read_image, read_map, write_picture
+from histoloc.evaluation import evaluate
 from histoloc.slides.geojson import Feature, write_geojson
 from histoloc.slides.reader import open_slide
-from histoloc.train import train
+from histoloc.training import train
 
 # The folded strip of epithelium, roughly, in pixels of level 0.
 EPITHELIUM = Polygon(

@@ -11,11 +11,11 @@ from shapely import Polygon
 from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
-from histoloc.evaluate import evaluate
+from histoloc.evaluation import evaluate
 from histoloc.slides.annotations import rasterise, read_annotations
 from histoloc.slides.geojson import Feature, write_geojson
 from histoloc.slides.reader import open_slide
-from histoloc.train import train
+from histoloc.training import train
 
 MPP = 0.5
 

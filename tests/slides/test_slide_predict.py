@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from factory import KINDS, blob, box, kinds_at, make_slide
 from numpy.typing import NDArray
 
-from histoloc.cli import main
-from histoloc.data.slides import slide_tiles
+from factory import KINDS, blob, box, kinds_at, make_slide
+from histoloc.cli.main import main
 from histoloc.data.table import read_table
+from histoloc.datasets.tiles import slide_tiles
 from histoloc.errors import InputError
-from histoloc.predict import Predictor, load
+from histoloc.prediction import Predictor, load
 from histoloc.slide_maps.answer import slide_probabilities, uncertainty
 from histoloc.slide_maps.cohort import predict_slides
 from histoloc.slides.geojson import read_geojson
@@ -66,7 +66,7 @@ def table(slides, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(tiny, table, tmp_path_factory) -> Callable[[str], Path]:
     """Runs by method, each trained when it is first asked for."""
-    from histoloc.train import train
+    from histoloc.training import train
 
     folder = tmp_path_factory.mktemp("trained")
 
@@ -282,8 +282,8 @@ def test_the_slides_probabilities_by_hand():
 
 
 def test_tiles_are_seen_at_the_scale_of_training(tiny, table, slides, tmp_path):
-    from histoloc.checkpoint import read_model_config
-    from histoloc.train import train
+    from histoloc.model_folder import read_model_config
+    from histoloc.training import train
 
     # Images of 128 px are resized to 64: the network was trained at 1 µm/px.
     run = train(tiny("stain", table), tmp_path / "run", progress=False)

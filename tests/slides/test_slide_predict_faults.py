@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from factory import blob, box, make_slide
 
-from histoloc.cli import main
+from histoloc.cli.main import main
 from histoloc.errors import InputError
-from histoloc.predict import Predictor
+from histoloc.prediction import Predictor
 from histoloc.slide_maps import task
 from histoloc.slide_maps.cohort import predict_slides
 from histoloc.work_folder import LOCK

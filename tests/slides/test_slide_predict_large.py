@@ -26,7 +26,7 @@ def islands(side: int) -> list[Region]:
 
 
 def command(model: Path, slide: Path, out: Path) -> list[str]:
-    code = "import sys; from histoloc.cli import main; main(sys.argv[1:])"
+    code = "import sys; from histoloc.cli.main import main; main(sys.argv[1:])"
     return [sys.executable, "-c", code, "slides", "predict", str(model), str(slide), "--out", str(out),
             "--device", "cpu"]  # fmt: skip
 
@@ -36,8 +36,8 @@ def stain(tiny, tmp_path_factory) -> Path:
     """A model whose evidence is as fine as the image, so that maps are as large as they get."""
     from dataclasses import replace
 
-    from histoloc.checkpoint import LearnedRange, load_model, save_model
-    from histoloc.train import train
+    from histoloc.model_folder import LearnedRange, load_model, save_model
+    from histoloc.training import train
 
     folder = train(tiny("stain"), tmp_path_factory.mktemp("runs") / "stain", progress=False)
     method, config = load_model(folder)

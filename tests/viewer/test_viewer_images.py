@@ -20,7 +20,7 @@ from scipy import ndimage
 from skimage.draw import polygon2mask
 from starlette.testclient import TestClient
 
-from histoloc.images import write_map, write_mask
+from histoloc.data.images import write_map, write_mask
 from histoloc.viewer.app import make_app
 from histoloc.viewer.catalog import Catalog
 from histoloc.viewer.outlines import mask_outlines

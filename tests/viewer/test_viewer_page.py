@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from histoloc.images import write_map, write_mask
+from histoloc.data.images import write_map, write_mask
 from histoloc.pictures import HEAT
 from histoloc.viewer.app import make_app
 from histoloc.viewer.catalog import Catalog

@@ -19,13 +19,13 @@ import torch
 
 from histoloc.benchmark.cells import REQUEST_FILE, epochs_logged
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE
-from histoloc.checkpoint import load_model
 from histoloc.config import read_yaml, run_config
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
-from histoloc.evaluate import Asked, run_evaluation
+from histoloc.evaluation import Asked, run_evaluation
 from histoloc.files import write_json, write_text
-from histoloc.train import train
+from histoloc.model_folder import load_model
+from histoloc.training import train
 from histoloc.work_folder import check_inputs, inputs_of, locked
 
 WATCH = "--until-stdin-closes"

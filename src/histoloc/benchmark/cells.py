@@ -14,10 +14,10 @@ from histoloc.benchmark.presets import OWN_TRAINING, PRESETS, WITH_EMPTY_CLASS, 
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, cell_name
 from histoloc.benchmark.rows import Row, rows_of
 from histoloc.config import RunConfig, method_class, plain, run_config
+from histoloc.data.images import image_size
 from histoloc.data.table import Table, read_table
 from histoloc.errors import InputError
 from histoloc.files import write_text
-from histoloc.images import image_size
 from histoloc.nn.backbone import embedded_weights
 from histoloc.work_folder import inputs_of
 

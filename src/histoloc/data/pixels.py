@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from histoloc.data.images import image_size, read_image, read_mask
 from histoloc.data.table import Sample
 from histoloc.errors import InputError
-from histoloc.images import image_size, read_image, read_mask
 from histoloc.slides.annotations import Annotations, rasterise, read_annotations
 from histoloc.slides.formats import stored_mpp
 from histoloc.slides.reader import Slide, open_slide

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import pandas as pd
 
+from histoloc.data.images import check_image, image_size
 from histoloc.data.labels import EMPTY_WORDS, show
 from histoloc.errors import InputError
-from histoloc.images import check_image, image_size
 
 if TYPE_CHECKING:
     from histoloc.data.table import Sample

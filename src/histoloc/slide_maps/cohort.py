@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from histoloc.checkpoint import ModelConfig, find_model, read_model_config
 from histoloc.errors import InputError
 from histoloc.files import atomic_path
+from histoloc.model_folder import ModelConfig, find_model, read_model_config
+from histoloc.runner import run_jobs
 from histoloc.scale import tile_side
 from histoloc.slide_maps.settings import WORK, Means, Precision, Settings
-from histoloc.slides.jobs import run_jobs
 from histoloc.types import Range
 from histoloc.work_folder import locked
 
@@ -127,7 +127,7 @@ def predict_slides(
     out = Path(out).absolute()
     items = _items(slides, slide_mpp)
     # Here, and not above: PyTorch takes seconds to load, and what is wrong should be told before.
-    from histoloc.predict import choose_device, load
+    from histoloc.prediction import choose_device, load
     from histoloc.slide_maps.task import predict_slide
 
     if scheduler is None:

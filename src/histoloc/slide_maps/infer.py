@@ -29,7 +29,7 @@ _AHEAD = 2  # batches, or tiles for each reader, that are read ahead at most
 
 
 class GivesEvidence(Protocol):
-    """A model as it is needed here; `histoloc.predict.Predictor` is one."""
+    """A model as it is needed here; `histoloc.prediction.Predictor` is one."""
 
     device: torch.device
 

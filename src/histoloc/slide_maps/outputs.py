@@ -13,10 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
+from histoloc.data.images import write_picture
 from histoloc.files import atomic_path
-from histoloc.images import write_picture
 from histoloc.map_class import map_class_of, named_class
-from histoloc.predict import Predictor
+from histoloc.prediction import Predictor
 from histoloc.slide_maps.answer import (
     OF_ALL_TILES,
     OF_NO_CLASSIFIER,

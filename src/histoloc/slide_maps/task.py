@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from histoloc.errors import InputError
 from histoloc.files import write_json
-from histoloc.predict import Predictor, load
+from histoloc.prediction import Predictor, load
 from histoloc.slide_maps.evidence_file import EvidenceFile
 from histoloc.slide_maps.grid import TileGrid, tile_grid
 from histoloc.slide_maps.infer import Spent, choose_precision, gather, probe

@@ -20,8 +20,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from histoloc.data.images import check_image
 from histoloc.errors import InputError
-from histoloc.images import check_image
 
 TIFF_EXTENSIONS = (".tif", ".tiff", ".btf", ".tf8")
 COARSEST_MPP = 20.0  # tags that say more are of screens and printers: 72 dpi would be 353 µm/px

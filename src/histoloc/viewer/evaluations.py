@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from histoloc.data.images import image_size
 from histoloc.errors import InputError
-from histoloc.images import image_size
 from histoloc.report.evaluation import Evaluation
 from histoloc.report.read import locate, read_run
 from histoloc.viewer.entries import Entry, MapLayer, entry_key, number, state_of

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from histoloc.data.images import read_image, read_map, read_mask
 from histoloc.errors import InputError
-from histoloc.images import read_image, read_map, read_mask
 from histoloc.slides.reader import Slide, open_slide
 from histoloc.viewer.entries import Entry, MapLayer, state_of
 from histoloc.viewer.grey_tiff import GreyTiff

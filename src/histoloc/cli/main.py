@@ -1,0 +1,202 @@
+"""The command line: each command calls one function and adds nothing."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from histoloc.cli.options import ClassOption, RangeOption
+from histoloc.cli.view import view
+from histoloc.errors import InputError
+from histoloc.files import safe_name
+
+app = App(
+    name="histoloc",
+    help="Weakly-supervised localization in histology: train on image labels, get class, region and certainty.",
+    version_flags=["--version"],
+)
+app.command(
+    "histoloc.cli.data:app",
+    name="data",
+    help="Turn a data set into a table (CSV); nothing downstream knows where it came from.",
+)
+app.command("histoloc.cli.train:app", name="train", help="Train a method; `histoloc train METHOD --help` lists all.")
+app.command(
+    "histoloc.cli.slides:app",
+    name="slides",
+    help="Whole slides: what a file holds, where its tissue is, and what a model says of it.",
+)
+app.command("histoloc.cli.benchmark:app", name="benchmark", help="Every row of Table 1, or the ablation; resumable.")
+app.command(view)
+
+Runs = Annotated[list[Path], Parameter(allow_leading_hyphen=False)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; what the user did wrong ends with one sentence and exit code 2."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (InputError, CycloptsError) as error:
+        print(f"histoloc: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("histoloc: interrupted; what was finished is kept", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@app.command
+def quickstart(out: Path = Path("quickstart"), *, seed: int = 0, count: int = 240, epochs: int | None = None) -> None:
+    """Synthetic glands -> train max-min, GAP and all-ones -> evaluate -> report.html, in under five minutes.
+
+    Args:
+        out: folder for images, runs and report; a second call goes on where the first was stopped.
+        seed: of the images and of training.
+        count: number of images.
+        epochs: of each training; by default what the recipe says.
+    """
+    from histoloc.quickstart import quickstart as run
+
+    run(out, seed=seed, count=count, epochs=epochs)
+
+
+@app.command
+def evaluate(
+    source: Path,
+    *,
+    data: Path,
+    split: Literal["train", "valid", "test"] = "test",
+    fold: int | None = None,
+    threshold: float | None = None,
+    range: RangeOption = None,
+    class_: ClassOption = None,
+    out: Path | None = None,
+    maps: int = 200,
+    empty_class: str | None = None,
+    tissue: bool = True,
+    device: str = "auto",
+) -> None:
+    """Measure a model, or a folder of anybody's heatmaps, on one split of a table.
+
+    Args:
+        source: a run, a model folder, or a folder with one heatmap per image (STEM.npy, .png or .tif, in [0, 1]).
+        data: the table (CSV).
+        split: which rows.
+        fold: which fold is the validation split; by default the one the model was trained with.
+        threshold: cut the maps here instead of at the model's threshold.
+        range: how evidence becomes a map: probability, learned, or image (stretched in every image, as in the papers);
+            by default what the model says.
+        class_: measure the maps of this class, or of all, one after the other; by default those of the class that is
+            predicted.
+        out: folder for the results; by default evaluation/SPLIT in the run, or, where that has another evaluation, a
+            folder named by split and options beside it.
+        maps: keep the maps of so many images, evenly spaced, for the report.
+        empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
+            model was trained with.
+        tissue: where an image is cut into tiles, look at tissue alone, as on slides; --no-tissue looks everywhere.
+        device: auto, cpu, cuda, cuda:1, mps.
+    """
+    from histoloc.evaluation import Asked, run_evaluation
+    from histoloc.map_class import classes_of
+
+    for name in classes_of(source, empty_class) if class_ == "all" else [class_]:
+        asked = Asked(split, fold, threshold, range, name, empty_class, tissue)
+        place = out / safe_name(str(name)) if out is not None and class_ == "all" else out
+        for line in run_evaluation(source, data, asked, out=place, maps=maps, device=device).lines:
+            print(line)
+
+
+@app.command
+def predict(
+    model: Path,
+    images: Runs,
+    *,
+    out: Path,
+    mpp: float | None = None,
+    threshold: float | None = None,
+    range: RangeOption = None,
+    class_: ClassOption = None,
+    empty_class: str | None = None,
+    tissue: bool = True,
+    device: str = "auto",
+) -> None:
+    """Localize in images: mask, heatmap and overlay of each, and one CSV with class, probabilities and ROI area.
+
+    Args:
+        model: a run or a model folder.
+        images: image files, or folders of them.
+        out: folder for the results.
+        mpp: micrometres per pixel of the images, which are then seen at the model's scale (in tiles where they are
+            larger than training images) and measured in mm²; by default what each file says.
+        threshold: cut the maps here instead of at the model's threshold.
+        range: how evidence becomes a map: probability, learned, or image (stretched in every image, as in the papers);
+            by default what the model says.
+        class_: make the maps of this class, or of all; by default those of the class that is predicted.
+        empty_class: the class without ROI (normal tissue); by default what the model was trained with.
+        tissue: where an image is cut into tiles, look at tissue alone, as on slides; --no-tissue looks everywhere.
+        device: auto, cpu, cuda, cuda:1, mps.
+    """
+    from histoloc.predict_files import predict_files
+
+    predict_files(
+        model,
+        images,
+        out,
+        mpp=mpp,
+        threshold=threshold,
+        range=range,
+        map_class=class_,
+        empty_class=empty_class,
+        tissue=tissue,
+        device=device,
+    )
+    print(out / "predictions.csv")
+
+
+@app.command
+def report(runs: Runs, *, out: Path | None = None, title: str | None = None, images: str | None = None) -> None:
+    """One self-contained HTML page over runs, or over a benchmark: table with intervals, figure, curves, settings.
+
+    Args:
+        runs: runs, or folders that `histoloc evaluate` wrote; or one folder that `histoloc benchmark` wrote.
+        out: the page; by default report.html here, or in the benchmark's folder.
+        title: its headline.
+        images: which images a benchmark's figure shows, for example testA_3,testA_17; by default easy and hard ones.
+    """
+    from histoloc.benchmark.report import report as write
+
+    print(write(runs, out, title=title, images=images.split(",") if images else ()))
+
+
+@app.command
+def methods() -> None:
+    """List the methods."""
+    from histoloc.methods import METHODS
+
+    names, titles = (max(map(len, column)) for column in (METHODS, [m.title for m in METHODS.values()]))
+    learns = {"image": "labels", "pixel": "masks", "cue": "a cue", "synthetic": "drawn images"}
+    for name, method in METHODS.items():
+        source = " and ".join(learns[s] for s in sorted(method.supervision)) or "nothing"
+        print(f"{name:{names}}  {method.title:{titles}}  learns from {source:7}  {method.paper}")
+
+
+@app.command
+def recipes() -> None:
+    """List the recipes: published table cells and good defaults."""
+    from histoloc.config import recipe_about, recipe_names
+
+    for name in recipe_names():
+        print(f"{name:18} {recipe_about(name)}")
+
+
+@app.command
+def doctor() -> None:
+    """Say what this machine can do: torch, devices, bf16, OpenSlide, weights found."""
+    from histoloc.doctor import examine
+
+    for name, finding in examine().items():
+        print(f"{name:18} {finding}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Camelyon16 by the published protocol."""

@@ -1,0 +1,182 @@
+"""Procedural H&E colon tissue with known glands, for quick starts, tests and controlled experiments.
+
+The evidence for the class lies in the glands alone. Benign: round, regular, set apart by stroma, with goblet
+cells around a clear lumen and one basal row of nuclei. Malignant: crowded, irregular, fused, with many rows
+of large uneven nuclei and slit-like, multiple or absent lumens that may hold debris. Everything else is drawn
+from one distribution for both classes: the stroma, the stains and the scanner, and the share of gland area,
+which is uniform between 0.35 and 0.6.
+
+Measured by cross-validation at the default size, where chance is 0.5. Whole images (200): logistic regression
+on mean colour and gland area reaches an accuracy of 0.57, on gland area alone 0.53, on the mean and spread of
+the stroma's colour 0.54, on the same of the glands with their gradients 0.98. Patches of 20 x 20 pixels
+(960 from 120 images, random forest on colour and texture): 0.91 inside glands, 0.50 in the stroma.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from tqdm import tqdm
+
+from histoloc.data.images import write_picture
+from histoloc.datasets.synthetic.discs import disc
+from histoloc.datasets.synthetic.glands import Field, Label, lay_out
+from histoloc.datasets.synthetic.tissue import paint
+from histoloc.errors import InputError
+from histoloc.files import write_text
+from histoloc.work_folder import locked
+
+Scene = Literal["glands", "disc"]
+CLASSES: tuple[Label, Label] = ("benign", "malignant")
+HEIGHT, WIDTH = 256, 320
+MPP = 1.0  # micrometres per pixel: crypts of 60 to 100 pixels across, nuclei of 5 to 8, as in real colon
+SPLITS = ("train", "train", "train", "valid", "test")  # by turns within a class: 60/20/20
+SMALLEST_COUNT = 10  # every split then holds both classes
+_COMPRESS = 1  # little, since the grain does not compress
+_MARGIN = 14  # rendered around the image and cut off, so that nuclei and glands run through its edges
+
+# Optical density per unit of stain, RGB. Ruifrok & Johnston, Anal. Quant. Cytol. Histol. 2001.
+_HAEMATOXYLIN = np.array([0.650, 0.704, 0.286])
+_EOSIN = np.array([0.072, 0.990, 0.105])
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticImage:
+    """One rendered image.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB.
+        instances: (H, W) uint16, 0 = stroma, 1.. = gland, its lumen included, or the disc; no number is missing.
+        label: the class.
+    """
+
+    image: NDArray[np.uint8]
+    instances: NDArray[np.uint16]
+    label: Label
+
+
+def render(
+    label: Label, *, seed: int, index: int, height: int = HEIGHT, width: int = WIDTH, scene: Scene = "glands"
+) -> SyntheticImage:
+    """Render one image; a pure function of its arguments.
+
+    Args:
+        label: "benign" or "malignant".
+        seed: of the data set, >= 0.
+        index: of the image within the data set, >= 0.
+        height: in pixels, >= 64.
+        width: in pixels, >= 64.
+        scene: glands, or the striped disc of `histoloc.datasets.synthetic.discs`.
+
+    Raises:
+        InputError: the label is not one of the two classes, or a number is out of its range.
+    """
+    if label not in CLASSES:
+        raise InputError(f"label {label!r}: not a class of synthetic tissue; take {' or '.join(CLASSES)}")
+    if seed < 0 or index < 0:
+        raise InputError(f"seed {seed}, index {index}: neither can be negative; take 0 or more")
+    if height < 64 or width < 64:
+        raise InputError(f"size {width} x {height}: too small to hold a gland; take 64 pixels or more a side")
+    rng = np.random.default_rng([seed, index, CLASSES.index(label)])
+    if scene == "disc":
+        image, inside = disc(rng, label, height, width)
+        return SyntheticImage(image, inside.astype(np.uint16), label)
+    glands = lay_out(rng, label, (height + 2 * _MARGIN, width + 2 * _MARGIN), _MARGIN)
+    haematoxylin, eosin = paint(rng, label, glands)
+    inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
+    image = _stain(rng, haematoxylin, eosin)[inner]
+    return SyntheticImage(np.ascontiguousarray(image), _renumber(glands.instances[inner]), label)
+
+
+def _renumber(instances: NDArray[np.int32]) -> NDArray[np.uint16]:
+    """Number the glands that are still in the picture 1.., in order."""
+    present = np.zeros(int(instances.max()) + 1, dtype=bool)
+    present[np.unique(instances)] = True
+    present[0] = False
+    return (np.cumsum(present) * present)[instances].astype(np.uint16)
+
+
+def _stain(rng: np.random.Generator, haematoxylin: Field, eosin: Field) -> NDArray[np.uint8]:
+    """Mix two stain maps (H, W) into RGB (H, W, 3) by Beer-Lambert, as a scanner of its own would see it."""
+    vectors = np.stack([_HAEMATOXYLIN, _EOSIN]) + rng.normal(0, 0.035, (2, 3))
+    vectors = np.clip(vectors, 0.02, None)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    thickness = rng.normal(0, 0.15)
+    strength = np.exp(thickness + rng.normal(0, 0.2, 2))
+    white = rng.uniform(232, 252) * np.exp(rng.normal(0, 0.01, 3))
+    blur, grain = rng.uniform(0.45, 0.85), rng.uniform(0.8, 2.5)
+    image = np.empty((*haematoxylin.shape, 3), dtype=np.float32)
+    for channel in range(3):
+        absorbed = strength * vectors[:, channel]
+        density = haematoxylin * absorbed[0] + eosin * absorbed[1]
+        image[..., channel] = ndimage.gaussian_filter(white[channel] * np.exp(-np.log(10) * density), blur)
+    image += grain * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def generate(
+    out: Path,
+    *,
+    count: int = 400,
+    seed: int = 0,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    scene: Scene = "glands",
+    progress: bool = True,
+) -> Path:
+    """Write a data set of synthetic images: `images/`, `masks/` and `table.csv` under `out`.
+
+    The classes take turns, and so do the splits within a class (60/20/20), so a data set of fewer images is
+    the beginning of a larger one with the same seed. The table is written last. Writing again gives the same
+    bytes.
+
+    Args:
+        out: the folder; made when absent.
+        count: number of images, both classes together, >= 10.
+        seed: of all randomness.
+        height: of the images in pixels.
+        width: of the images in pixels.
+        scene: glands, or one striped disc, whose best map is known.
+        progress: show a progress bar.
+
+    Returns:
+        Path of the table; its paths are relative to `out`.
+
+    Raises:
+        InputError: `count` is too small, another call is writing there, or the folder cannot be written.
+    """
+    out = Path(out)
+    if count < SMALLEST_COUNT:
+        raise InputError(f"count {count}: too few images for three splits; take {SMALLEST_COUNT} or more")
+    table = out / "table.csv"
+    rows = []
+    with locked(out):
+        try:
+            table.unlink(missing_ok=True)  # an interrupted run must not leave an old table beside new images
+        except OSError as error:
+            raise InputError(f"{table}: cannot be replaced ({error.strerror}); choose another folder") from error
+        for index in tqdm(range(count), desc=f"synthetic {scene}", unit="image", disable=not progress):
+            label = CLASSES[index % 2]
+            sample = render(label, seed=seed, index=index, height=height, width=width, scene=scene)
+            name = f"{label}_{index:05d}.png"
+            write_picture(out / "images" / name, sample.image, compress_level=_COMPRESS)
+            write_picture(out / "masks" / name, _compact(sample.instances), compress_level=_COMPRESS)
+            rows.append([f"images/{name}", label, f"masks/{name}", SPLITS[index // 2 % len(SPLITS)], "", MPP])
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "label", "mask", "split", "group", "mpp"])
+        writer.writerows(rows)
+        write_text(table, text.getvalue())
+    return table
+
+
+def _compact(instances: NDArray[np.uint16]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Take 8 bits where they suffice; viewers show them more readily."""
+    return instances if instances.max() > 255 else instances.astype(np.uint8)

@@ -1,0 +1,400 @@
+"""Image in, Localization out: the one place where a model is applied."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from histoloc.data.images import read_image
+from histoloc.data.transforms import as_tensor, normalise, resample_to
+from histoloc.errors import InputError
+from histoloc.map_class import map_class_of, named_class
+from histoloc.maps import largest_is_roi, otsu_threshold, resize, roi, roi_at_stride
+from histoloc.methods import Method
+from histoloc.model_folder import ModelConfig, empty_index, load_model
+from histoloc.scale import View, tile_side, view
+from histoloc.slide_maps.answer import slide_probabilities
+from histoloc.slide_maps.in_memory import look_at_tiles
+from histoloc.slide_maps.stitch import gaussian_window, stitch_bands, tissue_rows
+from histoloc.slides.formats import stored_mpp
+from histoloc.types import Calibration, Localization, Output, Range
+
+Pixels = NDArray[np.uint8]
+SMALLEST_SIDE = 32
+
+
+class Answer(NamedTuple):
+    """What a network says of one image, before a class, a range and a threshold are chosen.
+
+    Attributes:
+        probabilities: (K,) float32, sums to one.
+        maps: C, one for each class, or one.
+        roi: (class index, calibration) -> ROI map (H, W) float32 at the image's own resolution.
+        largest: (class index, calibration) -> bool (H, W), the rule of published CAM rows; None in tiles.
+        view: how the image was brought to the network.
+        tissue: (H, W) bool, where tissue alone was looked at; else None.
+    """
+
+    probabilities: NDArray[np.float32]
+    maps: int
+    roi: Callable[[int, Calibration], NDArray[np.float32]]
+    largest: Callable[[int, Calibration], NDArray[np.bool_]] | None
+    view: View
+    tissue: NDArray[np.bool_] | None = None
+
+
+class Predictor:
+    """A trained method with the preprocessing, classes, µm/px, range and threshold of its model folder.
+
+    Args:
+        method: the network.
+        config: of its model folder.
+        device: where to compute, for example "cpu" or "cuda".
+        range: how evidence becomes a map, instead of what the model folder says.
+        empty_class: the class without ROI, instead of what the model folder says.
+
+    Raises:
+        InputError: the method has no such range, or there is no such class.
+
+    Example:
+        >>> import histoloc  # doctest: +SKIP
+        >>> result = histoloc.load("runs/sem").predict("image.png")  # doctest: +SKIP
+        >>> result.label, result.mask.mean()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        config: ModelConfig,
+        device: torch.device | str = "cpu",
+        *,
+        range: Range | None = None,
+        empty_class: str | None = None,
+    ) -> None:
+        self.method, self.device = method, torch.device(device)
+        if empty_class is not None and config.empty_class not in (None, empty_class):
+            raise InputError(
+                f"--empty-class {empty_class}: the model was trained with {config.empty_class} as the class without "
+                "ROI; leave --empty-class out"
+            )
+        self.config = config if empty_class is None else dataclasses.replace(config, empty_class=empty_class)
+        self.method.to(self.device)
+        learned = config.learned
+        centre, slope = ((), ()) if learned is None else (learned.centre, learned.slope)
+        chosen = method.calibration(range or config.range, centre, slope)
+        empty = empty_index(self.config.empty_class, config.classes, "the model")
+        self.calibration = dataclasses.replace(chosen, empty=empty)
+
+    def predict(
+        self,
+        image: Pixels | Path | str,
+        *,
+        mpp: float | None = None,
+        threshold: float | None = None,
+        map_class: str | None = None,
+        per_image: bool = False,
+        tissue: bool = True,
+    ) -> Localization:
+        """Localize in one image of any size.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, or the path of an image file.
+            mpp: micrometres per pixel of the image: it is brought to the scale at which the model looks, and areas are
+                known in mm². None for what the file says of itself, where it is one.
+            threshold: cut the map here, in [0, 1], instead of where the model folder says.
+            map_class: the class whose map is made; None for the predicted one.
+            per_image: also give the map by the papers' per-image rule (`image_roi`), where the map is another one.
+            tissue: where the image is cut into tiles, look at tissue alone, as on slides.
+
+        Returns:
+            Class probabilities, ROI map and mask at the image's own resolution.
+
+        Raises:
+            InputError: the image cannot be read or is no RGB image, the threshold is outside [0, 1], there is no such
+                class, or the model has learned no range.
+        """
+        if isinstance(image, str | Path):
+            mpp = stored_mpp(Path(image)) if mpp is None else mpp
+            image = read_image(Path(image))
+        answer = self.look(image, mpp, tissue=tissue)
+        return self.localize(answer, mpp, threshold=threshold, map_class=map_class, per_image=per_image)
+
+    def look(self, image: Pixels, mpp: float | None = None, *, tissue: bool = True) -> Answer:
+        """Ask the network about one image, in one piece or in tiles; see `predict`."""
+        size = _checked(image).shape[:2]
+        seen = view(self.config, (size[0], size[1]), mpp)
+        if min(seen.size) < SMALLEST_SIDE:
+            raise InputError(
+                f"an image of {size[1]}x{size[0]} pixels is {seen.size[1]}x{seen.size[0]} at the scale of the model "
+                f"({seen.name}), where 32x32 or more are needed; correct --mpp, or give a larger image"
+            )
+        if seen.tiled and self.calibration.range != "image":
+            return self._in_tiles(image, seen, mpp, tissue)
+        return self._in_one_piece(image, dataclasses.replace(seen, tiled=False))
+
+    def localize(
+        self,
+        answer: Answer,
+        mpp: float | None = None,
+        *,
+        threshold: float | None = None,
+        map_class: str | None = None,
+        per_image: bool = False,
+    ) -> Localization:
+        """Make map and mask of what the network says; see `predict`."""
+        self.check_range()
+        label = self.map_index(answer, map_class)
+        map = answer.roi(label, self.calibration)
+        fixed = self.threshold(threshold)
+        looked_at = map if answer.tissue is None else map[answer.tissue]
+        cut = otsu_threshold(looked_at) if fixed is None else fixed
+        by_rule = None
+        if per_image and self.calibration.range == "learned" and not answer.view.tiled:
+            by_rule = answer.roi(label, dataclasses.replace(self.calibration, range="image"))
+        largest = None if answer.largest is None else answer.largest(label, self.calibration)
+        return Localization(
+            self.config.classes,
+            answer.probabilities if self.method.classifies else None,
+            map,
+            map >= cut,
+            cut,
+            mpp,
+            largest,
+            map_class_of(self.config.classes, label, answer.maps, self.calibration.empty),
+            self.calibration.range,
+            answer.view.name + (" in tiles" if answer.view.tiled else ""),
+            self._notes(answer),
+            by_rule,
+        )
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per position of the evidence."""
+        return self.method.stride
+
+    def map_index(self, answer: Answer, map_class: str | None) -> int:
+        """Index of the class whose map is made: the predicted one, or the one that is named.
+
+        Raises:
+            InputError: there is no such class, it has no ROI, or the method has one map for all classes.
+        """
+        if map_class is None:
+            return int(answer.probabilities.argmax())
+        return named_class(map_class, self.config.classes, answer.maps, self.calibration.empty)
+
+    def check(self, threshold: float | None = None, map_class: str | None = None) -> None:
+        """Refuse, before anything is computed, what no image could be localized with.
+
+        Raises:
+            InputError: the range was never learned, the threshold means nothing, or there is no such class.
+        """
+        self.check_range()
+        self.threshold(threshold)
+        if map_class is not None:
+            tile = np.full((SMALLEST_SIDE * 2, SMALLEST_SIDE * 2, 3), 255, np.uint8)
+            maps = self.evidence([tile])[1].shape[1]
+            named_class(map_class, self.config.classes, maps, self.calibration.empty)
+
+    def check_range(self) -> None:
+        """Refuse to make maps without the range that they need.
+
+        Raises:
+            InputError: it was never learned.
+        """
+        if self.calibration.range == "learned" and not self.calibration.centre:
+            raise InputError(
+                "the model has no learned range: it was trained by histoloc 0.1, or its table had no training images; "
+                "`histoloc train METHOD --data TABLE --out RUN --resume` learns it, --range image does without"
+            )
+
+    def threshold(self, asked: float | None) -> float | None:
+        """Where maps are cut: as asked, or as the model folder says; None is Otsu's rule.
+
+        Raises:
+            InputError: it lies outside [0, 1], or the model's was chosen on maps of another range.
+        """
+        if asked is not None:
+            if not 0 <= asked <= 1:
+                raise InputError(f"--threshold {asked} must lie within [0, 1]")
+            return asked
+        own = self.config.threshold
+        if own.rule == "valid" and own.range not in (None, self.calibration.range):
+            raise InputError(
+                f"the model's threshold {own.value:g} was chosen on maps of --range {own.range} and means nothing on "
+                f"those of --range {self.calibration.range}; give --threshold"
+            )
+        return own.value
+
+    def output_of(self, image: Pixels, mpp: float | None = None) -> Output:
+        """What the network says of one image in one piece, as images reach it in training: an `Output` of B = 1."""
+        seen = view(self.config, (image.shape[0], image.shape[1]), mpp)
+        return self._output(resample_to(as_tensor(_checked(image)), seen.size)[None])
+
+    def evidence(
+        self, tiles: Sequence[Pixels], *, precision: Literal["float32", "bf16"] = "float32"
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Class probabilities and evidence of images of one size, at the scale of the model; one batch.
+
+        Args:
+            tiles: B images, each (H, W, 3) uint8 RGB, all of one size.
+            precision: bf16 computes in bfloat16 where that is safe (autocast), faster on recent GPUs.
+
+        Returns:
+            Probabilities (B, K), and evidence (B, C, h, w) at the network's own stride: C = K where the method has a
+            map per class, otherwise 1. Probabilities of a method that does not classify mean nothing.
+
+        Raises:
+            InputError: no tiles, tiles of different sizes, or one that is no RGB image.
+        """
+        sizes = {_checked(tile).shape for tile in tiles}
+        if len(sizes) != 1:
+            listed = ", ".join(sorted(f"{width}x{height}" for height, width, _ in sizes)) or "none at all"
+            raise InputError(f"evidence needs tiles of one size, not {listed}; give them in batches of one size")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = self._output(torch.stack([as_tensor(tile) for tile in tiles]))
+        return output.logits.softmax(dim=1).cpu().numpy(), output.evidence.contiguous().cpu().numpy()
+
+    def roi_of_tiles(
+        self, probabilities: NDArray[np.float32], evidence: NDArray[np.float32], label: int, calibration: Calibration
+    ) -> NDArray[np.float32]:
+        """ROI map (B, h, w) in [0, 1] of tiles, from what `evidence` gives; `label` is the whole image's class."""
+        self.check_range()
+        logits = torch.from_numpy(probabilities).clamp_min(1e-30).log()
+        output = Output(logits, torch.from_numpy(np.ascontiguousarray(evidence)), {})
+        labels = torch.full((len(logits),), label)
+        return roi_at_stride(output, labels, calibration)[:, 0].numpy()
+
+    def _in_one_piece(self, image: Pixels, seen: View) -> Answer:
+        size = (image.shape[0], image.shape[1])
+        output = self._output(resample_to(as_tensor(image), seen.size)[None])
+
+        def map_of(label: int, calibration: Calibration) -> NDArray[np.float32]:
+            made = roi(output, torch.tensor([label], device=self.device), calibration, seen.size)
+            return resize(made, size).clamp(0, 1)[0, 0].cpu().numpy()
+
+        def largest(label: int, calibration: Calibration) -> NDArray[np.bool_]:
+            mask = largest_is_roi(output, torch.tensor([label], device=self.device), calibration, seen.size)
+            return resize(mask[:, None].float(), size)[0, 0].cpu().numpy() >= 0.5
+
+        maps = output.evidence.shape[1]
+        probabilities = output.logits.softmax(dim=1)[0].cpu().numpy()
+        return Answer(probabilities, maps, map_of, largest if maps > 1 else None, seen)
+
+    def _in_tiles(self, image: Pixels, seen: View, mpp: float | None, tissue: bool) -> Answer:
+        trained = self.config.mpp
+        known = mpp is not None and trained is not None
+        own, wanted = (mpp, trained) if mpp is not None and trained is not None else (1.0, 1.0)
+        if known and wanted < own / 1.1:  # a slide would refuse to be enlarged
+            image_at, own = resample_to(as_tensor(image), seen.size).permute(1, 2, 0).numpy(), wanted
+        else:
+            image_at = image
+        grid, store, mask = look_at_tiles(self, image_at, own, wanted, tile_side(self.config), tissue=tissue and known)
+        if tissue and mask is None:
+            why = "no tissue was found" if known else "its scale is unknown"
+            seen = dataclasses.replace(seen, notes=(*seen.notes, f"{why}: all of the image is looked at, also glass"))
+        p = store.probabilities()
+        size = (image.shape[0], image.shape[1])
+        on_tissue = None
+        if mask is not None:
+            cells = torch.from_numpy(tissue_rows(grid, mask, 0, grid.rows))[None, None].float()
+            on_tissue = resize(cells, size)[0, 0].numpy() >= 0.5
+
+        def map_of(label: int, calibration: Calibration) -> NDArray[np.float32]:
+            def tiles(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+                return self.roi_of_tiles(p[indices], store.read(indices), label, calibration)
+
+            bands = stitch_bands(grid, tiles, gaussian_window(grid.side))
+            rows = [np.where(tissue_rows(grid, mask, b.first_row, len(b.values)), b.values, 0) for b in bands]
+            made = torch.from_numpy(np.concatenate(rows).astype(np.float32))[None, None]
+            covered = (grid.rows * grid.cell, grid.columns * grid.cell)
+            at_scale = resize(made, covered)[..., : grid.height, : grid.width]
+            return resize(at_scale, size).clamp(0, 1)[0, 0].numpy()
+
+        maps = store.read(np.arange(1)).shape[1]
+        whole = slide_probabilities(p, grid.tissue, self.calibration.empty).astype(np.float32)
+        return Answer(whole, maps, map_of, None, seen, on_tissue)
+
+    def _output(self, images: Tensor) -> Output:
+        """The network's output for (B, 3, H, W) uint8 at the scale of the model, cropped to the positions of the image.
+
+        The image is continued beyond its right and lower edge to whole positions of every level of the network, so that
+        the positions of an image do not depend on its size.
+        """
+        height, width = images.shape[-2:]
+        batch = torch.stack([normalise(image, self.config.input) for image in images]).to(self.device)
+        batch = self.method.continued(batch).contiguous(memory_format=torch.channels_last)
+        stride = self.method.stride
+        with self._at_rest():
+            output = self.method.evidence(batch)
+        rows, columns = -(-height // stride), -(-width // stride)
+        terms = {
+            name: value[..., :rows, :columns] if value.ndim == 4 else value for name, value in output.terms.items()
+        }
+        return Output(output.logits.float(), output.evidence.float()[..., :rows, :columns], terms)
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """Eval mode and no gradients, for a while."""
+        was_training = self.method.training
+        self.method.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.method.train(was_training)
+
+    def _notes(self, answer: Answer) -> tuple[str, ...]:
+        differs = answer.view.tiled and self.method.in_tiles
+        own = (f"{self.method.title} on an image in tiles: {differs}",) if differs else ()
+        return (*answer.view.notes, *own)
+
+
+def load(
+    folder: Path | str, device: str = "auto", *, range: Range | None = None, empty_class: str | None = None
+) -> Predictor:
+    """Open a model folder or a run.
+
+    Args:
+        folder: a model folder (`config.json`, `model.safetensors`) or a run that holds one in `model/`.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
+        range: how evidence becomes a map, instead of what the model folder says.
+        empty_class: the class without ROI, instead of what the model folder says.
+
+    Raises:
+        InputError: no model folder, a corrupted or foreign one, an unknown device, a range that the method lacks.
+    """
+    method, config = load_model(Path(folder))
+    network = method.to(memory_format=torch.channels_last)
+    return Predictor(network, config, choose_device(device), range=range, empty_class=empty_class)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of this name; "auto" takes a GPU where there is one.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {device}: not usable here ({reason}); try auto or cpu") from error
+    return chosen
+
+
+def _checked(image: Pixels) -> Pixels:
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        what = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else repr(type(image))
+        raise InputError(f"predict needs an RGB image as uint8 array (H, W, 3), not {what}; convert it first")
+    if min(image.shape[:2]) < SMALLEST_SIDE:
+        raise InputError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is too small; give at least 32x32")
+    return image

@@ -1,0 +1,359 @@
+"""The training loop, to be read from top to bottom. The only file that imports Fabric."""
+
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from tqdm import tqdm
+
+from histoloc.calibration import keep_range
+from histoloc.config import RunConfig, TrainingConfig, plain, read_run, write_run
+from histoloc.data.table import Table, read_table
+from histoloc.data.trainset import EpochBatches, TrainSet, loaded, make_loader, seed_of
+from histoloc.data.transforms import normalise
+from histoloc.errors import InputError
+from histoloc.files import atomic_path, write_json
+from histoloc.measure import measure, model_localizes
+from histoloc.methods import Method
+from histoloc.metrics.accumulate import LocalizationMetrics
+from histoloc.model_folder import ModelConfig, build_method, save_model
+from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
+from histoloc.prediction import Predictor
+from histoloc.processes import (
+    cache_bytes,
+    check_batch,
+    check_machines,
+    computed_on,
+    gather,
+    launched_elsewhere,
+    share_statistics,
+)
+from histoloc.provenance import describe, describe_selected
+from histoloc.selection import check_splits, choose_threshold, selection_key
+from histoloc.training_state import Progress, readable, restore, save_checkpoint
+from histoloc.work_folder import INPUTS_FILE, RUN_FILE, check_run, first_alone, locked
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same from the first epoch to the last."""
+
+    fabric: Fabric
+    config: RunConfig
+    table: Table
+    out: Path
+    described: ModelConfig
+    method: Method
+    samples: TrainSet
+    batches: EpochBatches
+
+
+def train(
+    config: RunConfig, out: Path, *, resume: bool = False, progress: bool = True, then: Callable[[], None] | None = None
+) -> Path:
+    """Train a method and leave a run folder.
+
+    Args:
+        config: everything the run depends on.
+        out: the run folder: `run.yaml`, `inputs.json`, `log.csv`, `last.ckpt`, `model/`, `tensorboard/`.
+        resume: go on from `last.ckpt` if there is one. On a CPU in float32, with as many threads and processes and on a
+            machine of the same type, the result has the same bits as an uninterrupted run; on a GPU or in mixed
+            precision training goes on from the same state, and results agree up to rounding.
+        progress: show a bar.
+        then: called at the end, while the folder is still locked; of several processes by the first one alone.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        InputError: the table, an option or the folder cannot be used (as where another call is writing, or another run
+            is there, or one that was begun on another kind of device, in another precision or by another number of
+            processes); the batch has fewer images than there are processes; the loss is no longer finite.
+    """
+    table = read_table(config.data, fold=config.fold)
+    table.check_classes()
+    check_splits(config, table)
+    fabric = _fabric(config.training, out)
+    if not launched_elsewhere(fabric):
+        check_batch(fabric, config, table)
+    fabric.launch()
+    with ExitStack() as lock:
+
+        def claim() -> dict[str, Any]:
+            check_batch(fabric, config, table)
+            lock.enter_context(locked(out))
+            earlier, now = lambda: plain(read_run(out / RUN_FILE)), plain(config)
+            return check_run(out, now, earlier, table, computed_on(fabric), resume=resume)
+
+        try:
+            inputs = first_alone(fabric, claim)
+            fit(fabric, config, table, out, inputs, progress=progress and fabric.is_global_zero)
+            if fabric.is_global_zero:
+                keep_range(out / "model", table, fabric.device, progress=progress)
+            # After the range: it is chosen on the maps that it will cut.
+            if fabric.is_global_zero and config.training.threshold == "valid":
+                choose_threshold(out / "model", table, fabric.device)
+        finally:
+            if dist.is_available() and dist.is_initialized():
+                dist.destroy_process_group()
+        if then is not None and fabric.is_global_zero:
+            then()
+    return out
+
+
+def fit(
+    fabric: Fabric, config: RunConfig, table: Table, out: Path, inputs: dict[str, Any] | None, *, progress: bool
+) -> None:
+    """Build everything, train the stages and epochs that are left, write the model folder."""
+    training = config.training
+    check_machines(fabric, training, table)
+    torch.manual_seed(seed_of(training.seed))
+    described, notes = describe(config, table)
+    method = build_method(described, load_backbone=True)
+    method.calibration(training.range)  # refuses a range that the method does not have
+    if fabric.is_global_zero:
+        for line in (table.summary(), *(f"note: {note}" for note in (*table.notes, *notes))):
+            tqdm.write(line, file=sys.stderr)
+    if not method.supervision:
+        if fabric.is_global_zero:
+            _begin(out, config, inputs)
+            if not (out / "model" / "config.json").is_file():
+                save_model(out / "model", method.state_dict(), described)
+        return
+    samples, batches = _samples(fabric, config, described, table, method, progress=progress)
+    method = share_statistics(fabric, method)
+    if training.channels_last:
+        # Only what is learned: DDP cannot broadcast a lone buffer of this memory format.
+        for parameter in method.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    job = Job(fabric, config, table, out, described, method, samples, batches)
+    done, saved = restore(job.fabric, out, training.epochs)
+    if fabric.is_global_zero:
+        # Not before everything could be built: a run that never started must not stand in the way of the next.
+        _begin(out, config, inputs)
+    total = method.stages * training.epochs * len(batches)
+    with tqdm(total=total, initial=len(done.rows) * len(batches), desc="training", disable=not progress) as bar:
+        going_on = True
+        while going_on:
+            train_stage(job, done, saved, bar)
+            going_on, saved = finish_stage(job, done), {}
+
+
+def train_stage(job: Job, done: Progress, saved: dict[str, Any], bar: Any) -> None:
+    """The epochs of the stage that are left; after each of them everything is on disk."""
+    method, training = job.method, job.config.training
+    with readable(job.out / "last.ckpt"):
+        method.load_state_dict(saved.get("network", method.state_dict()))
+    # After the weights: what it sets travels with them.
+    method.enter_stage(done.stage)
+    job.samples.targets = _targets(job) if done.stage else None
+    loader = make_loader(job.samples, job.batches, training.workers, pin_memory=job.fabric.device.type == "cuda")
+    network: Any = torch.compile(method) if training.compile else method
+    network, optimizer = job.fabric.setup(network, make_optimizer(method, training))
+    if "optimizer" in saved:
+        with readable(job.out / "last.ckpt"):
+            optimizer.load_state_dict(saved["optimizer"])
+    for epoch in range(done.epoch, training.epochs):
+        started = time.perf_counter()
+        method.epoch.fill_(epoch)
+        set_learning_rate(optimizer, training, epoch)
+        # Of all stages: the next one sees other augmentations.
+        job.batches.epoch = len(done.rows)
+        row: dict[str, float] = {"epoch": len(done.rows), "lr": learning_rate(training, epoch)}
+        row |= {"stage": done.stage} if method.stages > 1 else {}
+        row |= train_epoch(job, network, optimizer, loader, epoch, bar)
+        trained = time.perf_counter()
+        row |= validate(job)
+        row |= {"seconds": trained - started, "valid_seconds": time.perf_counter() - trained}
+        finish_epoch(job, network, optimizer, done, row)
+        bar.set_postfix_str(_summary(row))
+
+
+def train_epoch(
+    job: Job, network: Any, optimizer: torch.optim.Optimizer, loader: Iterable[Any], epoch: int, bar: Any
+) -> dict[str, float]:
+    """One pass over the training split; returns the mean of every loss term."""
+    network.train()
+    fabric, batches, training = job.fabric, job.batches, job.config.training
+    sums, seen = {}, 0.0
+    for step, batch in enumerate(loaded(loader)):
+        batch = job.method.prepare(fabric.to_device(batch))
+        if training.channels_last:
+            batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
+        torch.manual_seed(seed_of(training.seed, batches.epoch, step, fabric.global_rank))
+        out = network(batch.image)
+        terms = job.method.loss(out, batch, epoch)
+        total = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(total):
+            raise InputError(
+                f"the loss is no longer finite in epoch {batches.epoch}, batch {step} ({', '.join(batch.names)}): "
+                + ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
+                + "; lower --lr, or look at these images"
+            )
+        weight = batches.weight(step)
+        fabric.backward(total * weight)
+        optimizer.step()
+        optimizer.zero_grad()
+        # Weighted by the global batch, so that the mean over processes is the mean over samples.
+        size = batches.size(step)
+        for name, value in (terms | {"total": total}).items():
+            sums[name] = sums.get(name, 0.0) + value.detach() * (weight * size)
+        seen += size
+        bar.update()
+        bar.set_postfix_str(" ".join(f"{name} {value.item():.3g}" for name, value in terms.items()), refresh=False)
+    return {f"train/{name}": _mean(fabric, value, seen) for name, value in sums.items()}
+
+
+def validate(job: Job) -> dict[str, float]:
+    """Classification error and cross-entropy on the validation labels; mask metrics only where asked for."""
+    fabric, method, table, training = job.fabric, job.method, job.table, job.config.training
+    samples = table.split("valid")
+    with_masks = training.monitor == "masks" or training.selection == "pxap-masks"
+    if not with_masks:
+        samples = tuple(dataclasses.replace(sample, mask=None) for sample in samples)
+    own = samples[fabric.global_rank :: fabric.world_size]
+    # No range is learned before the last epoch: masks are measured on maps that are stretched in every image.
+    predictor = Predictor(method, job.described, fabric.device, range="image" if method.unit == "score" else None)
+    with fabric.autocast():
+        empty_class = job.described.empty_class if with_masks else None
+        part = measure(model_localizes(predictor, threshold=0.5), table, own, empty_class=empty_class).metrics
+    metrics = LocalizationMetrics(table.classes)
+    for state in gather(fabric, part.state()):
+        metrics.merge(state)
+    result = metrics.compute(bootstrap=0)
+    row: dict[str, float] = {}
+    if method.classifies:
+        state = metrics.state()
+        truth = (state["probabilities"] * state["labels"]).sum(axis=1)
+        row["valid/cross_entropy"] = float(-torch.tensor(truth).clamp_min(1e-12).log().mean())
+    for name in ("cl_error", *(("f1_plus", "f1_minus", "pxap") if with_masks else ())):
+        value = getattr(result, name).value
+        if value is not None:
+            row[f"valid/{name}"] = value
+    return row
+
+
+def finish_epoch(
+    job: Job, network: Any, optimizer: torch.optim.Optimizer, done: Progress, row: dict[str, float]
+) -> None:
+    """Select, log, save: in this order, so that a kill at any moment loses at most the epoch."""
+    key = selection_key(row, job.config.training)
+    selected = done.best is None or key >= done.best
+    if selected:
+        done.best, done.best_weights = key, _weights(job.method)
+    done.epoch += 1
+    done.rows.append(row | {"selected": float(selected)})
+    if job.fabric.is_global_zero:
+        if selected:
+            _save_selected(job, done.best_weights, row)
+        with atomic_path(job.out / "log.csv") as temporary:
+            pd.DataFrame(done.rows).to_csv(temporary, index=False)
+    job.fabric.log_dict({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
+    save_checkpoint(job.fabric, job.out, {"network": network, "optimizer": optimizer}, done)
+
+
+def finish_stage(job: Job, done: Progress) -> bool:
+    """Go back to the selected weights and let the method look back; returns whether there is a next stage."""
+    method = job.method
+    if method.stages == 1:
+        return False
+    rows = done.rows[-done.epoch :]
+    method.load_state_dict(done.best_weights)
+    goes_on = method.end_stage(rows) and done.stage + 1 < method.stages
+    if job.fabric.is_global_zero:
+        _save_selected(job, _weights(method), next(row for row in reversed(rows) if row["selected"]))
+    if goes_on:
+        done.stage, done.epoch, done.best = done.stage + 1, 0, None
+        # The next stage has an optimizer of its own.
+        save_checkpoint(job.fabric, job.out, {"network": method}, done)
+    return goes_on
+
+
+def _begin(out: Path, config: RunConfig, inputs: dict[str, Any] | None) -> None:
+    write_json(out / INPUTS_FILE, inputs)
+    write_run(out / RUN_FILE, config)  # last, because it is what says that the folder holds a run
+
+
+def _fabric(training: TrainingConfig, out: Path) -> Fabric:
+    cuda = training.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    precision: Any = training.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true"
+    devices: Any = int(training.devices) if training.devices.isdigit() else training.devices
+    if devices == "auto" and not cuda:
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    try:
+        return Fabric(
+            accelerator=training.accelerator,
+            devices=devices,
+            num_nodes=training.nodes,
+            precision=precision,
+            loggers=TensorBoardLogger(root_dir=out, name="tensorboard", version=""),
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--accelerator {training.accelerator} --devices {training.devices}: not usable here ({error}); "
+            "try --accelerator cpu --devices 1"
+        ) from error
+
+
+def _samples(
+    fabric: Fabric, config: RunConfig, described: ModelConfig, table: Table, method: Method, *, progress: bool
+) -> tuple[TrainSet, EpochBatches]:
+    training = config.training
+    samples = TrainSet(
+        table,
+        table.split("train"),
+        described.input,
+        training.seed,
+        with_masks="pixel" in method.supervision,
+        empty_class=config.empty_class,
+        cache_bytes=cache_bytes(fabric, training),
+        progress=progress,
+    )
+    rank, world = fabric.global_rank, fabric.world_size
+    return samples, EpochBatches(len(samples), training.batch, training.seed, rank=rank, world=world)
+
+
+def _targets(job: Job) -> list[torch.Tensor] | None:
+    """What the method learns from in this stage: of every training image, (1, h, w) uint8 for 0 to 1."""
+    method, device = job.method.to(job.fabric.device).eval(), job.fabric.device
+    targets: list[torch.Tensor] = []
+    for index in range(len(job.samples)):
+        pixels, _ = job.samples.whole(index)
+        with torch.no_grad():
+            target = method.targets(normalise(pixels, job.described.input)[None].to(device))
+        if target is None:
+            return None
+        targets.append((target[0] * 255).round().to(torch.uint8).cpu())
+    return targets
+
+
+def _weights(method: Method) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in method.state_dict().items()}
+
+
+def _save_selected(job: Job, weights: dict[str, torch.Tensor], row: dict[str, float]) -> None:
+    save_model(job.out / "model", weights, describe_selected(job.described, row, job.config.training, job.table))
+
+
+def _mean(fabric: Fabric, value: torch.Tensor, seen: float) -> float:
+    return float(cast(torch.Tensor, fabric.all_reduce(value / seen, reduce_op="mean")))
+
+
+def _summary(row: dict[str, float]) -> str:
+    shown = {k.split("/")[1]: v for k, v in row.items() if k.startswith("valid/")}
+    return "valid " + " ".join(f"{k} {v:.3g}" for k, v in shown.items() if not math.isnan(v))
