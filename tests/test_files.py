@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from histoloc.errors import InputError
-from histoloc.files import atomic_path, write_json, write_text
+from histoloc.work_folder import atomic_path, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 from distributed import LocalCluster
 
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
 from histoloc.runner import run_jobs
+from histoloc.work_folder import atomic_path
 
 
 def work(item, settings):

@@ -21,11 +21,20 @@ from histoloc.config import read_run
 from histoloc.data.table import read_table
 from histoloc.datasets.synthetic.writing import generate
 from histoloc.errors import InputError
-from histoloc.files import write_json
 from histoloc.model_folder import read_model_config
 from histoloc.quickstart import quickstart
 from histoloc.training import train
-from histoloc.work_folder import LOCK, OWNER, check_claim, check_inputs, first_alone, inputs_of, locked, read_json
+from histoloc.work_folder import (
+    LOCK,
+    OWNER,
+    check_claim,
+    check_inputs,
+    first_alone,
+    inputs_of,
+    locked,
+    read_json,
+    write_json,
+)
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["histoloc.cli.train", "histoloc.training", "histoloc.report"])

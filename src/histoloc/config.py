@@ -13,10 +13,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
-from histoloc.files import write_text
 from histoloc.methods import METHODS
 from histoloc.nn.backbone import BackboneConfig, statistics
 from histoloc.types import Range
+from histoloc.work_folder import write_text
 
 T = TypeVar("T")
 SelectionRule = Literal["error-loss", "error-latest", "last", "pxap-masks"]

@@ -16,14 +16,13 @@ from tqdm import tqdm
 from histoloc.config import plain
 from histoloc.data.table import Sample, Table, read_table
 from histoloc.errors import InputError
-from histoloc.files import atomic_path, safe_name, write_json
 from histoloc.heatmaps import heatmaps
 from histoloc.measure import Measured, measure, model_localizes
 from histoloc.metrics.summary import Metrics
 from histoloc.model_folder import ModelConfig, empty_index, read_model_config
 from histoloc.prediction import load
 from histoloc.types import Range
-from histoloc.work_folder import locked
+from histoloc.work_folder import atomic_path, locked, safe_name, write_json
 
 RULES = ("f1_plus", "f1_minus", "f1_mean", "pxap")
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save
 from histoloc.config import SelectionRule, ThresholdRule, method_class, plain, strict
 from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
-from histoloc.files import atomic_path, write_json
 from histoloc.methods import Method, Setting
 from histoloc.nn.backbone import BackboneConfig, build_backbone
 from histoloc.types import Range
+from histoloc.work_folder import atomic_path, write_json
 
 FORMAT = 2
 

@@ -10,12 +10,11 @@ from tqdm import tqdm
 
 from histoloc.data.images import read_image, write_map, write_mask, write_picture
 from histoloc.errors import InputError
-from histoloc.files import atomic_path, safe_name
 from histoloc.pictures import overlay
 from histoloc.prediction import Predictor, load
 from histoloc.slides.formats import stored_mpp
 from histoloc.types import Localization, Range
-from histoloc.work_folder import locked
+from histoloc.work_folder import atomic_path, locked, safe_name
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
 ALL = "all"

@@ -21,8 +21,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from histoloc.errors import InputError
-from histoloc.files import atomic_path, write_json
-from histoloc.work_folder import check_claim, read_json
+from histoloc.work_folder import atomic_path, check_claim, read_json, write_json
 
 if TYPE_CHECKING:
     from distributed import Client

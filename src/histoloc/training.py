@@ -24,7 +24,6 @@ from histoloc.data.table import Table, read_table
 from histoloc.data.trainset import EpochBatches, TrainSet, loaded, make_loader, seed_of
 from histoloc.data.transforms import normalise
 from histoloc.errors import InputError
-from histoloc.files import atomic_path, write_json
 from histoloc.measure import measure, model_localizes
 from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
@@ -43,7 +42,7 @@ from histoloc.processes import (
 from histoloc.provenance import describe, describe_selected
 from histoloc.selection import check_splits, choose_threshold, selection_key
 from histoloc.training_state import Progress, readable, restore, save_checkpoint
-from histoloc.work_folder import INPUTS_FILE, RUN_FILE, check_run, first_alone, locked
+from histoloc.work_folder import INPUTS_FILE, RUN_FILE, atomic_path, check_run, first_alone, locked, write_json
 
 
 @dataclass(frozen=True)

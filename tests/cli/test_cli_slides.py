@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from factory import blob, make_slide
 from PIL import Image
 
+from factory import blob, make_slide
 from histoloc.cli.main import main
 
 

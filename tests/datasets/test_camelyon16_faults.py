@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import camelyon_root
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from asap import write_asap
 from distributed import LocalCluster
-from factory import Region, blob, box, make_slide
 
+import camelyon_root
+from asap import write_asap
+from factory import Region, blob, box, make_slide
 from histoloc.cli.main import main
 from histoloc.data.pixels import read_pixels
 from histoloc.data.table import read_table

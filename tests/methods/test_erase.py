@@ -13,11 +13,11 @@ from small import answer, build, noise, noise_batch
 from torch import Tensor
 
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
 from histoloc.maps import class_map, place
 from histoloc.methods.erase import Erase, Round, mine
 from histoloc.model_folder import load_model
 from histoloc.training import train
+from histoloc.work_folder import atomic_path
 
 
 def erase(**options) -> Erase:

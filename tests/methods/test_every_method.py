@@ -15,7 +15,6 @@ from torch import Tensor
 from histoloc.data.transforms import HALF, InputConfig
 from histoloc.datasets.synthetic.writing import CLASSES
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
 from histoloc.maps import roi_at_stride
 from histoloc.methods import METHODS, Method
 from histoloc.methods.base import Supervision
@@ -23,6 +22,7 @@ from histoloc.model_folder import ModelConfig, load_model, save_model
 from histoloc.prediction import Predictor
 from histoloc.training import train
 from histoloc.types import Batch, Output, Unit
+from histoloc.work_folder import atomic_path
 
 every_method = pytest.mark.parametrize("name", METHODS)
 every_learner = pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.supervision])

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+
 from camelyon_root import make_root
 from factory import KINDS, Region, blob, box, kinds_at
-
 from histoloc.cli.main import main
 
 SIZE = (1536, 1280)

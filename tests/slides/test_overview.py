@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import shapely
-from factory import box, make_slide
 
+from factory import box, make_slide
 from histoloc.pictures import HEAT, HEAT_OPACITY
 from histoloc.slide_maps.outlines import Outline, find_outlines
 from histoloc.slide_maps.overview import MARGIN, overview

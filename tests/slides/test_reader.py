@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from factory import blob, make_slide, render
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from factory import blob, make_slide, render
 from histoloc.errors import InputError
 from histoloc.slides.reader import Slide, describe, open_slide
 

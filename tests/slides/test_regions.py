@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from factory import box, make_slide
 from shapely import Polygon
 
+from factory import box, make_slide
 from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import read_table
 from histoloc.errors import InputError

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from factory import blob, box, make_slide
 
+from factory import blob, box, make_slide
 from histoloc.cli.main import main
 from histoloc.errors import InputError
 from histoloc.prediction import Predictor

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from factory import Region, box, make_slide
 
 MPP = 0.25

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from factory import box, make_slide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from factory import box, make_slide
 from histoloc.errors import InputError
 from histoloc.slide_maps.grid import TileGrid, axis_starts, tile_grid
 from histoloc.slides.reader import Slide, open_slide

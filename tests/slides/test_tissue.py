@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from factory import KINDS, blob, box, kinds_at, make_slide, render
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from skimage import color, filters
 
+from factory import KINDS, blob, box, kinds_at, make_slide, render
 from histoloc.errors import InputError
 from histoloc.slides.reader import open_slide
 from histoloc.slides.tissue import TissueOptions, find_tissue, protocol_tissue, share, tissue, tissue_picture

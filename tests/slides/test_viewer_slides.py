@@ -12,11 +12,11 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import tifffile
-from factory import blob, make_slide
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
+from factory import blob, make_slide
 from histoloc.errors import InputError
 from histoloc.slides.reader import open_slide
 from histoloc.viewer.app import make_app

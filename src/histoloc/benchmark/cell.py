@@ -23,10 +23,9 @@ from histoloc.config import read_yaml, run_config
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.evaluation import Asked, run_evaluation
-from histoloc.files import write_json, write_text
 from histoloc.model_folder import load_model
 from histoloc.training import train
-from histoloc.work_folder import check_inputs, inputs_of, locked
+from histoloc.work_folder import check_inputs, inputs_of, locked, write_json, write_text
 
 WATCH = "--until-stdin-closes"
 

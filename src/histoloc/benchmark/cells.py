@@ -17,9 +17,8 @@ from histoloc.config import RunConfig, method_class, plain, run_config
 from histoloc.data.images import image_size
 from histoloc.data.table import Table, read_table
 from histoloc.errors import InputError
-from histoloc.files import write_text
 from histoloc.nn.backbone import embedded_weights
-from histoloc.work_folder import inputs_of
+from histoloc.work_folder import inputs_of, write_text
 
 REQUEST_FILE, LOG_FILE = "request.yaml", "cell.log"
 LOOKED_AT = 32  # images whose size is looked at

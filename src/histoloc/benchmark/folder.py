@@ -16,8 +16,7 @@ from histoloc.benchmark.results import FORMAT, SETTINGS_FILE
 from histoloc.benchmark.rows import rows_of
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
-from histoloc.files import write_json
-from histoloc.work_folder import check_claim, check_inputs, read_json
+from histoloc.work_folder import check_claim, check_inputs, read_json, write_json
 
 # A folder holds one benchmark: these may not differ between calls. Rows, folds and seeds may be added.
 FIXED = ("kind", "data", "preset", "split", "maps", "overrides", "range", "empty_class")

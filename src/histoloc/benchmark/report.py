@@ -22,11 +22,11 @@ from histoloc.benchmark.results import Bench, Cell, is_bench, read_bench, write_
 from histoloc.benchmark.rows import Row
 from histoloc.benchmark.tables import KINDS, Table, benchmark_table, duration, interval, signed, spread
 from histoloc.errors import InputError
-from histoloc.files import write_text
 from histoloc.report.gallery import Gallery, side_by_side
 from histoloc.report.html import agreement_colours, flatten, template, write_report
 from histoloc.report.read import Run
 from histoloc.report.tables import NOT_DEFINED, percent
+from histoloc.work_folder import write_text
 
 IMAGES = 6  # of the figure
 COST_HEADINGS = (

@@ -14,11 +14,11 @@ import yaml
 
 from histoloc.benchmark.rows import DATASETS, KINDS, Row, rows_of
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
 from histoloc.metrics.classification import BY_CLASS
 from histoloc.report.evaluation import Evaluation
 from histoloc.report.metrics_file import Metric
 from histoloc.report.read import read_evaluation
+from histoloc.work_folder import atomic_path
 
 SETTINGS_FILE, CELL_FILE, ERROR_FILE = "benchmark.json", "cell.json", "error.txt"
 FORMAT = 1

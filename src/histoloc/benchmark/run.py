@@ -24,8 +24,7 @@ from histoloc.benchmark.progress import Lines, Track, choose_view
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
-from histoloc.files import write_text
-from histoloc.work_folder import locked
+from histoloc.work_folder import locked, write_text
 
 LOOK_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0

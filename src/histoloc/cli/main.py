@@ -9,7 +9,7 @@ from cyclopts import App, CycloptsError, Parameter
 from histoloc.cli.options import ClassOption, RangeOption
 from histoloc.cli.view import view
 from histoloc.errors import InputError
-from histoloc.files import safe_name
+from histoloc.work_folder import safe_name
 
 app = App(
     name="histoloc",

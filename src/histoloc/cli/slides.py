@@ -7,7 +7,7 @@ from typing import Literal
 from cyclopts import App
 
 from histoloc.cli.options import ClassOption, RangeOption
-from histoloc.files import safe_name
+from histoloc.work_folder import safe_name
 
 app = App(name="slides", help="Whole slides: what a file holds, where its tissue is, and what a model says of it.")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
+from histoloc.work_folder import atomic_path
 
 # Without a handler its log of damaged files lands on the screen; what is wrong is said by errors.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())

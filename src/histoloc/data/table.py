@@ -32,7 +32,7 @@ from histoloc.data.table_problems import (
     whole,
 )
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
+from histoloc.work_folder import atomic_path
 
 REQUIRED = ("image", "label", "mask", "split", "group")
 OPTIONAL = ("fold", "mpp", *REGION, "slide_mpp")

@@ -11,13 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from histoloc import pictures
-from histoloc.files import write_text
 from histoloc.report.charts import curves, run_colours, threshold_sensitivity
 from histoloc.report.gallery import galleries
 from histoloc.report.metrics_file import Metric
 from histoloc.report.read import Run, read_runs
 from histoloc.report.rows import exceeded_by_floors, resampling, table_rows
 from histoloc.report.tables import headings, interval, percent
+from histoloc.work_folder import write_text
 
 
 @dataclass(frozen=True)

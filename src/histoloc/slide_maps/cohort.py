@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
 from histoloc.model_folder import ModelConfig, find_model, read_model_config
 from histoloc.runner import run_jobs
 from histoloc.scale import tile_side
 from histoloc.slide_maps.settings import WORK, Means, Precision, Settings
 from histoloc.types import Range
-from histoloc.work_folder import locked
+from histoloc.work_folder import atomic_path, locked
 
 SLIDE_SUFFIXES = {
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi", ".png",

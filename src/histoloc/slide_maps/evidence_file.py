@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoloc.errors import InputError
-from histoloc.files import write_json
+from histoloc.work_folder import write_json
 
 FORMAT = 1
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
 from histoloc.data.images import write_picture
-from histoloc.files import atomic_path
 from histoloc.map_class import map_class_of, named_class
 from histoloc.prediction import Predictor
 from histoloc.slide_maps.answer import (
@@ -32,6 +31,7 @@ from histoloc.slide_maps.pyramid import read_level, write_ome_tiff
 from histoloc.slide_maps.settings import WORK, Settings
 from histoloc.slide_maps.stitch import Band, DiskMap, Tiles, gaussian_window, stitch_bands, tissue_rows, write_map
 from histoloc.slides.reader import Slide
+from histoloc.work_folder import atomic_path
 
 FORMAT = 1  # of slide.json
 _PICTURE = 1600  # longer side of the overview's thumbnails, pixels

@@ -16,7 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
+from histoloc.work_folder import atomic_path
 
 Pixels = NDArray[np.uint8]
 Rows = Callable[[int, int], Pixels]

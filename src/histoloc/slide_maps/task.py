@@ -17,7 +17,6 @@ import psutil
 from numpy.typing import NDArray
 
 from histoloc.errors import InputError
-from histoloc.files import write_json
 from histoloc.prediction import Predictor, load
 from histoloc.slide_maps.evidence_file import EvidenceFile
 from histoloc.slide_maps.grid import TileGrid, tile_grid
@@ -26,7 +25,7 @@ from histoloc.slide_maps.outputs import Found, write_outputs
 from histoloc.slide_maps.settings import TISSUE_MPP, WORK, Means, Settings
 from histoloc.slides.reader import Slide, open_slide
 from histoloc.slides.tissue import tissue as find_tissue
-from histoloc.work_folder import locked
+from histoloc.work_folder import locked, write_json
 
 
 def predict_slide(item: Mapping[str, Any], settings: Mapping[str, Any], *, means: Means, out: str) -> dict[str, Any]:

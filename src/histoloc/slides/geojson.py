@@ -11,7 +11,7 @@ import shapely
 from shapely import MultiPolygon, Polygon
 
 from histoloc.errors import InputError
-from histoloc.files import write_text
+from histoloc.work_folder import write_text
 
 Kind = Literal["annotation", "detection"]
 Color = tuple[int, int, int]

@@ -19,9 +19,8 @@ from histoloc.datasets.camelyon16.published import ends, read_published
 from histoloc.datasets.camelyon16.writing import SETS, Build, Row, failures, provenance, write_files, write_patches
 from histoloc.datasets.patches import calibrate, calibration_size, equal_numbers, random_for
 from histoloc.errors import InputError
-from histoloc.files import write_json
 from histoloc.runner import write_failed
-from histoloc.work_folder import locked
+from histoloc.work_folder import locked, write_json
 
 Write = Literal["none", "png", "jpeg"]
 MEMORY_GB = 1.0  # of a worker: a strip across a whole slide of 100,000 px takes about 0.6

@@ -17,8 +17,8 @@ from histoloc.datasets.camelyon16.folder import CamelyonSlide
 from histoloc.datasets.camelyon16.names import PatchName
 from histoloc.datasets.camelyon16.protocol import Sampling, write_slide
 from histoloc.errors import InputError
-from histoloc.files import atomic_path
 from histoloc.runner import JobsResult, Task, run_jobs
+from histoloc.work_folder import atomic_path
 
 SETS = ("train", "valid", "test")
 

@@ -30,8 +30,7 @@ from histoloc.datasets.synthetic.discs import disc
 from histoloc.datasets.synthetic.glands import Field, Label, lay_out
 from histoloc.datasets.synthetic.tissue import paint
 from histoloc.errors import InputError
-from histoloc.files import write_text
-from histoloc.work_folder import locked
+from histoloc.work_folder import locked, write_text
 
 Scene = Literal["glands", "disc"]
 CLASSES: tuple[Label, Label] = ("benign", "malignant")
