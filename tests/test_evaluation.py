@@ -15,9 +15,10 @@ from histoloc.cli.main import main
 from histoloc.data.images import read_image, read_map, read_mask
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
-from histoloc.evaluation import Asked, evaluate, run_evaluation, summary_line
+from histoloc.evaluation import evaluate, run_evaluation, summary_line
 from histoloc.metrics import dice
 from histoloc.metrics.summary import Metrics
+from histoloc.options import EvaluationOptions
 from histoloc.predict_files import predict_files
 from histoloc.prediction import load
 
@@ -164,7 +165,7 @@ def test_evaluations_are_kept_apart_and_the_runs_own_numbers_stay(tiny_flags, ti
 
 
 def test_what_learns_nothing_stands_beside(gap_run, allones_run, tiny_table, tmp_path, capsys):
-    evaluated = run_evaluation(gap_run, tiny_table, Asked("test"), out=tmp_path / "a", device="cpu", progress=False)
+    evaluated = run_evaluation(gap_run, tiny_table, EvaluationOptions(device="cpu"), out=tmp_path / "a", progress=False)
     written = json.loads((tmp_path / "a" / "metrics.json").read_text())
     alone = run(allones_run, tiny_table, tmp_path / "b")
     assert written["floors"]["allones"]["f1_plus"] == pytest.approx(alone.f1_plus.value)
@@ -174,8 +175,8 @@ def test_what_learns_nothing_stands_beside(gap_run, allones_run, tiny_table, tmp
 
 
 def test_masks_of_the_class_without_roi_are_overruled_aloud(gap_run, tiny_table, tmp_path):
-    asked = Asked("test", empty_class="benign")
-    evaluated = run_evaluation(gap_run, tiny_table, asked, out=tmp_path / "a", device="cpu", progress=False)
+    asked = EvaluationOptions(empty_class="benign", device="cpu")
+    evaluated = run_evaluation(gap_run, tiny_table, asked, out=tmp_path / "a", progress=False)
     plain = run(gap_run, tiny_table, tmp_path / "b")
     assert (evaluated.metrics.f1_plus.n, plain.f1_plus.n) == (2, 4)
     assert evaluated.metrics.specificity_without_roi.value is not None

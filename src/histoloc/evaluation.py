@@ -20,10 +20,12 @@ from histoloc.heatmaps import heatmaps
 from histoloc.measure import Measured, measure, model_localizes
 from histoloc.metrics.summary import Metrics
 from histoloc.model_folder import ModelConfig, empty_index, read_model_config
+from histoloc.options import EvaluationOptions
 from histoloc.prediction import load
-from histoloc.types import Range
-from histoloc.work_folder import atomic_path, locked, safe_name, write_json
+from histoloc.work_folder import atomic_path, locked, write_json
 
+# Options of which other values are another evaluation.
+DECIDING = ("split", "fold", "threshold", "range", "map_class", "empty_class", "tissue")
 RULES = ("f1_plus", "f1_minus", "f1_mean", "pxap")
 
 
@@ -46,17 +48,9 @@ def evaluate(
     source: Path | str,
     data: Path | str,
     *,
-    split: str = "test",
-    fold: int | None = None,
-    threshold: float | None = None,
-    range: Range | None = None,
-    map_class: str | None = None,
     out: Path | str | None = None,
-    maps: int = 200,
-    empty_class: str | None = None,
-    tissue: bool = True,
-    device: str = "auto",
     progress: bool = True,
+    **options: Any,
 ) -> Metrics:
     """Measure a model or a folder of heatmaps on one split of a table and write the results.
 
@@ -65,19 +59,10 @@ def evaluate(
             values in [0, 1] after division by 255 or 65535 for integer files), optionally with a `predictions.csv`
             (columns image and class) as `histoloc predict` writes it.
         data: the table.
-        split: train, valid or test.
-        fold: which fold is `valid`; by default the one that the model was trained with, where the table has it.
-        threshold: cut the maps here instead of at the model's threshold (0.5 for heatmaps).
-        range: how evidence becomes a map: probability, learned or image; by default what the model folder says.
-        map_class: measure the maps of this class instead of those of the predicted one.
         out: folder for the results; by default `evaluation/SPLIT` inside the run or folder, or, where that has another
             evaluation, a folder named by split and options beside it; another evaluation is never overwritten.
-        maps: of so many images, evenly spaced in the table, maps and masks are kept for the report.
-        empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
-            model was trained with.
-        tissue: where an image is cut into tiles, look at tissue alone, as on slides.
-        device: where to compute.
         progress: show a bar.
+        options: of `EvaluationOptions`, by name, as `split="valid", threshold=0.4`.
 
     Returns:
         The metrics; they are also in `metrics.json`, and `per_image.csv` has a row per image.
@@ -85,42 +70,15 @@ def evaluate(
     Raises:
         InputError: anything the user gave that cannot be used.
     """
-    asked = Asked(split, fold, threshold, range, map_class, empty_class, tissue)
-    return run_evaluation(Path(source), Path(data), asked, out=out, maps=maps, device=device, progress=progress).metrics
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What an evaluation is asked for; see `evaluate`."""
-
-    split: str = "test"
-    fold: int | None = None
-    threshold: float | None = None
-    range: Range | None = None
-    map_class: str | None = None
-    empty_class: str | None = None
-    tissue: bool = True
-
-    @property
-    def name(self) -> str:
-        """Of the evaluation's folder: the split, and what is not the default."""
-        parts = [self.split]
-        parts += [] if self.threshold is None else [f"threshold{self.threshold:g}"]
-        parts += [] if self.range is None else [self.range]
-        parts += [] if self.map_class is None else [f"map-{self.map_class}"]
-        parts += [] if self.empty_class is None else [f"empty-{self.empty_class}"]
-        parts += [] if self.tissue else ["no-tissue"]
-        return safe_name("-".join(parts))
+    return run_evaluation(Path(source), Path(data), EvaluationOptions(**options), out=out, progress=progress).metrics
 
 
 def run_evaluation(
     source: Path,
     data: Path,
-    asked: Asked,
+    asked: EvaluationOptions,
     *,
     out: Path | str | None = None,
-    maps: int = 200,
-    device: str = "auto",
     progress: bool = True,
 ) -> Evaluated:
     """As `evaluate`; also where the results are and what there is to say of them."""
@@ -135,7 +93,7 @@ def run_evaluation(
     if config is None:
         localizes = heatmaps(source, samples, table.classes, asked.threshold)
     else:
-        predictor = load(source, device, range=asked.range, empty_class=asked.empty_class)
+        predictor = load(source, asked.device, range=asked.range, empty_class=asked.empty_class)
         predictor.check(asked.threshold, asked.map_class)
         localizes = model_localizes(predictor, asked.threshold, asked.map_class, per_image=True, tissue=asked.tissue)
     empty_class = asked.empty_class or (config.empty_class if config else None)
@@ -148,7 +106,7 @@ def run_evaluation(
             table,
             samples,
             keep=folder / "images",
-            maps=maps,
+            maps=asked.maps,
             empty_class=empty_class,
             floors=config or ModelConfig("heatmaps", table.classes),
             progress=progress,
@@ -195,7 +153,7 @@ def _config(source: Path) -> ModelConfig | None:
     return read_model_config(source) if is_model else None
 
 
-def _table(data: Path, asked: Asked, config: ModelConfig | None) -> Table:
+def _table(data: Path, asked: EvaluationOptions, config: ModelConfig | None) -> Table:
     fold = asked.fold
     if config is None:
         if asked.range is not None or asked.map_class is not None:
@@ -208,19 +166,21 @@ def _table(data: Path, asked: Asked, config: ModelConfig | None) -> Table:
     return read_table(data, fold=fold, classes=config.classes)
 
 
-def _identity(table: Table, samples: Sequence[Sample], asked: Asked, config: ModelConfig | None) -> dict[str, Any]:
+def _identity(
+    table: Table, samples: Sequence[Sample], asked: EvaluationOptions, config: ModelConfig | None
+) -> dict[str, Any]:
     """What makes two evaluations the same one: its numbers may only be replaced by those of itself."""
     return {
         "table": table.path.name,
         "content": table.fingerprint(samples),
-        **dataclasses.asdict(asked),
+        **{name: getattr(asked, name) for name in DECIDING},
         "weights_sha256": config.weights_sha256 if config else None,
         "map": plain({"range": config.range, "learned": config.learned, "cut": config.threshold}) if config else None,
     }
 
 
 def _folder(
-    source: Path, out: Path | str | None, asked: Asked, identity: dict[str, Any], config: ModelConfig | None
+    source: Path, out: Path | str | None, asked: EvaluationOptions, identity: dict[str, Any], config: ModelConfig | None
 ) -> Path:
     """Where the results go: a folder that has none, or those of the same evaluation.
 
@@ -257,7 +217,7 @@ def _description(
     source: Path,
     table: Table,
     samples: Sequence[Sample],
-    asked: Asked,
+    asked: EvaluationOptions,
     config: ModelConfig | None,
     measured: Measured,
 ) -> dict[str, Any]:

@@ -1,54 +1,36 @@
 """`histoloc predict`: images in, map, mask and picture of each, and one table."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
 from histoloc.data.images import read_image, write_map, write_mask, write_picture
 from histoloc.errors import InputError
+from histoloc.options import ALL, PredictionOptions
 from histoloc.pictures import overlay
 from histoloc.prediction import Predictor, load
 from histoloc.slides.formats import stored_mpp
-from histoloc.types import Localization, Range
+from histoloc.types import Localization
 from histoloc.work_folder import atomic_path, locked, safe_name
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
-ALL = "all"
 
 
 def predict_files(
-    model: Path,
-    images: Sequence[Path],
-    out: Path,
-    *,
-    mpp: float | None = None,
-    threshold: float | None = None,
-    range: Range | None = None,
-    map_class: str | None = None,
-    empty_class: str | None = None,
-    tissue: bool = True,
-    device: str = "auto",
-    progress: bool = True,
+    model: Path, images: Sequence[Path], out: Path, *, progress: bool = True, **options: Any
 ) -> pd.DataFrame:
     """Localize in files and folders of images; write mask, heatmap and overlay of each, and one CSV.
 
     Args:
         model: a model folder or a run.
         images: image files, or folders whose images are taken (sub-folders too).
-        out: folder to write `NAME_mask.png`, `NAME_map.png`, `NAME_overlay.png` and `predictions.csv` into.
-        mpp: micrometres per pixel of the images; None for what each file says of itself.
-        threshold: cut the maps here instead of where the model says.
-        range: how evidence becomes a map: probability, learned or image; None for what the model says.
-        map_class: whose map is made: a class, or `all` for one of each (`NAME_CLASS_map.png`); None for the predicted
-            one.
-        empty_class: the class without ROI; None for what the model was trained with.
-        tissue: where an image is cut into tiles, look at tissue alone.
-        device: where to compute.
+        out: folder to write `NAME_mask.png`, `NAME_map.png`, `NAME_overlay.png` and `predictions.csv` into; for
+            `map_class="all"` the first two begin with `NAME_CLASS`.
         progress: show a bar.
+        options: of `PredictionOptions`, by name, as `threshold=0.4`.
 
     Returns:
         The CSV's rows: image, class, prob_<class>, map_class, roi_fraction, roi_mm2, threshold, range, scale.
@@ -56,38 +38,27 @@ def predict_files(
     Raises:
         InputError: nothing to do, two images of one name, an unreadable image, a folder that cannot be written.
     """
-    if mpp is not None and not 0 < mpp < math.inf:
-        raise InputError(f"--mpp {mpp} must be above 0 and finite (micrometres per pixel)")
+    asked = PredictionOptions(**options)
     if any((out / name).exists() for name in ("run.yaml", "config.json", "slide.json", "benchmark.json")):
         raise InputError(f"{out}: folder contains a run, a model or a slide's results; choose another --out")
-    predictor = load(model, device, range=range, empty_class=empty_class)
-    predictor.check(threshold, None if map_class == ALL else map_class)
+    predictor = load(model, asked.device, range=asked.range, empty_class=asked.empty_class)
+    predictor.check(asked.threshold, None if asked.map_class == ALL else asked.map_class)
     files = _image_files(images)
     with locked(out):
-        return _predict(predictor, files, out, Choices(mpp, threshold, map_class, tissue), progress=progress)
-
-
-class Choices(NamedTuple):
-    """What `predict_files` is asked for."""
-
-    mpp: float | None
-    threshold: float | None
-    map_class: str | None
-    tissue: bool
+        return _predict(predictor, files, out, asked, progress=progress)
 
 
 def _predict(
-    predictor: Predictor, files: dict[str, Path], out: Path, asked: Choices, *, progress: bool
+    predictor: Predictor, files: dict[str, Path], out: Path, asked: PredictionOptions, *, progress: bool
 ) -> pd.DataFrame:
-    mpp, threshold, map_class, tissue = asked
     rows: list[dict[str, object]] = []
     notes: dict[str, list[str]] = {}
     for name, file in tqdm(files.items(), "predicting", disable=not progress):
-        pixels, own = read_image(file), stored_mpp(file) if mpp is None else mpp
-        answer = predictor.look(pixels, own, tissue=tissue)
-        for wanted in _classes(predictor, answer.maps, map_class):
-            result = predictor.localize(answer, own, threshold=threshold, map_class=wanted)
-            stem = f"{name}_{safe_name(wanted)}" if map_class == ALL and wanted else name
+        pixels, own = read_image(file), stored_mpp(file) if asked.mpp is None else asked.mpp
+        answer = predictor.look(pixels, own, tissue=asked.tissue)
+        for wanted in _classes(predictor, answer.maps, asked.map_class):
+            result = predictor.localize(answer, own, threshold=asked.threshold, map_class=wanted)
+            stem = f"{name}_{safe_name(wanted)}" if asked.map_class == ALL and wanted else name
             write_mask(out / f"{stem}_mask.png", result.mask)
             write_map(out / f"{stem}_map.png", result.roi)
             write_picture(out / f"{stem}_overlay.png", overlay(pixels, result.roi, result.mask))

@@ -22,8 +22,9 @@ from histoloc.benchmark.results import CELL_FILE, ERROR_FILE
 from histoloc.config import read_yaml, run_config
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
-from histoloc.evaluation import Asked, run_evaluation
+from histoloc.evaluation import run_evaluation
 from histoloc.model_folder import load_model
+from histoloc.options import EvaluationOptions
 from histoloc.training import train
 from histoloc.work_folder import check_inputs, inputs_of, locked, write_json, write_text
 
@@ -52,8 +53,10 @@ def _run(folder: Path) -> None:
     started = time.perf_counter()
     own = folder / "evaluation" / request["split"]
     shutil.rmtree(own, ignore_errors=True)  # of a call that was stopped
-    asked = Asked(request["split"], config.fold, empty_class=request.get("empty_class"))
-    result = run_evaluation(folder, config.data, asked, out=own, maps=request["maps"], progress=False)
+    asked = EvaluationOptions(
+        split=request["split"], fold=config.fold, maps=request["maps"], empty_class=request.get("empty_class")
+    )
+    result = run_evaluation(folder, config.data, asked, out=own, progress=False)
     evaluated = time.perf_counter() - started
     print("\n".join(result.lines), flush=True)
     method, described = load_model(folder)

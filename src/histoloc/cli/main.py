@@ -1,14 +1,15 @@
 """The command line: each command calls one function and adds nothing."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from histoloc.cli.options import ClassOption, RangeOption
 from histoloc.cli.view import view
 from histoloc.errors import InputError
+from histoloc.options import ALL, EvaluationOptions, PredictionOptions
 from histoloc.work_folder import safe_name
 
 app = App(
@@ -65,44 +66,25 @@ def evaluate(
     source: Path,
     *,
     data: Path,
-    split: Literal["train", "valid", "test"] = "test",
-    fold: int | None = None,
-    threshold: float | None = None,
-    range: RangeOption = None,
-    class_: ClassOption = None,
     out: Path | None = None,
-    maps: int = 200,
-    empty_class: str | None = None,
-    tissue: bool = True,
-    device: str = "auto",
+    options: Annotated[EvaluationOptions, Parameter(name="*")] = EvaluationOptions(),  # noqa: B008
 ) -> None:
     """Measure a model, or a folder of anybody's heatmaps, on one split of a table.
 
     Args:
         source: a run, a model folder, or a folder with one heatmap per image (STEM.npy, .png or .tif, in [0, 1]).
         data: the table (CSV).
-        split: which rows.
-        fold: which fold is the validation split; by default the one the model was trained with.
-        threshold: cut the maps here instead of at the model's threshold.
-        range: how evidence becomes a map: probability, learned, or image (stretched in every image, as in the papers);
-            by default what the model says.
-        class_: measure the maps of this class, or of all, one after the other; by default those of the class that is
-            predicted.
         out: folder for the results; by default evaluation/SPLIT in the run, or, where that has another evaluation, a
             folder named by split and options beside it.
-        maps: keep the maps of so many images, evenly spaced, for the report.
-        empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
-            model was trained with.
-        tissue: where an image is cut into tiles, look at tissue alone, as on slides; --no-tissue looks everywhere.
-        device: auto, cpu, cuda, cuda:1, mps.
+        options: what is measured.
     """
-    from histoloc.evaluation import Asked, run_evaluation
+    from histoloc.evaluation import run_evaluation
     from histoloc.map_class import classes_of
 
-    for name in classes_of(source, empty_class) if class_ == "all" else [class_]:
-        asked = Asked(split, fold, threshold, range, name, empty_class, tissue)
-        place = out / safe_name(str(name)) if out is not None and class_ == "all" else out
-        for line in run_evaluation(source, data, asked, out=place, maps=maps, device=device).lines:
+    every = options.map_class == ALL
+    for name in classes_of(source, options.empty_class) if every else [options.map_class]:
+        place = out / safe_name(str(name)) if out is not None and every else out
+        for line in run_evaluation(source, data, replace(options, map_class=name), out=place).lines:
             print(line)
 
 
@@ -112,13 +94,7 @@ def predict(
     images: Runs,
     *,
     out: Path,
-    mpp: float | None = None,
-    threshold: float | None = None,
-    range: RangeOption = None,
-    class_: ClassOption = None,
-    empty_class: str | None = None,
-    tissue: bool = True,
-    device: str = "auto",
+    options: Annotated[PredictionOptions, Parameter(name="*")] = PredictionOptions(),  # noqa: B008
 ) -> None:
     """Localize in images: mask, heatmap and overlay of each, and one CSV with class, probabilities and ROI area.
 
@@ -126,30 +102,11 @@ def predict(
         model: a run or a model folder.
         images: image files, or folders of them.
         out: folder for the results.
-        mpp: micrometres per pixel of the images, which are then seen at the model's scale (in tiles where they are
-            larger than training images) and measured in mm²; by default what each file says.
-        threshold: cut the maps here instead of at the model's threshold.
-        range: how evidence becomes a map: probability, learned, or image (stretched in every image, as in the papers);
-            by default what the model says.
-        class_: make the maps of this class, or of all; by default those of the class that is predicted.
-        empty_class: the class without ROI (normal tissue); by default what the model was trained with.
-        tissue: where an image is cut into tiles, look at tissue alone, as on slides; --no-tissue looks everywhere.
-        device: auto, cpu, cuda, cuda:1, mps.
+        options: how.
     """
     from histoloc.predict_files import predict_files
 
-    predict_files(
-        model,
-        images,
-        out,
-        mpp=mpp,
-        threshold=threshold,
-        range=range,
-        map_class=class_,
-        empty_class=empty_class,
-        tissue=tissue,
-        device=device,
-    )
+    predict_files(model, images, out, **vars(options))
     print(out / "predictions.csv")
 
 

@@ -18,6 +18,7 @@ from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
 from histoloc.methods import METHODS, Method
 from histoloc.nn.backbone import BackboneConfig
+from histoloc.options import EvaluationOptions
 
 _SECTIONS = ("options", "backbone", "input", "training")
 
@@ -60,7 +61,7 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         input: Any = None,
         training: Any = None,
     ) -> None:
-        from histoloc.evaluation import Asked, keep_as_own, run_evaluation
+        from histoloc.evaluation import keep_as_own, run_evaluation
         from histoloc.report import write_report
         from histoloc.training import train as run
 
@@ -77,7 +78,8 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
             own = out / "evaluation" / "valid"
             shutil.rmtree(own, ignore_errors=True)  # of the weights before
             device = "cpu" if training.accelerator == "cpu" else "auto"
-            evaluated = run_evaluation(out, data, Asked("valid", fold), out=own, device=device)
+            asked = EvaluationOptions(split="valid", fold=fold, device=device)
+            evaluated = run_evaluation(out, data, asked, out=own)
             keep_as_own(out, evaluated.folder)
             print("validation: " + "\n".join(evaluated.lines))
             print(write_report([out], out / "report.html"))
