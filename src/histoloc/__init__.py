@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from histoloc.training import train
     from histoloc.types import Localization
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOMS = {
     "InputError": ("histoloc.errors", "InputError"),
