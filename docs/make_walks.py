@@ -28,10 +28,10 @@ WALKS: dict[str, list[tuple[str, str]]] = {
         ("cli", "slide files"),
         ("runner", "one slide as an item"),
         ("slides.reader", "regions"),
-        ("slides.grid", "tiles with tissue"),
+        ("slide_maps.grid", "tiles with tissue"),
         ("prediction", "evidence of tiles"),
-        ("slides.stitch", "one array on disk"),
-        ("slides.export", "pyramid, outlines, overview"),
+        ("slide_maps.stitch", "one array on disk"),
+        ("slide_maps.outputs", "pyramid, outlines, overview"),
     ],
 }
 WIDTH, BOX, GAP, HIGH = 168, 132, 36, 44

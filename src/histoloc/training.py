@@ -60,7 +60,12 @@ class Job:
 
 
 def train(
-    config: RunConfig, out: Path, *, resume: bool = False, progress: bool = True, then: Callable[[], None] | None = None
+    config: RunConfig,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    then: Callable[[], None] | None = None,
 ) -> Path:
     """Train a method and leave a run folder.
 
@@ -81,6 +86,7 @@ def train(
             is there, or one that was begun on another kind of device, in another precision or by another number of
             processes); the batch has fewer images than there are processes; the loss is no longer finite.
     """
+    out = Path(out)
     table = read_table(config.data, fold=config.fold)
     table.check_classes()
     check_splits(config, table)
