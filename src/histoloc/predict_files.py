@@ -12,7 +12,7 @@ from histoloc.errors import InputError
 from histoloc.options import ALL, PredictionOptions
 from histoloc.pictures import overlay
 from histoloc.prediction import Predictor, load
-from histoloc.slides.formats import stored_mpp
+from histoloc.slides.reader import stored_mpp
 from histoloc.types import Localization
 from histoloc.work_folder import atomic_path, locked, safe_name
 

@@ -22,7 +22,7 @@ from histoloc.scale import View, tile_side, view
 from histoloc.slide_maps.answer import slide_probabilities
 from histoloc.slide_maps.in_memory import look_at_tiles
 from histoloc.slide_maps.stitch import gaussian_window, stitch_bands, tissue_rows
-from histoloc.slides.formats import stored_mpp
+from histoloc.slides.reader import stored_mpp
 from histoloc.types import Calibration, Localization, Output, Range
 
 Pixels = NDArray[np.uint8]

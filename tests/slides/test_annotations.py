@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_camelyon_groups(tmp_path):
         tmp_path / "tumor_001.xml", ("_0", SQUARE), ("_1", BOW_TIE[:3]), ("Tumor", SQUARE), ("_2", HOLE), ("x", HOLE)
     )
     annotations = read_annotations(file)
-    assert [(r.label, r.hole) for r in annotations.regions] == [
+    assert [(r.feature.label, r.hole) for r in annotations.regions] == [
         ("_0", False), ("_1", False), ("Tumor", False), ("_2", True),
     ]  # fmt: skip
     assert annotations.regions[0].polygon.equals(Polygon(SQUARE))
@@ -105,7 +106,7 @@ def test_damaged_polygons_are_reported(tmp_path):
     file = asap(tmp_path / "a.xml", *(("_0", shape) for shape in ([(1, 1), (2, 2)], BOW_TIE, SQUARE, far)))
     annotations = read_annotations(file, size=(60, 100))
     few, crossing, leaving, outside, gone = annotations.warnings
-    assert f"{file}, annotation 0: has fewer than three vertices" in few
+    assert f"{file}, annotation 0: an outline has fewer than three vertices" in few
     assert f"{file}, annotation 1: is no valid polygon (Self-intersection" in crossing
     assert f"{file}, annotation 2: leaves the slide of 60x100 px; clipped" in leaving
     assert "annotation 3: leaves the slide" in outside
@@ -121,17 +122,17 @@ def test_files_without_annotations_are_refused(tmp_path):
         "empty.xml": ("", "no readable XML"),
         "none.xml": ("<ASAP_Annotations><Annotations></Annotations></ASAP_Annotations>", r"none\.xml: holds no ann"),
         "other.xml": ("<html><body/></html>", "holds no annotations as ASAP"),
-        "text.xml": (whole.replace('X="10"', 'X="ten"', 1), r"text\.xml: annotation 0 has no readable coordinates"),
-        "lost.xml": (whole.replace('X="10"', "", 1), "annotation 0 has no readable coordinates"),
-        "inf.xml": (whole.replace('X="10"', 'X="inf"', 1), "annotation 0 has coordinates that are not finite"),
+        "text.xml": (whole.replace('X="10"', 'X="ten"', 1), r"text\.xml, annotation 0: has no readable shape"),
+        "lost.xml": (whole.replace('X="10"', "", 1), "annotation 0: has no readable shape"),
+        "inf.xml": (whole.replace('X="10"', 'X="inf"', 1), "annotation 0: has no readable shape .*not finite"),
         "hole.xml": (whole.replace('"_0"', '"_2"'), r"hole\.xml: holds no annotation of a ROI"),
         "half.geojson": ('{"type": "FeatureCollection", "features": [{"ty', r"half\.geojson: is no readable GeoJSON"),
         "none.geojson": ('{"type": "FeatureCollection", "features": []}', "no annotation of a ROI"),
         "list.json": ("3", "holds no list of features"),
-        "wrong.json": ('[{"type": "Feature", "geometry": {"type": "Polygon"}}]', "feature 0 is not as GeoJSON"),
+        "wrong.json": ('[{"type": "Feature", "geometry": {"type": "Polygon"}}]', "annotation 0: has no readable shape"),
         "flat.json": (
             '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0], [1], [2]]]}}]',
-            "feature 0 is not as GeoJSON",
+            "annotation 0: has no readable shape",
         ),
         "notes.txt": ("", "ASAP XML"),
     }
@@ -155,7 +156,7 @@ QUPATH = {
                 "objectType": "annotation",
                 "classification": {"name": "Tumor", "color": [200, 0, 0]},
                 "isLocked": True,
-                "measurements": {"Area µm^2": 12.5, "bad": None},
+                "measurements": {"Area µm^2": 12.5},
             },
         },
         {
@@ -195,19 +196,19 @@ def test_geojson_as_qupath_writes_it(tmp_path, content):
     file.write_text(json.dumps(content))
     features, warnings = read_geojson(file)
     tumour, stroma, cell = features
-    assert tumour == Feature(Polygon(SQUARE, [HOLE]), "Tumor", (200, 0, 0), {"Area µm^2": 12.5})
+    assert tumour == Feature(Polygon(SQUARE, [HOLE]), "Tumor", measurements={"Area µm^2": 12.5})
     assert stroma.geometry.area == 50
-    assert (stroma.label, stroma.color, stroma.measurements) == ("Stroma", (150, 200, 150), {"mean": 3})
-    assert (cell.label, cell.color, cell.kind, cell.index) == ("Tumor: Positive", None, "detection", 3)
+    assert (stroma.label, stroma.measurements) == ("Stroma", {})
+    assert (cell.label, cell.kind, cell.index) == ("Tumor: Positive", "detection", 3)
     assert [w.removeprefix(str(file)) for w in warnings] == [
-        ", annotation 2: is a Point, not a polygon; left out",
-        ", annotation 4: its outline has fewer than three vertices; left out",
+        ", annotation 2: is no polygon; left out",
+        ", annotation 4: an outline has fewer than three vertices; left out",
     ]
     annotations = read_annotations(file)
-    assert [r.label for r in annotations.regions] == ["Tumor", "Stroma", "Tumor: Positive"]
+    assert [r.feature.label for r in annotations.regions] == ["Tumor", "Stroma", "Tumor: Positive"]
     assert rasterise(annotations, 10, 20, 100, 100).sum() == 100 * 100 - 400
     chosen = read_annotations(file, roi=["Tumor"])
-    assert [r.label for r in chosen.regions] == ["Tumor"]
+    assert [r.feature.label for r in chosen.regions] == ["Tumor"]
     assert "'Stroma' (1), 'Tumor: Positive' (1)" in chosen.warnings[-1]
 
 
@@ -220,7 +221,11 @@ def test_geojson_round_trip(tmp_path):
         Feature(Polygon(SQUARE, [HOLE])),
     ]
     write_geojson(tmp_path / "a.geojson", features)
-    assert read_geojson(tmp_path / "a.geojson") == (features, [])
+    again = [replace(feature, color=None) for feature in features]
+    assert read_geojson(tmp_path / "a.geojson") == (again, [])
+    written = [feature["properties"] for feature in json.loads((tmp_path / "a.geojson").read_text())["features"]]
+    assert written[0]["classification"] == {"name": "Tumor", "color": [1, 2, 3]}
+    assert [properties["objectType"] for properties in written] == ["annotation", "detection", "annotation"]
     write_geojson(tmp_path / "none.geojson", [])
     assert read_geojson(tmp_path / "none.geojson") == ([], [])
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -230,11 +235,12 @@ def test_geojson_round_trip(tmp_path):
 
 def test_xml_becomes_geojson(tmp_path):
     annotations = read_annotations(asap(tmp_path / "a.xml", ("_0", SQUARE), ("_0", BOW_TIE), ("_2", HOLE)))
-    write_geojson(tmp_path / "a.geojson", annotations.features())
+    features = [Feature(region.polygon, region.feature.label) for region in annotations.regions]
+    write_geojson(tmp_path / "a.geojson", features)
     again = read_annotations(tmp_path / "a.geojson", holes=["_2"])
     assert again.warnings == ()
-    assert [(r.label, r.hole, r.polygon) for r in again.regions] == [
-        (r.label, r.hole, r.polygon) for r in annotations.regions
+    assert [(r.feature.label, r.hole, r.polygon) for r in again.regions] == [
+        (r.feature.label, r.hole, r.polygon) for r in annotations.regions
     ]
     np.testing.assert_array_equal(rasterise(again, 0, 0, 120, 130), rasterise(annotations, 0, 0, 120, 130))
 

@@ -6,9 +6,8 @@ from PIL import Image
 from skimage import color, filters
 
 from factory import KINDS, blob, box, kinds_at, make_slide, render
-from histoloc.errors import InputError
 from histoloc.slides.reader import open_slide
-from histoloc.slides.tissue import TissueOptions, find_tissue, protocol_tissue, share, tissue, tissue_picture
+from histoloc.slides.tissue import find_tissue, protocol_tissue, share, tissue, tissue_picture
 
 SIZE = (12000, 8000)  # 3 x 2 mm at 0.25 µm/px
 TISSUE = blob("tissue", 4500, 4000, 2500, seed=3)
@@ -155,13 +154,10 @@ def test_stains_other_than_h_and_e_and_tinted_glass():
     assert dice(mask, expected) > 0.97
 
 
-def test_min_area_is_in_square_millimetres():
-    rgb = render([box("tissue", 32 * 50, 32 * 50, 32 * 20, 32 * 20)], 0, 0, 200, 200, 32)  # 0.0256 mm² at 8 µm/px
-    assert find_tissue(rgb, 8.0, TissueOptions(min_area_mm2=0.02)).sum() == pytest.approx(400, abs=50)
-    assert not find_tissue(rgb, 8.0).any()
-    for wrong in (-1.0, float("nan")):
-        with pytest.raises(InputError, match="min-area-mm2"):
-            TissueOptions(min_area_mm2=wrong)
+def test_the_least_area_is_in_square_millimetres():
+    for side, counts in ((20, False), (36, True)):  # of 8 µm/px: 0.0256 and 0.083 mm²
+        rgb = render([box("tissue", 1600, 1600, 32 * side, 32 * side)], 0, 0, 200, 200, 32)
+        assert find_tissue(rgb, 8.0).any() == counts
 
 
 def test_tissue_of_the_real_slide(shared_data):

@@ -11,8 +11,7 @@ from histoloc.data.images import image_size, read_image, read_mask
 from histoloc.data.table import Sample
 from histoloc.errors import InputError
 from histoloc.slides.annotations import Annotations, rasterise, read_annotations
-from histoloc.slides.formats import stored_mpp
-from histoloc.slides.reader import Slide, open_slide
+from histoloc.slides.reader import Slide, open_slide, stored_mpp
 
 OUTLINES = (".xml", ".geojson", ".json")
 _OPEN_SLIDES = 8  # per process

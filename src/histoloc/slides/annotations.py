@@ -1,11 +1,12 @@
 """What pathologists drew on a slide: ASAP's XML and QuPath's GeoJSON, and its mask at any region and scale."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,10 +14,9 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from shapely import MultiPolygon, Polygon, STRtree
-from shapely.geometry.base import BaseGeometry
 
 from histoloc.errors import InputError
-from histoloc.slides.geojson import Feature, read_geojson
+from histoloc.slides.geojson import Feature, read_features, read_geojson
 
 Holes = Literal["subtract", "ignore"]
 
@@ -37,11 +37,6 @@ class Region:
     polygon: Polygon | MultiPolygon
     feature: Feature
     hole: bool = False
-
-    @property
-    def label(self) -> str:
-        """Name of the class or group; empty where the file gives none."""
-        return self.feature.label
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,6 @@ class Annotations:
     def bounds(self) -> NDArray[np.float64]:
         """Bounding boxes (left, top, right, bottom) of the regions that are ROI: (N, 4), pixels of level 0."""
         return shapely.bounds([region.polygon for region in self.regions if not region.hole]).reshape(-1, 4)
-
-    def features(self) -> list[Feature]:
-        """The valid shapes with their classes, for `write_geojson`."""
-        return [
-            Feature(region.polygon, region.label, region.feature.color, region.feature.measurements)
-            for region in self.regions
-        ]
 
 
 def read_annotations(
@@ -105,11 +93,11 @@ def read_annotations(
     if kind == ".xml":
         roi, holes = CAMELYON_ROI if roi is None else roi, CAMELYON_HOLES if holes is None else holes
     holes = () if holes is None else holes
-    unknown: dict[str, int] = {}
+    unknown: Counter[str] = Counter()
     regions: list[Region] = []
     for feature in features:
         if feature.label not in holes and roi is not None and feature.label not in roi:
-            unknown[feature.label] = unknown.get(feature.label, 0) + 1
+            unknown[feature.label] += 1
             continue
         if rounded:
             feature = replace(feature, geometry=shapely.transform(feature.geometry, np.rint))
@@ -117,69 +105,50 @@ def read_annotations(
         if polygon is not None:
             regions.append(Region(polygon, feature, feature.label in holes))
     known = ", ".join((*(roi or ()), *holes))
-    found = ", ".join(f"'{label}' ({count})" for label, count in unknown.items())
+    listed = ", ".join(f"'{label}' ({count})" for label, count in unknown.items())
     if unknown:
-        warnings.append(f"{path}: annotations of unknown classes are left out: {found}; known are {known}")
+        warnings.append(f"{path}: annotations of unknown classes are left out: {listed}; known are {known}")
     if all(region.hole for region in regions):
-        there = f"it has {found}, known are {known}" if unknown else "; ".join(warnings) or "it is empty"
-        raise InputError(f"{path}: holds no annotation of a ROI ({there}); give no annotations for a slide without ROI")
+        holds = f"it has {listed}, known are {known}" if unknown else "; ".join(warnings) or "it is empty"
+        raise InputError(f"{path}: holds no annotation of a ROI ({holds}); give no annotations for a slide without ROI")
     return Annotations(tuple(regions), tuple(warnings))
 
 
 def _read_asap(path: Path) -> tuple[list[Feature], list[str]]:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such annotation file; correct the path")
     try:
         root = ElementTree.parse(path).getroot()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such annotation file; correct the path") from error
     except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
         raise InputError(f"{path}: is no readable XML, it may be cut off ({error}); copy or export it again") from error
     elements = root.findall("Annotations/Annotation")
     if not elements:
         raise InputError(f"{path}: holds no annotations as ASAP writes them; export them from ASAP, or as GeoJSON")
-    features, warnings = [], []
-    for index, element in enumerate(elements):
-        try:
-            points = [(float(c.attrib["X"]), float(c.attrib["Y"])) for c in element.findall("Coordinates/Coordinate")]
-        except (KeyError, ValueError) as error:
-            raise InputError(
-                f"{path}: annotation {index} has no readable coordinates ({error!r}); export it again"
-            ) from error
-        if not all(math.isfinite(value) for point in points for value in point):
-            raise InputError(f"{path}: annotation {index} has coordinates that are not finite; export it again")
-        if len(set(points)) < 3:
-            warnings.append(f"{path}, annotation {index}: has fewer than three vertices; left out")
-            continue
-        features.append(Feature(Polygon(points), element.get("PartOfGroup", ""), index=index))
-    return features, warnings
+
+    def parts(element: ElementTree.Element) -> tuple[Any, dict[str, Any]]:
+        points = [(float(c.attrib["X"]), float(c.attrib["Y"])) for c in element.findall("Coordinates/Coordinate")]
+        return [[points]], {"label": element.get("PartOfGroup", "")}
+
+    return read_features(path, elements, parts)
 
 
 def _cleaned(
     geometry: Polygon | MultiPolygon, size: tuple[int, int] | None, where: str, warnings: list[str]
 ) -> Polygon | MultiPolygon | None:
     """A valid polygon within the slide; None where nothing of an area is left."""
-    cleaned: BaseGeometry = geometry
+    cleaned: shapely.Geometry = geometry
     if not cleaned.is_valid:
         warnings.append(f"{where}: is no valid polygon ({shapely.is_valid_reason(cleaned)}); repaired")
         cleaned = shapely.make_valid(cleaned)
     if size is not None and not shapely.box(0, 0, *size).covers(cleaned):
         warnings.append(f"{where}: leaves the slide of {size[0]}x{size[1]} px; clipped")
         cleaned = cleaned.intersection(shapely.box(0, 0, *size))
-    polygons = _polygons(cleaned)
+    parts = shapely.get_parts(shapely.get_parts(cleaned))
+    polygons = list(parts[shapely.area(parts) > 0])  # repairing and clipping may leave lines and points behind
     if not polygons:
         warnings.append(f"{where}: has no area on the slide; left out")
         return None
     return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
-
-
-def _polygons(geometry: BaseGeometry) -> list[Polygon]:
-    """The parts that have an area; repairing and clipping may leave lines and points behind."""
-    parts: Iterable[BaseGeometry] = getattr(geometry, "geoms", [geometry])
-    return [
-        polygon
-        for part in parts
-        for polygon in ([part] if isinstance(part, Polygon) else _polygons(part) if hasattr(part, "geoms") else [])
-        if polygon.area > 0
-    ]
 
 
 def rasterise(
@@ -222,30 +191,26 @@ def rasterise(
     # One pixel more on each side, because an outline covers the pixel right and below of its vertices.
     area = shapely.box(x - downsample, y - downsample, right + downsample, bottom + downsample)
     touching = [annotations.regions[i] for i in sorted(annotations.tree.query(area))]
-    positive = [region for region in touching if not region.hole]
     if outlined:
-        return _draw_outlined(positive, x, y, (width, height), downsample)
+        return _draw_outlined([region for region in touching if not region.hole], (x, y), (width, height), downsample)
     mask = np.zeros((height, width), bool)
-    for region in positive:
-        rings = _rings(region.polygon, with_holes=holes == "subtract")
-        # Without the holes between them, outlines may lie in one another; together they would cancel.
-        for together in [rings] if holes == "subtract" else [[ring] for ring in rings]:
-            _fill(mask, together, x, y, downsample, value=True)
-    if holes == "subtract":
-        for region in touching:
-            if region.hole:
-                _fill(mask, _rings(region.polygon, with_holes=True), x, y, downsample, value=False)
+    for region in sorted(touching, key=lambda region: region.hole):
+        if holes == "subtract":
+            _fill(mask, _rings(region.polygon, with_holes=True), (x, y), downsample, value=not region.hole)
+        elif not region.hole:
+            # Without the holes between them, outlines may lie in one another; together they would cancel.
+            for ring in _rings(region.polygon, with_holes=False):
+                _fill(mask, [ring], (x, y), downsample, value=True)
     return mask
 
 
 def _rings(geometry: Polygon | MultiPolygon, *, with_holes: bool) -> list[NDArray[np.float64]]:
-    polygons = geometry.geoms if isinstance(geometry, MultiPolygon) else [geometry]
-    rings = [ring for p in polygons for ring in (p.exterior, *(p.interiors if with_holes else ()))]
+    rings = [ring for p in shapely.get_parts(geometry) for ring in (p.exterior, *(p.interiors if with_holes else ()))]
     return [shapely.get_coordinates(ring) for ring in rings]
 
 
 def _draw_outlined(
-    regions: Sequence[Region], x: float, y: float, size: tuple[int, int], downsample: float
+    regions: Sequence[Region], origin: tuple[float, float], size: tuple[int, int], downsample: float
 ) -> NDArray[np.bool_]:
     # With a margin, because Pillow rounds halves away from 0: what is cut off at 0 would depend on the region.
     image = Image.new("1", (size[0] + 2, size[1] + 2))
@@ -253,7 +218,7 @@ def _draw_outlined(
     for region in regions:
         for ring in _rings(region.feature.geometry, with_holes=False):
             # Pillow cuts fractions off towards zero, which would shift what lies left and above of the region.
-            points = np.floor((ring - (x, y)) / downsample).astype(int) + 1
+            points = np.floor((ring - origin) / downsample).astype(int) + 1
             draw.polygon([(int(u), int(v)) for u, v in points[:-1]], fill=1, outline=1)
     return np.array(image, dtype=bool)[1:-1, 1:-1]
 
@@ -261,8 +226,7 @@ def _draw_outlined(
 def _fill(
     mask: NDArray[np.bool_],
     rings: Sequence[NDArray[np.float64]],
-    x: float,
-    y: float,
+    origin: tuple[float, float],
     downsample: float,
     *,
     value: bool,
@@ -272,12 +236,13 @@ def _fill(
     Every edge flips all pixels of a row to the right of where it crosses the row's centre line. Libraries either
     draw the outline along, which makes tumours larger and holes smaller, or test every pixel against every edge.
     """
+    (x, y), (height, width) = origin, mask.shape
     start = np.concatenate([ring[:-1] for ring in rings])
     end = np.concatenate([ring[1:] for ring in rings])
     # Rows whose centre line y + (row + 0.5) * downsample is in [upper, lower): a shared vertex counts once.
-    first = _first_centre(np.minimum(start[:, 1], end[:, 1]), y, downsample, mask.shape[0])
-    last = _first_centre(np.maximum(start[:, 1], end[:, 1]), y, downsample, mask.shape[0])
-    left, right = _first_centre(np.array([start[:, 0].min(), start[:, 0].max()]), x, downsample, mask.shape[1])
+    first = _first_centre(np.minimum(start[:, 1], end[:, 1]), y, downsample, height)
+    last = _first_centre(np.maximum(start[:, 1], end[:, 1]), y, downsample, height)
+    left, right = _first_centre(np.array([start[:, 0].min(), start[:, 0].max()]), x, downsample, width)
     top, bottom = first.min(), last.max()
     if left == right or top == bottom:
         return
@@ -286,7 +251,7 @@ def _fill(
     row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)
     (x0, y0), (x1, y1) = start[edge].T, end[edge].T
     crossing = x0 + (y + (row + 0.5) * downsample - y0) * (x1 - x0) / (y1 - y0)
-    column = np.clip(_first_centre(crossing, x, downsample, mask.shape[1]), left, right)
+    column = np.clip(_first_centre(crossing, x, downsample, width), left, right)
     flips = np.zeros((bottom - top, right - left + 1), np.uint8)
     np.bitwise_xor.at(flips, (row - top, column - left), 1)
     inside = np.bitwise_xor.accumulate(flips[:, :-1], axis=1).view(bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from histoloc.errors import InputError
-from histoloc.slides.formats import COARSEST_MPP, Source, open_source
+from histoloc.slides.formats import Source, open_source
 
 NEAR = 0.01  # a level within 1 % of the wanted scale is read as it is
 UPSAMPLING = 1.1  # scales down to level 0's divided by this are made by interpolation, finer ones refused
+COARSEST_MPP = 20.0  # tags that say more are of screens and printers: 72 dpi would be 353 µm/px
 _BLOCK = 2048  # side in pixels of what is decoded at a time, which bounds the memory
 
 
@@ -74,10 +75,9 @@ class Slide:
             self.format = source.format
             self.properties = source.properties
             self.width, self.height = source.sizes[0]
-            indexed = [(i, _downsample(source.sizes[0], size)) for i, size in enumerate(source.sizes)]
-            kept = [(i, scale) for i, scale in indexed if scale is not None]
-            self._indices = [i for i, _ in kept]  # a level of another aspect ratio is no level
-            self.levels = tuple(Level(*source.sizes[i], scale, self.mpp * scale) for i, scale in kept)
+            scales = [_downsample(source.sizes[0], size) for size in source.sizes]
+            self._indices = [i for i, scale in enumerate(scales) if scale]  # another aspect ratio is no level
+            self.levels = tuple(Level(*source.sizes[i], s, self.mpp * s) for i, s in enumerate(scales) if s)
         except BaseException:
             self.close()
             raise
@@ -109,14 +109,12 @@ class Slide:
         if self._closed:
             raise ValueError(f"{self.path}: the slide was closed")
         process = os.getpid()
-        source = self._sources.get(process)
-        if source is None:
+        if process not in self._sources:
             # No lock, since a fork could copy it locked; a thread that comes second closes what it opened.
             own = self._opened(self.path)
-            source = self._sources.setdefault(process, own)
-            if source is not own:
+            if self._sources.setdefault(process, own) is not own:
                 own.close()
-        return source
+        return self._sources[process]
 
     def level_for(self, mpp: float) -> int:
         """Index in `levels` of what is read for a scale: a level within 1 %, or else the one just finer.
@@ -136,14 +134,20 @@ class Slide:
             )
         return max((i for i, level in enumerate(self.levels) if level.mpp < mpp), default=0)
 
+    def _level_at(self, mpp: float) -> tuple[int, float]:
+        """What is read for a scale: index of the level, and its pixels per pixel of the scale, 1 where near enough."""
+        index = self.level_for(mpp)
+        level_mpp = self.levels[index].mpp
+        return index, 1.0 if abs(level_mpp / mpp - 1) <= NEAR else mpp / level_mpp
+
     def size_at(self, mpp: float) -> tuple[int, int]:
         """(width, height) in pixels of the whole slide as `read` gives it at a scale.
 
         Raises:
             InputError: as `level_for`.
         """
-        level = self.levels[self.level_for(mpp)]
-        ratio = _ratio(level, mpp)
+        index, ratio = self._level_at(mpp)
+        level = self.levels[index]
         return max(1, round(level.width / ratio)), max(1, round(level.height / ratio))
 
     def read(self, x: float, y: float, width: int, height: int, mpp: float) -> NDArray[np.uint8]:
@@ -171,33 +175,32 @@ class Slide:
             raise InputError(f"{self.path}: a region of {width}x{height} px is empty; give a width and height from 1")
         if not (math.isfinite(x) and math.isfinite(y)):
             raise InputError(f"{self.path}: a region at {x}, {y} is nowhere; give pixels of level 0")
-        index = self.level_for(mpp)
+        index, ratio = self._level_at(mpp)
         level = self.levels[index]
-        ratio = _ratio(level, mpp)
         left, top = x / level.downsample, y / level.downsample
         pixels = np.full((height, width, 3), 255, np.uint8)
         step = max(1, int(_BLOCK / ratio))
-        for rows in _blocks(height, step):
-            for columns in _blocks(width, step):
-                box = (left + columns.start * ratio, top + rows.start * ratio,
-                       left + columns.stop * ratio, top + rows.stop * ratio)  # fmt: skip
+        for row in range(0, height, step):
+            for column in range(0, width, step):
+                block = pixels[row : row + step, column : column + step]
+                bottom, right = row + block.shape[0], column + block.shape[1]
+                box = (left + column * ratio, top + row * ratio, left + right * ratio, top + bottom * ratio)
                 if box[0] < level.width + ratio and box[1] < level.height + ratio and min(box[2:]) > -ratio:
-                    shape = (columns.stop - columns.start, rows.stop - rows.start)
-                    pixels[rows, columns] = self._read_block(index, box, shape, ratio)
+                    block[...] = self._read_block(index, box, block.shape[1::-1], ratio)
         return pixels
 
     def _read_block(
-        self, index: int, box: tuple[float, float, float, float], shape: tuple[int, int], ratio: float
+        self, index: int, box: tuple[float, float, float, float], shape: tuple[int, ...], ratio: float
     ) -> NDArray[np.uint8]:
         """Read a box in pixels of a level and resample it to `shape` (width, height)."""
         if ratio == 1:
-            return self._read_level(index, math.floor(box[0] + 0.5), math.floor(box[1] + 0.5), *shape)
+            return self._read_level(index, math.floor(box[0] + 0.5), math.floor(box[1] + 0.5), shape[0], shape[1])
         margin = math.ceil(ratio) + 1  # how far the filter looks beyond the box
         x0, y0 = math.floor(box[0]) - margin, math.floor(box[1]) - margin
         x1, y1 = math.ceil(box[2]) + margin, math.ceil(box[3]) + margin
         image = Image.fromarray(self._read_level(index, x0, y0, x1 - x0, y1 - y0))
         inner = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
-        return np.asarray(image.resize(shape, Image.Resampling.HAMMING, box=inner))
+        return np.asarray(image.resize((shape[0], shape[1]), Image.Resampling.HAMMING, box=inner))
 
     def _read_level(self, index: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Pixels of a level, white outside of it."""
@@ -214,7 +217,7 @@ class Slide:
                 raise
         return pixels
 
-    def thumbnail(self, *, mpp: float | None = None, max_side: int | None = None) -> NDArray[np.uint8]:
+    def thumbnail(self, *, mpp: float | None = None, max_side: int = 1000) -> NDArray[np.uint8]:
         """Read the whole slide, small.
 
         Args:
@@ -226,22 +229,12 @@ class Slide:
 
         Raises:
             InputError: as `read`.
-            ValueError: both or neither of the two are given.
         """
-        if (mpp is None) == (max_side is None):
-            raise ValueError("give either mpp or max_side")
         if mpp is None:
-            assert max_side is not None
-            if max_side < 1:
-                raise InputError(f"max_side {max_side}: give a whole number of pixels from 1")
             mpp = self.mpp * max(1.0, max(self.size) / max_side)
-            width, height = self.size_at(mpp)
-            while max(width, height) > max_side:  # a level within 1 % may be that much larger
+            while max(self.size_at(mpp)) > max(1, max_side):  # a level within 1 % may be that much larger
                 mpp *= 1 + 2 * NEAR
-                width, height = self.size_at(mpp)
-        else:
-            width, height = self.size_at(mpp)
-        return self.read(0, 0, width, height, mpp)
+        return self.read(0, 0, *self.size_at(mpp), mpp)
 
 
 def open_slide(path: Path, *, mpp: float | None = None, option: str = "--mpp") -> Slide:
@@ -259,6 +252,15 @@ def open_slide(path: Path, *, mpp: float | None = None, option: str = "--mpp") -
             square (x and y differ by more than 1 %) and no mpp is given.
     """
     return Slide(Path(path).absolute(), mpp, option)
+
+
+def stored_mpp(path: Path) -> float | None:
+    """Micrometres per pixel that a picture or slide says of itself; None where `open_slide` would ask for them."""
+    try:
+        with open_slide(path) as slide:
+            return slide.mpp
+    except InputError:
+        return None
 
 
 def describe(slide: Slide) -> dict[str, Any]:
@@ -282,19 +284,19 @@ def describe(slide: Slide) -> dict[str, Any]:
     }
 
 
-def _checked_mpp(path: Path, found: tuple[float, float] | None, given: float | None, option: str) -> float:
+def _checked_mpp(path: Path, stored: tuple[float, float] | None, given: float | None, option: str) -> float:
     if given is not None:
         if not 0 < given < math.inf:
             raise InputError(f"{option} {given:g}: give a positive number of micrometres per pixel")
         return float(given)
-    if found is None or not all(0 < value < math.inf for value in found):
+    if stored is None or not all(0 < value < math.inf for value in stored):
         raise InputError(f"{path}: does not say how large its pixels are; give {option}, the micrometres per pixel")
-    x, y = found
-    if max(x, y) > COARSEST_MPP:
+    x, y = stored
+    if max(stored) > COARSEST_MPP:
         raise InputError(
-            f"{path}: says {max(x, y):.4g} µm/px, as programs write for screens and paper; give the right {option}"
+            f"{path}: says {max(stored):.4g} µm/px, as programs write for screens and paper; give the right {option}"
         )
-    if max(x, y) > min(x, y) * (1 + NEAR):
+    if max(stored) > min(stored) * (1 + NEAR):
         raise InputError(
             f"{path}: its pixels are not square ({x:.4g} and {y:.4g} µm); resample the slide, or give {option} if "
             f"the file is wrong"
@@ -309,16 +311,4 @@ def _downsample(base: tuple[int, int], size: tuple[int, int]) -> float | None:
     if all(abs(long / whole - short) < 1 for long, short in zip(base, size, strict=True)):
         return float(whole)
     # Sizes are whole pixels, so a tiny level may miss the aspect ratio by as much.
-    if abs(x / y - 1) > NEAR + 1 / min(size):
-        return None
-    return (x + y) / 2
-
-
-def _ratio(level: Level, mpp: float) -> float:
-    """Pixels of the level per pixel of the wanted scale; 1 where the level is near enough."""
-    return 1.0 if abs(level.mpp / mpp - 1) <= NEAR else mpp / level.mpp
-
-
-def _blocks(length: int, step: int) -> Iterator[slice]:
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
+    return (x + y) / 2 if abs(x / y - 1) <= NEAR + 1 / min(size) else None

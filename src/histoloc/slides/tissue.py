@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -10,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from skimage import color, filters, morphology
 
-from histoloc.errors import InputError
 from histoloc.pictures import outline
 from histoloc.slides.reader import Slide
 
@@ -23,6 +21,10 @@ _DARKEST = 45  # tissue is brighter in one channel at least; borders, ink and sc
 _STAIN_FLOOR, _STAIN_CEILING = 0.02, 0.035  # bounds of the threshold on the amount of stain, optical density
 _INK_DENSITY = 0.15  # thinner colours are not judged: they may be pale tissue
 _INK_MM2 = 0.01  # smaller stains of that colour are tissue or pigment
+_MIN_AREA_MM2 = 0.05  # smaller pieces are dropped
+_DUST_MM2 = 0.002
+_MAX_HOLE_MM2 = 0.01  # smaller holes are filled; it is less than a patch of 512 px at 0.25 µm/px
+_CLOSE_UM = 40.0  # gaps up to about this width are closed
 _INK_FRINGE_UM = 30.0  # compression smears ink about this far
 
 
@@ -43,19 +45,20 @@ def protocol_tissue(rgb: NDArray[np.uint8], rgb_min: int = 10) -> Mask:
     Returns:
         (H, W) bool.
     """
-    _check_rgb(rgb)
     mask = np.zeros(rgb.shape[:2], bool)
     width = max(1, _PIECE // max(1, rgb.shape[0]))
     pieces = [np.s_[:, left : left + width] for left in range(0, rgb.shape[1], width)]
     counts, pairs = np.zeros((3, 256), np.int64), np.zeros(2**16, np.int64)
     for piece in pieces:
         channels, _, codes = _channels(rgb[piece])
-        for channel, count in zip(channels, counts, strict=True):
-            count += np.bincount(channel.ravel(), minlength=256)
+        counts += [np.bincount(channel.ravel(), minlength=256) for channel in channels]
         pairs += np.bincount(codes.ravel(), minlength=2**16)
-    saturated = _saturated(pairs)
-    if saturated is None or (np.count_nonzero(counts, axis=1) < 2).any():
+    saturation, seen = _saturation_table(), np.flatnonzero(pairs)
+    if len(np.unique(saturation[seen])) < 2 or (np.count_nonzero(counts, axis=1) < 2).any():
         return mask
+    # The histogram that threshold_otsu makes of the picture itself: 256 bins over its range.
+    histogram, edges = np.histogram(saturation[seen], bins=256, weights=pairs[seen])
+    saturated = saturation > filters.threshold_otsu(hist=(histogram, (edges[:-1] + edges[1:]) / 2))
     thresholds = [filters.threshold_otsu(hist=(count, np.arange(256))) for count in counts]
     for piece in pieces:
         channels, least, codes = _channels(rgb[piece])
@@ -73,24 +76,6 @@ def _channels(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uin
     return channels, least, greatest.astype(np.uint16) * 256 + least
 
 
-def _saturated(pairs: NDArray[np.int64]) -> Mask | None:
-    """Whether saturation is above Otsu's threshold, by 256 times the greatest channel plus the least.
-
-    Args:
-        pairs: (65536,) number of pixels of each; no array of floats is made of the picture.
-
-    Returns:
-        (65536,) bool, or None where saturation is constant.
-    """
-    table = _saturation_table()
-    there = np.flatnonzero(pairs)
-    if len(np.unique(table[there])) < 2:
-        return None
-    # The histogram that threshold_otsu makes of the picture itself: 256 bins over its range.
-    histogram, edges = np.histogram(table[there], bins=256, weights=pairs[there])
-    return table > filters.threshold_otsu(hist=(histogram, (edges[:-1] + edges[1:]) / 2))
-
-
 @cache
 def _saturation_table() -> NDArray[np.float64]:
     """HSV saturation by 256 times the greatest channel plus the least: it depends on nothing else; (65536,)."""
@@ -98,27 +83,7 @@ def _saturation_table() -> NDArray[np.float64]:
     return color.rgb2hsv(np.stack([np.maximum(greatest, least), least, least], axis=-1))[..., 1].ravel()
 
 
-@dataclass(frozen=True)
-class TissueOptions:
-    """What counts as tissue.
-
-    Attributes:
-        min_area_mm2: smaller pieces are dropped as dust.
-        max_hole_mm2: smaller holes are filled; the default is less than a patch of 512 px at 0.25 µm/px.
-        close_um: gaps up to about this width are closed, in micrometres.
-    """
-
-    min_area_mm2: float = 0.05
-    max_hole_mm2: float = 0.01
-    close_um: float = 40.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < float("inf"):
-                raise InputError(f"{name.replace('_', '-')} {value:g}: give a number from 0 up")
-
-
-def tissue(slide: Slide, mpp: float = 8.0, options: TissueOptions | None = None) -> Mask:
+def tissue(slide: Slide, mpp: float = 8.0) -> Mask:
     """Find tissue on slides of any laboratory.
 
     Histological stains absorb green most: the amount of stain is the optical density of green above the lesser
@@ -133,7 +98,6 @@ def tissue(slide: Slide, mpp: float = 8.0, options: TissueOptions | None = None)
     Args:
         slide: the slide.
         mpp: scale of the mask in micrometres per pixel.
-        options: sizes; None takes the defaults.
 
     Returns:
         (H, W) bool over the whole slide, of the size `slide.size_at(mpp)`; all False where there is no tissue.
@@ -141,13 +105,11 @@ def tissue(slide: Slide, mpp: float = 8.0, options: TissueOptions | None = None)
     Raises:
         InputError: the slide is scanned coarser than `mpp`, or damaged.
     """
-    return find_tissue(slide.thumbnail(mpp=mpp), mpp, options)
+    return find_tissue(slide.thumbnail(mpp=mpp), mpp)
 
 
-def find_tissue(rgb: NDArray[np.uint8], mpp: float, options: TissueOptions | None = None) -> Mask:
+def find_tissue(rgb: NDArray[np.uint8], mpp: float) -> Mask:
     """`tissue` of a picture: (H, W, 3) uint8 at `mpp` micrometres per pixel -> (H, W) bool."""
-    _check_rgb(rgb)
-    options = options or TissueOptions()
     density = _density(rgb)
     stain = density[..., 1] - np.minimum(density[..., 0], density[..., 2])
     smooth = ndimage.gaussian_filter(stain, 8.0 / mpp)
@@ -157,7 +119,7 @@ def find_tissue(rgb: NDArray[np.uint8], mpp: float, options: TissueOptions | Non
     threshold = _stain_threshold(smooth[usable & (rgb.min(axis=2) < 255)])
     # The second condition holds the edge where it is, the first one alone would widen strong tissue.
     mask = usable & (smooth > threshold) & (stain > threshold / 2)
-    return _tidy(mask, ink, mpp, options)
+    return _tidy(mask, ink, mpp)
 
 
 def _density(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -179,9 +141,8 @@ def _ink(density: NDArray[np.float32], mpp: float) -> Mask:
     green_ink = (red > 1.15 * green) & (blue > 1.15 * green)
     cyan_ink = red > 1.6 * green
     red_ink = (blue > 0.75 * green) & (red < 0.3 * green)
-    found = strong & (blue_ink | green_ink | cyan_ink | red_ink)
-    found = _drop_small(found, _INK_MM2, mpp)
-    return ndimage.distance_transform_edt(~found) <= _INK_FRINGE_UM / mpp if found.any() else found
+    ink = _drop_small(strong & (blue_ink | green_ink | cyan_ink | red_ink), _INK_MM2, mpp)
+    return ndimage.distance_transform_edt(~ink) <= _INK_FRINGE_UM / mpp if ink.any() else ink
 
 
 def _stain_threshold(stain: NDArray[np.float32]) -> float:
@@ -192,15 +153,15 @@ def _stain_threshold(stain: NDArray[np.float32]) -> float:
     return float(np.clip(otsu, _STAIN_FLOOR, _STAIN_CEILING))
 
 
-def _tidy(mask: Mask, ink: Mask, mpp: float, options: TissueOptions) -> Mask:
+def _tidy(mask: Mask, ink: Mask, mpp: float) -> Mask:
     """Drop specks, close gaps, fill holes; ink stays out."""
-    radius = round(options.close_um / 2 / mpp)
-    mask = _drop_small(mask, min(options.min_area_mm2, 0.002), mpp)  # before closing joins dust to tissue
+    radius = round(_CLOSE_UM / 2 / mpp)
+    mask = _drop_small(mask, _DUST_MM2, mpp)  # before closing joins dust to tissue
     if radius > 0:
         padded = np.pad(mask, radius)  # or the picture's edge would eat what touches it
         mask = ndimage.binary_closing(padded, morphology.disk(radius))[radius:-radius, radius:-radius]
-    mask = ~_drop_small(~mask, options.max_hole_mm2, mpp) & ~ink
-    return _drop_small(mask, options.min_area_mm2, mpp)
+    mask = ~_drop_small(~mask, _MAX_HOLE_MM2, mpp) & ~ink
+    return _drop_small(mask, _MIN_AREA_MM2, mpp)
 
 
 def _drop_small(mask: Mask, area_mm2: float, mpp: float) -> Mask:
@@ -234,25 +195,21 @@ def share(
         ValueError: the mask does not fit the slide at that scale, or a region is empty.
     """
     rows, columns = mask.shape
-    expected = [side * slide.mpp / mask_mpp for side in (slide.height, slide.width)]
-    # A level within 1 % of the scale was read as it is; the mask's own size then says the scale better.
-    for got, wanted in zip((rows, columns), expected, strict=True):
-        if abs(got - wanted) > 1 + 0.011 * wanted:
+    for pixels, side in ((rows, slide.height), (columns, slide.width)):
+        expected = side * slide.mpp / mask_mpp
+        # A level within 1 % of the scale was read as it is; the mask's own size then says the scale better.
+        if abs(pixels - expected) > 1 + 0.011 * expected:
             raise ValueError(f"a mask of {columns}x{rows} px is not that of {slide} at {mask_mpp:g} µm/px")
     x0, y0, wide, high = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in (x, y, width, height)))
     if (wide <= 0).any() or (high <= 0).any():
         raise ValueError("a region is empty; give widths and heights above 0")
-    integral = np.zeros((rows + 1, columns + 1))
-    integral[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    integral = np.pad(mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1), ((1, 0), (1, 0)))
     left, right = (np.clip(edge * columns / slide.width, 0, columns) for edge in (x0, x0 + wide))
     top, bottom = (np.clip(edge * rows / slide.height, 0, rows) for edge in (y0, y0 + high))
-
-    def below(row: NDArray[np.float64], column: NDArray[np.float64]) -> NDArray[np.float64]:
-        # Between its nodes the integral of a mask constant per pixel is bilinear.
-        nodes = np.stack([np.ravel(row), np.ravel(column)])
-        return ndimage.map_coordinates(integral, nodes, order=1, mode="nearest").reshape(np.shape(row))
-
-    inside = below(bottom, right) - below(top, right) - below(bottom, left) + below(top, left)
+    # Between its nodes the integral of a mask constant per pixel is bilinear.
+    nodes = np.stack([np.stack([bottom, top, bottom, top]), np.stack([right, right, left, left])])
+    corners = ndimage.map_coordinates(integral, nodes, order=1, mode="nearest")
+    inside = corners[0] - corners[1] - corners[2] + corners[3]
     area = wide * columns / slide.width * (high * rows / slide.height)
     return np.clip(inside / area, 0, 1)
 
@@ -270,8 +227,3 @@ def tissue_picture(slide: Slide, mask: Mask) -> NDArray[np.uint8]:
     rows, columns = mask.shape
     mpp = slide.mpp * max(slide.width / columns, slide.height / rows)
     return outline(slide.read(0, 0, columns, rows, mpp), mask)
-
-
-def _check_rgb(rgb: NDArray[np.uint8]) -> None:
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
-        raise ValueError(f"rgb must be (H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
