@@ -1,18 +1,22 @@
-"""The engine on tasks that fail, die and come back; one cluster for all of it, since it is slow to start."""
+"""Tasks that fail, die and come back, in this process, in others and on a cluster."""
 
+import csv
 import errno
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import psutil
 import pytest
-from distributed import LocalCluster
 
 from histoloc.errors import InputError
-from histoloc.runner import run_jobs
+from histoloc.runner import Call, ProcessSlot, do_calls, run_jobs
 from histoloc.work_folder import atomic_path
 
 
@@ -31,10 +35,19 @@ def work(item, settings):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         case "raise":
             raise KeyError("what")
+        case "eat":
+            eaten = bytearray(10**9)
+            time.sleep(60)
+            del eaten
+        case "sleep":
+            time.sleep(60)
+        case "pause":
+            time.sleep(0.1)
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "die once" if calls.stat().st_size == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+    print("said", item["value"], os.environ.get("COLOUR"), "numpy" in sys.modules)
     return {"value": item["value"] * settings["factor"], "process": os.getpid()}
 
 
@@ -62,8 +75,8 @@ def test_a_second_call_does_what_is_missing(tmp_path):
     assert values(first) == {"0/ok": 0, "2/fail once": 6, "4/ok": 12}
     assert first.failed == {"1/fail": "1: is broken", "3/raise": "KeyError: 'what'"}
     assert calls(tmp_path) == {"0": 1, "1": 3, "2": 2, "3": 3, "4": 1}
-    listed = pd.read_csv(tmp_path / "out" / "failed.csv")
-    assert listed.to_dict("list") == {"slide": list(first.failed), "reason": list(first.failed.values())}
+    with (tmp_path / "out" / "failed.csv").open(encoding="utf-8", newline="") as listed:
+        assert list(csv.reader(listed)) == [["slide", "reason"], *map(list, first.failed.items())]
     jobs["1/fail"]["do"] = jobs["3/raise"]["do"] = "ok"
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "parts").iterdir()}
     second = run(tmp_path, jobs)
@@ -134,9 +147,63 @@ def test_killed_workers_lose_only_what_they_did(tmp_path):
     assert values(run(tmp_path, jobs)) == {key: 3 * job["value"] for key, job in jobs.items()}
 
 
+def test_a_worker_beyond_its_memory_is_ended(tmp_path):
+    result = run(tmp_path, items(tmp_path, "eat", "ok"), workers=2, retries=0, memory_gb=0.5)
+    assert values(result) == {"1/ok": 3}
+    assert result.failed["0/eat"] == (
+        "its worker process died, by a crash or for want of memory (SIGKILL, limit 0.5 GB); give workers more memory, "
+        "or leave it out"
+    )
+
+
+def test_a_call_with_a_log_has_a_process_of_its_own(tmp_path):
+    """Its slot says what variables it has, before anything is imported there."""
+    jobs = items(tmp_path, "ok", "fail", "ok", "die")
+    all_ = [Call(key, partial(work, item, {"factor": 3}), tmp_path / "log") for key, item in jobs.items()]
+    ended = {}
+    for _, some in do_calls(all_, [ProcessSlot({"COLOUR": "red"})]):
+        ended |= some
+    assert ended["1/fail"] == "1: is broken"
+    assert "(SIGKILL)" in ended["3/die"]
+    assert (ended["0/ok"], ended["2/ok"]) == (None, None)
+    log = (tmp_path / "log").read_text()
+    assert log.startswith("said 0 red False\nTraceback (most recent call last):")
+    assert log.endswith("said 2 red False\n")
+    assert "COLOUR" not in os.environ
+
+
+CALLER = """
+import sys
+from pathlib import Path
+from test_runner import items, run
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    run(folder, items(folder, "sleep", "sleep", "sleep"), workers=2)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_its_caller(tmp_path, how):
+    script = tmp_path / "caller.py"
+    script.write_text(CALLER)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    caller = psutil.Popen([sys.executable, str(script), str(tmp_path)], stderr=subprocess.PIPE, env=environment)
+    for _ in range(1000):
+        time.sleep(0.05)
+        if (tmp_path / "calls").is_dir() and len(calls(tmp_path)) == 2:
+            break
+    workers = [process for process in caller.children() if "spawn_main" in " ".join(process.cmdline())]
+    assert len(workers) == 2
+    caller.send_signal(how)
+    assert caller.wait(30) != 0
+    _, alive = psutil.wait_procs(workers, 30)
+    assert not alive
+    assert len(calls(tmp_path)) == 2, "the third item is not begun"
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_ends_the_call(tmp_path, workers):
-    jobs = items(tmp_path, "ok", "full", *["ok"] * 20)
+    jobs = items(tmp_path, "ok", "full", *["pause" if workers > 1 else "ok"] * 20)
     with pytest.raises(InputError, match=r"1\.png: cannot be written \(No space left .* a second call goes on"):
         run(tmp_path, jobs, workers=workers, retries=0)
     assert calls(tmp_path)["1"] == 1
@@ -148,6 +215,8 @@ def test_a_full_disk_ends_the_call(tmp_path, workers):
 
 
 def test_a_scheduler_by_its_address(tmp_path):
+    from distributed import LocalCluster  # here, because worker processes import this file
+
     jobs = items(tmp_path, *["ok"] * 9, "fail")
     threads: dict[str, Any] = {"processes": False, "protocol": "tcp", "dashboard_address": None}
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, **threads)

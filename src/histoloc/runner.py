@@ -1,35 +1,59 @@
-"""The same task for many slides, on several processes or machines: resumable, and no slide stops the others."""
+"""Items -> result files, in processes here or on a Dask cluster: resumable, and no item stops the others."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
-import logging
+import math
+import os
+import signal
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+import threading
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent import futures
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
 
-import pandas as pd
-from tqdm import tqdm
+import psutil
 
 from histoloc.errors import InputError
-from histoloc.work_folder import atomic_path, check_claim, read_json, write_json
-
-if TYPE_CHECKING:
-    from distributed import Client
+from histoloc.progress import Bar
+from histoloc.work_folder import atomic_path, claim, write_json
 
 Task = Callable[[Any, Mapping[str, Any]], Any]
 
+LOOK_SECONDS = 0.2
+PATIENCE_SECONDS = 10.0
 _LONGEST_NAME = 150  # of a part, well below what file systems allow
 _NO_ANSWER_S = 20
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Where items are done.
+
+    Attributes:
+        workers: processes, one thread each (or OMP_NUM_THREADS); None for as many as this machine has cores. 1 works in
+            the calling process, where nothing guards against running out of memory. Ignored with a scheduler.
+        scheduler: address of a running Dask scheduler (tcp://host:8786), whose workers have limits of their own.
+        retries: how often an item that failed is tried again, from 0.
+        memory_gb: a worker process that grows beyond 95 % of it is ended, and its item tried again.
+        progress: show a bar.
+    """
+
+    workers: int | None = None
+    scheduler: str | None = None
+    retries: int = 2
+    memory_gb: float = 1.0
+    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,6 +69,15 @@ class JobsResult:
     failed: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a worker does for an item: it leaves a result in files. With a log it has a process of its own."""
+
+    key: str
+    do: Callable[[], object]
+    log: Path | None = None
+
+
 class _DiskFull(InputError):
     """There is no room for what a task made. It is no fault of the item's, and the next one would find none either."""
 
@@ -54,7 +87,6 @@ class _Job:
     """One item on its way; it is sent to the workers as it is."""
 
     task: Task
-    key: str
     item: Any
     settings: Mapping[str, Any]
     fingerprint: str
@@ -64,11 +96,15 @@ class _Job:
         """The part that an earlier call wrote, or None where there is none or it is of another item."""
         try:
             part = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            fits = part["fingerprint"] == self.fingerprint and part["item"] == self.item and "result" in part
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        if not isinstance(part, dict) or not {"fingerprint", "item", "result"} <= set(part):
-            return None
-        return part if part["fingerprint"] == self.fingerprint and part["item"] == self.item else None
+        return part if fits else None
+
+    def __call__(self) -> None:
+        """Do the task; its part is written last, because it is what says that the item is done."""
+        result = self.task(self.item, self.settings)
+        write_json(self.path, {"fingerprint": self.fingerprint, "item": self.item, "result": result})
 
 
 def run_jobs(
@@ -77,35 +113,25 @@ def run_jobs(
     out: Path,
     *,
     settings: Mapping[str, Any],
-    workers: int | None = None,
-    scheduler: str | None = None,
-    retries: int = 2,
-    memory_gb: float = 1.0,
-    progress: bool = True,
+    options: JobOptions | None = None,
+    **changes: Any,
 ) -> JobsResult:
     """Do a task once for every item; a second call does only what is missing.
 
     The result of an item becomes `out/parts/KEY.json`, written atomically when all else of the task is done, together
     with the item and a fingerprint of the settings. An item that has changed since is done again, other settings are
     refused. A task that fails is tried again; then the item is listed with its reason in `out/failed.csv` (which is
-    absent where all went well) and the others go on. Only a full disk ends the call: what is done is kept.
-
-    A worker process that dies loses only what it was doing, which the others do again. Who was on a dying worker
-    again and again is tried once more with nothing beside it, so that none pays for its neighbour, and then counts
-    as failed. A worker process that grows beyond 95 % of `memory_gb` is ended and replaced, as if it had died.
+    absent where all went well) and the others go on. Only a full disk ends the call: what is done is kept. A worker
+    process that dies loses only its item, which is tried again with nothing beside it.
 
     Args:
         task: `task(item, settings)` gives a result fit for JSON. It may be called twice for the same item, in any
             process, and must be importable there. Files of its own it writes atomically.
         items: by key, fit for JSON: all that the task has to know of one slide. The keys are any distinct texts.
-        out: the folder; workers of a `scheduler` must see it, and the slides, under the same path.
+        out: the folder; workers of a scheduler must see it, and the slides, under the same path.
         settings: what is the same for all items, fit for JSON.
-        workers: processes, one thread each; None for as many as this machine has cores. 1 works in this process,
-            where nothing guards against running out of memory. Ignored with a `scheduler`.
-        scheduler: address of a running Dask scheduler, as `tcp://host:8786`; its workers have limits of their own.
-        retries: how often a task that failed is tried again, from 0.
-        memory_gb: limit of each worker process in GB.
-        progress: show a bar.
+        options: where they are done.
+        changes: single options instead, by name.
 
     Returns:
         Results and failures; they do not depend on the number of workers.
@@ -115,40 +141,35 @@ def run_jobs(
             full, or a number is out of its range.
     """
     out = Path(out).absolute()
-    _check_numbers(workers, retries, memory_gb)
+    options = replace(options or JobOptions(), **changes)
+    _check(options)
     settings = _plain(settings)
-    fingerprint = _claim(out, settings)
-    jobs = [
-        _Job(task, key, _plain(item), settings, fingerprint, out / "parts" / _file_name(key))
+    claim(out / "settings.json", settings)
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    jobs = {
+        key: _Job(task, _plain(item), settings, fingerprint, out / "parts" / _file_name(key))
         for key, item in items.items()
-    ]
-    parts = {job.key: job.read() for job in jobs}
-    missing = [job for job in jobs if parts[job.key] is None]
-    failed: dict[str, str] = {}
-    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="slide", disable=not progress) as bar:
-        for job, error in _run(missing, workers, scheduler, retries, memory_gb):
-            if error is None:
-                parts[job.key] = job.read()
-            else:
-                failed[job.key] = _reason(error)
-            bar.set_postfix_str(f"{job.key}{' failed' if error else ''}, {len(failed)} failed", refresh=False)
-            bar.update()
-    for job in jobs:
-        if parts[job.key] is None and job.key not in failed:
-            failed[job.key] = f"its result is not to be seen at {job.path}; let all workers have the same folders"
-    failed = {job.key: failed[job.key] for job in jobs if job.key in failed}
+    }
+    missing = [Call(key, job) for key, job in jobs.items() if job.read() is None]
+    reasons: dict[str, str | None] = {}
+    bar = Bar(total=len(jobs), initial=len(jobs) - len(missing), unit="item", disable=not options.progress)
+    with bar, _slots(options, len(missing)) as slots, closing(do_calls(missing, slots, options.retries)) as looks:
+        for _, ended in looks:
+            reasons |= ended
+            bar.set_postfix_str(f"{sum(reason is not None for reason in reasons.values())} failed", refresh=False)
+            bar.update(len(ended))
+    parts = {key: job.read() for key, job in jobs.items()}
+    unseen = "its result is not to be seen at {}; let all workers have the same folders"
+    failed = {key: reasons.get(key) or unseen.format(jobs[key].path) for key, part in parts.items() if part is None}
     write_failed(out / "failed.csv", failed)
-    done = {key: part["result"] for key, part in parts.items() if part is not None}
-    return JobsResult(done, failed)
+    return JobsResult({key: part["result"] for key, part in parts.items() if part is not None}, failed)
 
 
-def _check_numbers(workers: int | None, retries: int, memory_gb: float) -> None:
-    if workers is not None and workers < 1:
-        raise InputError(f"workers {workers}: give a whole number from 1 up")
-    if retries < 0:
-        raise InputError(f"retries {retries}: give a whole number from 0 up")
-    if not 0.1 <= memory_gb < float("inf"):
-        raise InputError(f"memory-gb {memory_gb:g}: give the GB that a worker may use, 0.1 or more")
+def _check(options: JobOptions) -> None:
+    for name, least in (("workers", 1), ("retries", 0), ("memory_gb", 0.1)):
+        value = getattr(options, name)
+        if value is not None and not least <= value < math.inf:
+            raise InputError(f"{name.replace('_', '-')} {value:g}: give a number from {least:g} up")
 
 
 def _plain(value: Any) -> Any:
@@ -164,150 +185,236 @@ def _file_name(key: str) -> str:
     return f"{name}.json"
 
 
-def _claim(out: Path, settings: Mapping[str, Any]) -> str:
-    """Note the settings in the folder, or refuse to mix them with those of an earlier call."""
-    path = out / "settings.json"
-    before = read_json(path)
-    check_claim(out, before, settings)
-    if before is None:
-        write_json(path, settings)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
 def write_failed(path: Path, failed: Mapping[str, str]) -> None:
     """Write the reason of each slide that failed, as a CSV with the columns slide and reason; without any, no file."""
-    if failed:
-        with atomic_path(path) as temporary:
-            rows = pd.DataFrame({"slide": list(failed), "reason": list(failed.values())})
-            rows.to_csv(temporary, index=False, lineterminator="\n")
-    else:
-        path.unlink(missing_ok=True)
+    if not failed:
+        return path.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("slide", "reason"), *failed.items()])
 
 
-def _perform(job: _Job) -> None:
-    """Do one item, in whatever process."""
+# --- calls ---
+
+
+def do_calls(
+    calls: Sequence[Call], slots: Sequence[Slot], retries: int = 0
+) -> Generator[tuple[list[str], dict[str, str | None]]]:
+    """Do calls in their order; no process is left behind, however this ends.
+
+    SIGTERM, as batch systems send it, ends it as Ctrl-C does.
+
+    Yields:
+        Several times a second the keys of the calls that run, and of those that have ended since, each with the reason
+        why it failed; None where it did not.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    waiting, alone = deque(calls), deque[Call]()
+    tries: Counter[str] = Counter()
+    running: dict[futures.Future[str | None], tuple[Call, Slot]] = {}
+    main = threading.current_thread() is threading.main_thread()  # no other one may set a handler
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
-        result = job.task(job.item, job.settings)
-        # Last, because it is what says that the item is done.
-        write_json(job.path, {"fingerprint": job.fingerprint, "item": job.item, "result": result})
-    except (InputError, OSError) as error:
+        while waiting or alone or running:
+            for slot in slots:
+                while (waiting or (alone and not running)) and slot.free(running):
+                    call = (waiting or alone).popleft()
+                    running[slot.submit(call)] = call, slot
+            ended: dict[str, str | None] = {}
+            for future in futures.wait(running, LOOK_SECONDS, futures.FIRST_COMPLETED).done:
+                call, slot = running.pop(future)
+                tries[call.key] += 1
+                reason, died = _outcome(future, slot, tries[call.key])
+                slot.ended(call)
+                if reason is None or tries[call.key] > retries:
+                    ended[call.key] = reason
+                else:
+                    (alone if died else waiting).appendleft(call)
+            for slot in slots:
+                slot.look()
+            yield [call.key for call, _ in running.values()], ended
+    finally:
+        for slot in slots:
+            slot.close()
+        if main:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _outcome(future: futures.Future[str | None], slot: Slot, tries: int) -> tuple[str | None, bool]:
+    """Why a call failed, and whether its process died of it."""
+    try:
+        return future.result(), False
+    except InputError:
+        raise
+    except futures.CancelledError:
+        return "the scheduler was lost before it was done; call again", False
+    except Exception as error:
+        if isinstance(error, futures.BrokenExecutor) or type(error).__name__ == "KilledWorker":  # Dask's
+            again = " again and again" if tries > 1 else ""
+            remedy = "give workers more memory, or leave it out"
+            return f"its worker process died{again}, by a crash or for want of memory{slot.death()}; {remedy}", True
+        return f"{type(error).__name__}: {error}", False
+
+
+def _attempt(call: Call) -> str | None:
+    """Do a call, in whatever process, and give the reason where it failed."""
+    try:
+        call.do()
+    except Exception as error:  # whatever it is, it becomes this item's reason and the others go on
         first = error.__cause__ if isinstance(error, InputError) else error  # atomic_path tells what it caught
         if isinstance(first, OSError) and first.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _DiskFull(f"{error}; what was done before is kept, and a second call goes on from there") from error
-        raise
+        if call.log is not None:
+            traceback.print_exc()
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        return " ".join(reason.split())
+    return None
 
 
-def _reason(error: BaseException) -> str:
-    said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    return " ".join(said.split())
+class Slot:
+    """Where calls are done.
+
+    Args:
+        executor: does them.
+        size: how many at a time; what waits in a queue would be blamed for a death as well.
+    """
+
+    def __init__(self, executor: futures.Executor | None, size: Callable[[], int] = lambda: 1) -> None:
+        self.executor, self.size = executor, size
+
+    def free(self, running: Mapping[Any, tuple[Call, Slot]]) -> bool:
+        """Whether it can take one more."""
+        return sum(slot is self for _, slot in running.values()) < self.size()
+
+    def submit(self, call: Call) -> futures.Future[str | None]:
+        """Begin a call; the future gives the reason where it failed."""
+        assert self.executor is not None
+        return self.executor.submit(_attempt, call)
+
+    def death(self) -> str:
+        """How its process died, for the message."""
+        return ""
+
+    def look(self) -> None:
+        """Called several times a second."""
+
+    def ended(self, call: Call) -> None:
+        """A call is over."""
+
+    def close(self) -> None:
+        """End what runs."""
 
 
-def _run(
-    jobs: Sequence[_Job], workers: int | None, scheduler: str | None, retries: int, memory_gb: float
-) -> Iterator[tuple[_Job, BaseException | None]]:
-    """Give each job with what went wrong, as they end."""
-    if not jobs:
-        return
-    if workers == 1 and scheduler is None:
-        for job in jobs:
-            yield job, _try(job, retries)
-        return
-    from distributed import KilledWorker
+class ProcessSlot(Slot):
+    """A process that begins with the first call; when it dies, the call that it was doing is to blame.
 
-    killed: list[_Job] = []
-    with _client(scheduler, workers, len(jobs), retries, memory_gb) as client:
-        for job, error in _spread(client, jobs, retries):
-            if isinstance(error, KilledWorker):
-                killed.append(job)
-            else:
-                yield job, error
-        limit = "" if scheduler else f" (limit {memory_gb:g} GB)"
-        for job, error in chain.from_iterable(_spread(client, [alone], retries) for alone in killed):
-            if isinstance(error, KilledWorker):
-                error = InputError(
-                    f"its worker process died again and again, by a crash or for want of memory{limit}; "
-                    f"give workers more memory, or leave the slide out"
-                )
-            yield job, error
+    Args:
+        environment: variables of the process, such as CUDA_VISIBLE_DEVICES and OMP_NUM_THREADS.
+        memory_gb: beyond 95 % of it the process is ended; None for no limit.
+    """
 
+    def __init__(self, environment: Mapping[str, str], memory_gb: float | None = None) -> None:
+        super().__init__(None)
+        self.environment, self.memory_gb = environment, memory_gb
+        self.process: Any = None
 
-def _try(job: _Job, retries: int) -> Exception | None:
-    error = None
-    for _ in range(retries + 1):
+    def submit(self, call: Call) -> futures.Future[str | None]:
+        """Begin a call, in a new process where there is none."""
+        if self.executor is not None:
+            return super().submit(call)
+        self.executor = futures.ProcessPoolExecutor(1, get_context("spawn"), _begin, (call.log,))
+        before, others = dict(os.environ), set(active_children())
+        # Not in the process, where libraries may be loaded before. The first one: no file of the working directory is
+        # taken for a module.
+        os.environ.update({"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **self.environment})
         try:
-            _perform(job)
-        except _DiskFull:
-            raise
-        except Exception as caught:  # whatever it is, it is told as this item's reason and the others go on
-            error = caught
-        else:
-            return None
-    return error
+            return super().submit(call)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            (self.process,) = set(active_children()) - others
+
+    def death(self) -> str:
+        """Its exit code, and the limit."""
+        self._shut()
+        code = self.process.exitcode
+        limit = "" if self.memory_gb is None else f", limit {self.memory_gb:g} GB"
+        return f" ({signal.Signals(-code).name if code < 0 else f'exit code {code}'}{limit})"
+
+    def look(self) -> None:
+        """End the process where it has grown too large."""
+        if self.executor is not None and self.memory_gb is not None:
+            with suppress(psutil.Error):
+                if psutil.Process(self.process.pid).memory_info().rss > 0.95e9 * self.memory_gb:
+                    self.process.kill()
+
+    def ended(self, call: Call) -> None:
+        """The process goes if it was for this call alone."""
+        if call.log is not None:
+            self._shut()
+
+    def close(self) -> None:
+        """End the process; it is killed when it does not obey."""
+        if self.executor is not None:
+            self.process.terminate()
+            self.process.join(PATIENCE_SECONDS)
+            self.process.kill()
+            self._shut()
+
+    def _shut(self) -> None:
+        """Let the process end when it has done its call."""
+        if self.executor is not None:
+            self.executor.shutdown()
+            self.executor = None
+
+
+class _Here(futures.Executor):
+    """This process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+        future: futures.Future[Any] = futures.Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 @contextmanager
-def _client(scheduler: str | None, workers: int | None, jobs: int, retries: int, memory_gb: float) -> Iterator[Client]:
-    """Connect to a scheduler, or start processes that end with the block."""
-    import dask.config
-    from dask.system import CPU_COUNT
-    from distributed import Client, LocalCluster
-
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout=_NO_ANSWER_S, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from error
-        with client:
-            if not client.nthreads():
-                print(f"{scheduler}: has no workers yet; waiting for them", file=sys.stderr)
-            yield client
+def _slots(options: JobOptions, calls: int) -> Iterator[Sequence[Slot]]:
+    if options.scheduler is None:
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        count = min(options.workers or os.cpu_count() or 1, calls)
+        alone = options.workers == 1
+        yield [Slot(_Here())] if alone else [ProcessSlot(threads, options.memory_gb) for _ in range(count)]
         return
-    options = {
-        "distributed.scheduler.allowed-failures": retries,
-        # What a finished slide leaves behind may be above these for good, and a paused worker would wait for ever.
-        "distributed.worker.memory.target": False,
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.pause": False,
-        "distributed.worker.memory.terminate": 0.95,
-    }
-    with (
-        dask.config.set(options),
-        LocalCluster(
-            n_workers=min(workers or CPU_COUNT, jobs),
-            threads_per_worker=1,
-            memory_limit=int(memory_gb * 1e9),
-            dashboard_address="127.0.0.1:0",  # the default warns where another call has its port
-            silence_logs=logging.CRITICAL,  # reasons are told in failed.csv, not as tracebacks of other processes
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
+    try:
+        from distributed import Client
+
+        client: Any = Client(options.scheduler, timeout=_NO_ANSWER_S, set_as_default=False)
+    except ImportError as error:
+        raise InputError("--scheduler needs Dask: pip install 'histoloc[dask]', or leave the option out") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"--scheduler {options.scheduler}: no Dask scheduler answers there ({error})") from error
+    with client:
+        if not client.nthreads():
+            print(f"{options.scheduler}: has no workers yet; waiting for them", file=sys.stderr)
+        yield [Slot(client.get_executor(pure=False), lambda: max(1, sum(client.nthreads().values())))]
 
 
-def _spread(client: Client, jobs: Sequence[_Job], retries: int) -> Iterator[tuple[_Job, BaseException | None]]:
-    """Keep each worker busy with one job: what waits on a worker would be blamed for its death as well."""
-    from distributed import as_completed
+# --- in a worker process ---
 
-    waiting = deque(jobs)
-    call = uuid4().hex
-    running: dict[str, _Job] = {}
-    completed = as_completed(loop=client.loop)
 
-    def submit() -> None:
-        while waiting and len(running) < max(1, sum(cast(dict[str, int], client.nthreads()).values())):
-            job = waiting.popleft()
-            key = f"slide-{call}-{len(waiting)}"
-            running[key] = job
-            completed.add(client.submit(_perform, job, key=key, retries=retries, pure=False))
+def _begin(log: Path | None) -> None:
+    # Ctrl-C reaches all processes of a terminal; the parent ends its workers in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if log is not None:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
 
-    submit()
-    for future in completed:
-        job = running.pop(future.key)
-        if future.status == "cancelled":
-            error = InputError("the scheduler was lost before it was done; call again")
-        else:
-            error = future.exception()
-            if isinstance(error, _DiskFull):
-                raise error
-        submit()
-        yield job, error
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -185,6 +185,18 @@ def check_claim(folder: Path, before: Mapping[str, Any] | None, now: Mapping[str
         )
 
 
+def claim(path: Path, now: Mapping[str, Any]) -> None:
+    """Write the settings of a folder into a file of it, or make sure that they are those of the calls before.
+
+    Raises:
+        InputError: as `check_claim`, or the file cannot be read or written.
+    """
+    before = read_json(path)
+    check_claim(path.parent, before, now)
+    if before is None:
+        write_json(path, now)
+
+
 def check_run(
     out: Path,
     now: Mapping[str, Any],
