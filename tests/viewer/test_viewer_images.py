@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import threading
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,7 @@ from starlette.testclient import TestClient
 from histoloc.data.images import write_map, write_mask
 from histoloc.viewer.app import make_app
 from histoloc.viewer.catalog import Catalog
-from histoloc.viewer.outlines import mask_outlines
-from histoloc.viewer.shelf import OpenFiles, Shelf
-from histoloc.viewer.tiles import finest_level, reduced, tile_box
+from histoloc.viewer.tiles import finest_level, mask_outlines, tile_box
 
 WIDTH, HEIGHT = 300, 200
 
@@ -159,80 +155,16 @@ def test_tiles_cover_each_level_once(width: int, height: int) -> None:
     assert tile_box(width, height, 0, 1, 0) is None
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)), st.sampled_from([1, 2, 4])
-)
-def test_reduced_is_the_mean_of_squares(values: Any, factor: int) -> None:
-    height, width = (-(-side // factor) for side in values.shape)
-    found = reduced(lambda x, y, w, h: values[y : y + h, x : x + w], (0, 0, width, height), factor)
-    for i in range(height):
-        for j in range(width):
-            square = values[i * factor : (i + 1) * factor, j * factor : (j + 1) * factor]
-            assert abs(float(found[i, j]) - square.mean()) <= 0.5
-
-
 @settings(max_examples=80, deadline=None)
 @given(hnp.arrays(bool, (14, 17)))
 def test_outlines_hold_their_pixels(mask: Any) -> None:
-    features = mask_outlines(mask, "x")["features"]
+    features = mask_outlines(mask, "x")
     parts, count = ndimage.label(mask)
     large = np.isin(parts, [i for i in range(1, count + 1) if (parts == i).sum() >= 4])
     drawn = np.zeros_like(mask)
     for feature in features:
-        for ring in feature["geometry"]["coordinates"]:
-            assert ring[0] == ring[-1]
-            points = np.asarray(ring)[:, ::-1] - 0.5  # rows, columns of pixel centres
-            drawn ^= polygon2mask(mask.shape, points)
+        assert isinstance(feature.geometry, shapely.Polygon)
+        for ring in (feature.geometry.exterior, *feature.geometry.interiors):
+            drawn ^= polygon2mask(mask.shape, np.asarray(ring.coords)[:, ::-1] - 0.5)  # rows, columns of pixel centres
     np.testing.assert_array_equal(drawn, large)
-    assert sum(f["properties"]["measurements"]["Area px"] for f in features) == large.sum()
-
-
-class Handle:
-    """A file that knows whether it was closed while somebody read it."""
-
-    def __init__(self) -> None:
-        self.closed = False
-
-    def close(self) -> None:
-        assert not self.closed
-        self.closed = True
-
-
-def test_open_files_are_bounded_and_never_closed_under_a_reader() -> None:
-    shelf: OpenFiles[Handle] = OpenFiles(3)
-    made: list[Handle] = []
-
-    def opened() -> Handle:
-        made.append(Handle())
-        return made[-1]
-
-    def read(seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        for _ in range(200):
-            with shelf.lend(int(rng.integers(8)), opened) as handle:
-                assert not handle.closed
-
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sum(not handle.closed for handle in made) == 3
-    shelf.close()
-    assert all(handle.closed for handle in made)
-
-
-def test_shelf_keeps_what_was_used_last_within_its_size() -> None:
-    shelf: Shelf[bytes] = Shelf(10, len)
-    made: list[Hashable] = []
-
-    def get(key: str, size: int = 4) -> None:
-        shelf.get(key, lambda: made.append(key) or bytes(size))
-
-    for key in "abacaab":
-        get(key)
-    assert made == ["a", "b", "c", "b"]
-    get("large", 11)
-    get("large", 11)
-    assert made[4:] == ["large", "large"]
+    assert sum(feature.measurements["Area px"] for feature in features) == large.sum()

@@ -8,14 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from histoloc.errors import InputError
-from histoloc.viewer.app import MEDIA_TYPES, static_files
 from histoloc.viewer.serve import listen
 
+FOLDER = Path(str(files("histoloc.viewer"))) / "static"
+STATIC = {file.relative_to(FOLDER).as_posix(): file for file in FOLDER.rglob("*") if file.is_file()}
+MEDIA_TYPES = {
+    "html": "text/html",
+    "css": "text/css",
+    "js": "text/javascript",
+    "svg": "image/svg+xml",
+    "txt": "text/plain",
+}
 START = (
     "import sys; from pathlib import Path; from histoloc.viewer.serve import view; view([Path(sys.argv[1])], port=0)"
 )
@@ -111,10 +120,13 @@ def test_raw_requests_get_4xx(server: tuple[int, Path], data: bytes) -> None:
 def test_the_page_is_served_and_the_console_quiet(server: tuple[int, Path]) -> None:
     port, log = server
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    for name in ("", *(f"static/{name}" for name in static_files())):
+    for name in ("", *(f"static/{name}" for name in STATIC)):
         connection.request("GET", f"/{name}")
         answer = connection.getresponse()
         assert (answer.status, len(answer.read()) > 0) == (200, True), name
+        kind = MEDIA_TYPES[name.rpartition(".")[2] if name else "html"]
+        assert (answer.headers["content-type"] or "").partition(";")[0] == kind
+        assert answer.headers["cache-control"] == "no-cache"
     assert log.read_text().count("\n") == 1
 
 
@@ -133,15 +145,11 @@ def test_a_port_in_use_is_said() -> None:
 
 
 def test_the_page_works_offline() -> None:
-    found = static_files()
-    assert {"index.html", "main.js", "style.css", "openseadragon/openseadragon.min.js"} <= set(found)
-    assert (
-        b"New BSD" in found["openseadragon/LICENSE.txt"][0]
-        or b"Redistribution" in found["openseadragon/LICENSE.txt"][0]
-    )
-    for name, (content, media_type) in found.items():
-        assert media_type in MEDIA_TYPES.values()
+    assert {"index.html", "main.js", "style.css", "openseadragon/openseadragon.min.js"} <= set(STATIC)
+    assert "Redistribution" in STATIC["openseadragon/LICENSE.txt"].read_text()
+    for name, file in STATIC.items():
         if "openseadragon" not in name and not name.endswith(".svg"):
+            content = file.read_bytes()
             assert b"http://" not in content, name
             assert b"https://" not in content, name
             assert b"innerHTML" not in content, name

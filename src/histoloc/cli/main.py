@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from histoloc.cli.view import view
 from histoloc.errors import InputError
 from histoloc.options import ALL, EvaluationOptions, PredictionOptions
+from histoloc.viewer.serve import view
 from histoloc.work_folder import safe_name
 
 app = App(

@@ -48,8 +48,13 @@ def write_geojson(path: Path, features: Iterable[Feature]) -> None:
         InputError: the file cannot be written.
         ValueError: a measurement or a coordinate is not finite.
     """
+    write_text(path, geojson_text(features))
+
+
+def geojson_text(features: Iterable[Feature]) -> str:
+    """What `write_geojson` writes."""
     lines = ",\n".join(json.dumps(_as_json(feature), allow_nan=False, ensure_ascii=False) for feature in features)
-    write_text(path, f'{{"type": "FeatureCollection", "features": [\n{lines}\n]}}\n')
+    return f'{{"type": "FeatureCollection", "features": [\n{lines}\n]}}\n'
 
 
 def _as_json(feature: Feature) -> dict[str, Any]:

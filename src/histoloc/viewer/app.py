@@ -1,44 +1,36 @@
 """The web application: addresses name entries of the catalog, and never a path.
 
-Everything that comes with an address is looked up in a table made beforehand (static files, keys, layers) or is a
-number of at most six digits, so that no part of an address reaches the file system.
+Everything that comes with an address is looked up in a table made beforehand (keys, layers) or is a number of at most
+six digits; only the page's own files are found by their names, by Starlette, which stays in their folder.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import logging
+import mimetypes
 import re
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from typing import TypeVar
 
 import anyio
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from histoloc.errors import InputError
-from histoloc.viewer.catalog import Catalog
-from histoloc.viewer.entries import Entry
-from histoloc.viewer.layers import LAYERS, Layers, NoTile
+from histoloc.viewer.catalog import Catalog, Entry
+from histoloc.viewer.tiles import LAYERS, NoTile, outlines, render_tile
 
 log = logging.getLogger(__name__)
 
-MEDIA_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".txt": "text/plain; charset=utf-8",
-}
 # The hash is that of an empty style element: the page has one in place of the one that OpenSeadragon would add.
 HEADERS = {
     "content-security-policy": (
@@ -48,14 +40,16 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
 }
+# A browser may keep a tile: the key in its address changes with the file.
+TILE_HEADERS = {"cache-control": "private, max-age=86400, immutable"}
 LONGEST_ADDRESS = 2048
 READERS = 8  # threads that read and encode tiles; each may hold some 30 MB
 _LOCAL_NAMES = ("localhost", "ip6-localhost")
-_TILE = re.compile(r"([0-9]{1,6})_([0-9]{1,6})", re.ASCII)
-_LEVEL = re.compile(r"[0-9]{1,2}", re.ASCII)
+_TILE = re.compile(r"([0-9]{1,2})/([0-9]{1,6})_([0-9]{1,6})", re.ASCII)
 
-T = TypeVar("T")
+mimetypes.add_type("text/javascript", ".js")  # Windows may say otherwise, and then browsers do not run it
 
 
 def make_app(catalog: Catalog, host: str = "127.0.0.1") -> Starlette:
@@ -65,99 +59,61 @@ def make_app(catalog: Catalog, host: str = "127.0.0.1") -> Starlette:
         catalog: what may be looked at.
         host: name under which the server is reached besides localhost and addresses written in numbers.
     """
-    viewer = _Viewer(catalog)
+    static = StaticFiles(packages=[("histoloc.viewer", "static")])
 
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        viewer.layers.close()
-
-    routes = [
-        Route("/", viewer.page),
-        Route("/static/{name:path}", viewer.static),
-        Route("/api/list", viewer.list),
-        Route("/api/outlines/{key}", viewer.outlines),
-        Route("/api/truth/{key}", viewer.truth),
-        Route("/tiles/{key}/{layer}/{level}/{place}", viewer.tile),
-    ]
-    return Starlette(
-        routes=routes,
-        lifespan=lifespan,
-        exception_handlers={HTTPException: _refusal},
-        middleware=[Middleware(Guard, hosts={host.lower(), *_LOCAL_NAMES, socket.gethostname().lower()})],
-    )
-
-
-class _Viewer:
-    """The answers to each kind of address."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-        self.layers = Layers()
-        self._static = static_files()
-        self._readers = anyio.CapacityLimiter(READERS)
-
-    async def page(self, _: Request) -> Response:
-        return self._file("index.html")
-
-    async def static(self, request: Request) -> Response:
-        return self._file(request.path_params["name"])
-
-    async def list(self, _: Request) -> Response:
-        def scanned() -> object:
-            self.catalog.scan()
-            return self.catalog.to_json()
-
-        return JSONResponse(await self._threaded(scanned), headers={"cache-control": "no-store"})
-
-    async def outlines(self, request: Request) -> Response:
-        entry = self._entry(request)
-        return _kept(await self._threaded(lambda: self.layers.outlines(entry)), "application/geo+json")
-
-    async def truth(self, request: Request) -> Response:
-        entry = self._entry(request)
-        return _kept(await self._threaded(lambda: self.layers.truth(entry)), "application/geo+json")
-
-    async def tile(self, request: Request) -> Response:
-        entry = self._entry(request)
-        named = LAYERS.get(request.path_params["layer"])
-        level = _LEVEL.fullmatch(request.path_params["level"])
-        place = _TILE.fullmatch(request.path_params["place"])
-        if named is None or level is None or place is None:
-            raise HTTPException(404, "there is no such tile")
-        layer, media_type = named
-        where = int(level[0]), int(place[1]), int(place[2])
-
-        def read() -> bytes:
-            try:
-                return self.layers.tile(entry, layer, *where)
-            except InputError as error:
-                if layer == "picture":
-                    self.catalog.note_problem(entry.key, str(error))
-                raise
-
-        return _kept(await self._threaded(read), media_type)
-
-    def _entry(self, request: Request) -> Entry:
-        entry = self.catalog.find(request.path_params["key"])
+    def entry_of(request: Request) -> Entry:
+        entry = catalog.find(request.path_params["key"])
         if entry is None:
             raise HTTPException(404, "there is no such slide or image; reload the page")
         return entry
 
-    def _file(self, name: str) -> Response:
-        found = self._static.get(name)
-        if found is None:
-            raise HTTPException(404, "there is no such file")
-        content, media_type = found
-        return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})
+    async def page(request: Request) -> Response:
+        return await static.get_response("index.html", request.scope)
 
-    async def _threaded(self, read: Callable[[], T]) -> T:
+    def entries(_: Request) -> Response:
+        catalog.scan()
+        return JSONResponse(catalog.to_json(), headers={"cache-control": "no-store"})
+
+    def drawn(request: Request) -> Response:
+        entry, what = entry_of(request), request.path_params["what"]
+        files = {"outlines": (entry.regions, entry.label or "ROI"), "truth": (entry.truth, "truth")}
+        content = outlines(entry, *files.get(what, (None, "")))
+        return Response(content, media_type="application/geo+json", headers=TILE_HEADERS)
+
+    def tile(request: Request) -> Response:
+        entry, layer = entry_of(request), request.path_params["layer"]
+        place = _TILE.fullmatch("{level}/{place}".format_map(request.path_params))
+        if layer not in LAYERS or place is None:
+            raise NoTile
         try:
-            return await anyio.to_thread.run_sync(read, limiter=self._readers)
-        except NoTile as error:
-            raise HTTPException(404, "there is no such tile or layer") from error
+            content = render_tile(entry, layer, *map(int, place.groups()))
         except InputError as error:
-            raise HTTPException(410, str(error)) from error
+            if layer == "picture":
+                catalog.note_problem(entry.key, str(error))
+            raise
+        return Response(content, media_type=f"image/{'jpeg' if layer == 'picture' else 'png'}", headers=TILE_HEADERS)
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Mount("/static", static),
+            Route("/api/list", entries),
+            Route("/api/{what}/{key}", drawn),
+            Route("/tiles/{key}/{layer}/{level}/{place}", tile),
+        ],
+        lifespan=_few_readers,
+        exception_handlers={
+            NoTile: lambda _, error: PlainTextResponse("there is no such tile or layer", 404),
+            InputError: lambda _, error: PlainTextResponse(str(error), 410),
+        },
+        middleware=[Middleware(Guard, hosts={host.lower(), *_LOCAL_NAMES, socket.gethostname().lower()})],
+    )
+
+
+@asynccontextmanager
+async def _few_readers(_: Starlette) -> AsyncIterator[None]:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = READERS
+    yield
 
 
 class Guard:
@@ -172,25 +128,20 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         started = False
 
         async def with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *added]}
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await refusal(scope, receive, with_headers)
-            return
         try:
-            await self._app(scope, receive, with_headers)
+            answer = self._refusal(scope) if scope["type"] == "http" else None
+            await (answer or self._app)(scope, receive, with_headers)
         except Exception as error:  # the last resort: one line here, and no details to the browser
             log.error("%s: %s: %s", type(error).__name__, ascii(scope["path"]), " ".join(str(error).split()))
             if not started:
@@ -200,48 +151,17 @@ class Guard:
         address = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogateescape")
         if len(address) + len(scope.get("query_string", b"")) > LONGEST_ADDRESS:
             return PlainTextResponse("the address is too long", 414)
-        named = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-        if len(named) != 1 or not is_own_name(named[0], self._hosts):
+        names = Headers(scope=scope).getlist("host")
+        if len(names) != 1 or not is_own_name(names[0], self._hosts):
             return PlainTextResponse("the viewer does not answer under this host name; see --host", 400)
         return None
 
 
 def is_own_name(host: str, names: set[str]) -> bool:
     """Whether a Host header names this server: one of the names, or an address in numbers, which cannot be rebound."""
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:[0-9]{1,5})?", host, re.ASCII)
-    if match is None:
-        return False
-    name = match[1].strip("[]").lower().rstrip(".")
-    if name in names:
-        return True
+    match = re.fullmatch(r"\[?([^\[\]]+?)\]?(:[0-9]{1,5})?", host, re.ASCII)
+    name = match[1].lower().rstrip(".") if match else ""
     try:
-        ipaddress.ip_address(name)
+        return name in names or bool(ipaddress.ip_address(name))
     except ValueError:
         return False
-    return True
-
-
-def static_files() -> dict[str, tuple[bytes, str]]:
-    """Content and media type of the page's files, by their name below `static/`."""
-    found: dict[str, tuple[bytes, str]] = {}
-
-    def add(folder: Traversable, prefix: str) -> None:
-        for file in folder.iterdir():
-            suffix = "." + file.name.rpartition(".")[2]
-            if file.is_dir():
-                add(file, f"{prefix}{file.name}/")
-            elif suffix in MEDIA_TYPES:
-                found[prefix + file.name] = (file.read_bytes(), MEDIA_TYPES[suffix])
-
-    add(files("histoloc.viewer") / "static", "")
-    return found
-
-
-def _kept(content: bytes, media_type: str) -> Response:
-    """A browser may keep it: the key in its address changes with the file."""
-    return Response(content, media_type=media_type, headers={"cache-control": "private, max-age=86400, immutable"})
-
-
-async def _refusal(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return PlainTextResponse(str(error.detail), error.status_code, headers=error.headers)

@@ -1,30 +1,116 @@
-"""The slides and images of all folders given, and nothing else: an address names an entry of this list."""
+"""What there is to see: slides and images of all folders given. An address names an entry by its key, never a path."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import (
+    AliasPath,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    ValidationError,
+    field_serializer,
+)
+
+from histoloc.data.images import image_size
 from histoloc.errors import InputError
-from histoloc.viewer.entries import Entry
-from histoloc.viewer.evaluations import evaluation_state, evaluation_title, is_evaluation, read_evaluations
-from histoloc.viewer.predictions import is_predictions, prediction_title, read_predictions
+from histoloc.report.evaluation import Evaluation
+from histoloc.report.read import locate, read_run
 
 
-@dataclass(frozen=True)
-class Model:
-    """A folder given, as one model beside others: its name is unique among them."""
+def _printable(text: str) -> str:
+    """Text that UTF-8 can hold; names of files may hold bytes that are none."""
+    return text.encode("utf-8", "replace").decode()
 
-    name: str
-    folder: Path
-    slides: bool
+
+Text = Annotated[str, BeforeValidator(_printable)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+Hidden = Field(default=None, exclude=True)  # paths stay on this machine
+
+
+class Layer(BaseModel):
+    """A map in [0, 1] that lies over a picture, its left upper corner on the picture's.
+
+    Attributes:
+        file: a pyramidal TIFF (slides) or a grey picture (images).
+        width: in pixels of the map.
+        height: in pixels of the map.
+        scale: pixels of the picture's level 0 per pixel of the map.
+        threshold: where the model cuts it, or None where this is unknown.
+    """
+
+    file: Path = Field(exclude=True)
+    width: PositiveInt
+    height: PositiveInt
+    scale: Positive = 1.0
+    threshold: FiniteFloat | None = None
+
+
+class Entry(BaseModel):
+    """What one model says of one slide or image; as JSON it is what the page needs, without a path.
+
+    Attributes:
+        key: by which an address names it; it changes when the files do.
+        model: number of the folder that it is from.
+        title: of the model.
+        name: equal names in several folders are shown side by side.
+        kind: a whole slide, or a plain image.
+        picture: file of the slide or image.
+        width: of level 0 in pixels, 0 where unknown.
+        height: of level 0 in pixels.
+        mpp: micrometres per pixel of level 0, or None.
+        given_mpp: what the user said of a slide that does not know its own scale.
+        score: by which the list is sorted, in [0, 1], or None.
+        score_of: what the score is: the class whose probability it is, or else a few words.
+        label: the predicted class, or None.
+        probabilities: by class.
+        rule: how label and probabilities were made, in a sentence; empty where this is unknown.
+        facts: pairs of a name and a value to show, in order.
+        map: where the ROI is.
+        uncertainty: where the model is unsure.
+        regions: the model's outlines: GeoJSON, or a mask around which they run.
+        truth: mask drawn by a person.
+        problem: what is wrong with it, empty where nothing is.
+    """
+
+    key: str
+    model: int
+    title: str = Field(default="", exclude=True)
+    name: Text
+    kind: Literal["slide", "image"]
+    picture: Path | None = Hidden
+    width: int = 0
+    height: int = 0
+    mpp: float | None = None
+    given_mpp: float | None = Hidden
+    score: float | None = None
+    score_of: str = ""
+    label: str | None = None
+    probabilities: dict[str, float] = Field(default_factory=dict)
+    rule: str = ""
+    facts: list[tuple[str, str]] = Field(default_factory=list)
+    map: Layer | None = None
+    uncertainty: Layer | None = None
+    regions: Path | None = None
+    truth: Path | None = None
+    problem: Text = ""
+
+    @field_serializer("regions", "truth")
+    def _present(self, file: Path | None) -> bool:
+        return file is not None
 
 
 class Catalog:
-    """Entries by key, rescanned on demand so that a running prediction shows its new slides.
+    """Entries by key, read again on demand so that a running prediction shows its new slides.
 
     Args:
         folders: that `histoloc slides predict` or `histoloc evaluate` wrote; several are several models.
@@ -36,30 +122,25 @@ class Catalog:
     def __init__(self, folders: Sequence[Path]) -> None:
         if not folders:
             raise InputError("nothing to view; give a folder that `histoloc slides predict` or `evaluate` wrote")
-        resolved = [_checked(folder) for folder in folders]
-        if len(set(resolved)) < len(resolved):
+        self._folders = [_checked(folder) for folder in folders]
+        if len(set(self._folders)) < len(folders):
             raise InputError(f"{folders[0]}: a folder is given twice; give each once")
-        self.models = _named([Model(folder.name, folder, is_predictions(folder)) for folder in resolved])
         self._lock = threading.Lock()
-        self._evaluated: dict[int, tuple[tuple[int, ...], list[Entry]]] = {}
         self._problems: dict[str, str] = {}
-        self._entries: dict[str, Entry] = {}
-        for number, model in enumerate(self.models):
-            self._scan(number, model)  # what is broken from the start is told at once
-        self.scan()
+        # What is broken from the start is said at once.
+        entries = [entry for model, folder in enumerate(self._folders) for entry in read_entries(folder, model)]
+        self._entries = {entry.key: entry for entry in entries}
 
     def scan(self) -> None:
         """Read the folders again."""
         with self._lock:
-            entries: dict[str, Entry] = {}
-            for number, model in enumerate(self.models):
+            entries: list[Entry] = []
+            for model, folder in enumerate(self._folders):
                 try:
-                    found = self._scan(number, model)
+                    entries += read_entries(folder, model)
                 except (InputError, OSError):  # being written: what was there a moment ago stays
-                    found = [entry for entry in self._entries.values() if entry.model == number]
-                entries |= {entry.key: entry for entry in found}
-            self._problems = {key: text for key, text in self._problems.items() if key in entries}
-            self._entries = entries
+                    entries += [entry for entry in self._entries.values() if entry.model == model]
+            self._entries = {entry.key: entry for entry in entries}
 
     def find(self, key: str) -> Entry | None:
         """The entry of this key."""
@@ -67,49 +148,43 @@ class Catalog:
 
     def note_problem(self, key: str, problem: str) -> None:
         """Remember, for the list, what went wrong with a file."""
-        with self._lock:
-            if key in self._entries:
-                self._problems[key] = problem
+        self._problems[key] = problem
 
     def to_json(self) -> dict[str, Any]:
         """Models, and the slides sorted by score (the highest of any model first), each with its entries."""
-        with self._lock:
-            entries = [
-                replace(entry, problem=entry.problem or self._problems.get(key, ""))
-                for key, entry in self._entries.items()
-            ]
-        items: dict[tuple[str, str], list[Entry]] = {}
-        for entry in entries:
-            items.setdefault((entry.kind, entry.name), []).append(entry)
-        ordered = sorted(items.items(), key=lambda item: (-_score(item[1]), item[0]))
-        return {
-            "models": [{"name": model.name, "title": self._title(model)} for model in self.models],
-            "items": [
-                {"name": name, "kind": kind, "score": _shown(found), "entries": [entry.to_json() for entry in found]}
-                for (kind, name), found in ordered
-            ],
-        }
+        items: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        titles: dict[int, str] = {}
+        for entry in self._entries.values():
+            problem = entry.problem or _printable(self._problems.get(entry.key, ""))
+            items.setdefault((entry.name, entry.kind), []).append(entry.model_dump(mode="json") | {"problem": problem})
+            titles[entry.model] = titles.get(entry.model) or entry.title
+        listed = []
+        for (name, kind), entries in sorted(items.items()):
+            score = max((entry["score"] for entry in entries if entry["score"] is not None), default=None)
+            listed.append({"name": name, "kind": kind, "score": score, "entries": entries})
+        listed.sort(key=lambda item: item["score"] or 0.0, reverse=True)
+        names = enumerate(_distinct_names(self._folders))
+        return {"models": [{"name": name, "title": titles.get(i, "")} for i, name in names], "items": listed}
 
-    def _scan(self, number: int, model: Model) -> list[Entry]:
-        if model.slides:
-            return read_predictions(model.folder, number)
-        state = evaluation_state(model.folder)
-        if number not in self._evaluated or self._evaluated[number][0] != state:
-            self._evaluated[number] = (state, read_evaluations(model.folder, number))
-        return self._evaluated[number][1]
 
-    def _title(self, model: Model) -> str:
-        read: Callable[[Path], str] = prediction_title if model.slides else evaluation_title
-        try:
-            return read(model.folder)
-        except InputError:
-            return ""
+def read_entries(folder: Path, model: int) -> list[Entry]:
+    """One entry for each slide that is finished, or else for each image of each evaluation.
+
+    Of slides, a broken one becomes an entry that says so. An image of an evaluation with the defaults has its own name;
+    of any other one, what is not the default is added: `a.png (test, cut at 0.40)`.
+
+    Raises:
+        InputError: metrics.json or per_image.csv is broken.
+    """
+    if files := _metrics_files(folder):
+        return _evaluated(folder, model, file_state(*files, *(file.with_name("per_image.csv") for file in files)))
+    return [_slide(slide, model) for slide in _slide_folders(folder)]
 
 
 def _checked(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one that `histoloc slides predict` or `evaluate` wrote")
-    if not is_predictions(folder) and not is_evaluation(folder):
+    if not (_slide_folders(folder) or _metrics_files(folder) or _is_begun(folder)):
         raise InputError(
             f"{folder}: holds neither slides of `histoloc slides predict` (NAME/slide.json) nor results of "
             "`histoloc evaluate` (metrics.json); give such a folder"
@@ -117,26 +192,201 @@ def _checked(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _named(models: list[Model]) -> tuple[Model, ...]:
-    """Give folders of one name their parent's name too, then a number."""
+def _is_begun(folder: Path) -> bool:
+    """Whether slides are about to be predicted into this folder; other commands leave settings of theirs."""
+    try:
+        return b'"weights_sha256"' in (folder / "settings.json").read_bytes()
+    except OSError:
+        return False
 
-    def repeated(name: str, among: list[Model]) -> bool:
-        return [model.name for model in among].count(name) > 1
 
-    longer = [
-        replace(model, name=f"{model.folder.parent.name}/{model.name}") if repeated(model.name, models) else model
-        for model in models
-    ]
-    return tuple(
-        replace(model, name=f"{model.name} ({number})") if repeated(model.name, longer) else model
-        for number, model in enumerate(longer, 1)
+def _slide_folders(folder: Path) -> list[Path]:
+    if (folder / "slide.json").is_file():
+        return [folder]
+    return sorted(file.parent for file in folder.glob("*/slide.json"))
+
+
+def _metrics_files(folder: Path) -> list[Path]:
+    files = sorted((folder / "evaluation").glob("*/metrics.json"))
+    return files or [file for file in (folder / "metrics.json",) if file.is_file()]
+
+
+def _distinct_names(folders: Sequence[Path]) -> list[str]:
+    """Names of folders; where these are equal, with the parent's name too, then with a number."""
+    names = [folder.name for folder in folders]
+    names = [f"{f.parent.name}/{f.name}" if names.count(f.name) > 1 else f.name for f in folders]
+    names = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+    return [_printable(name) for name in names]
+
+
+class _Map(BaseModel):
+    file: str
+    width: PositiveInt
+    height: PositiveInt
+    mpp: Positive
+    threshold: FiniteFloat | None = None
+
+
+def _at(*path: str) -> Any:
+    return Field(default=None, validation_alias=AliasPath(*path))
+
+
+class _SlideFile(BaseModel):
+    """What the viewer reads of slide.json, under the names that an entry has for it."""
+
+    name: str
+    picture: Path = Field(validation_alias="slide")
+    width: PositiveInt
+    height: PositiveInt
+    mpp: Positive
+    given_mpp: Positive | None = _at("slide_mpp")
+    label: str | None = _at("class")
+    roi_class: str | None = None
+    score: FiniteFloat | None = None
+    probabilities: dict[str, FiniteFloat] = Field(default_factory=dict)
+    rule: str = Field(default="", validation_alias="aggregation")
+    map: _Map | None = None
+    uncertainty: str | None = _at("uncertainty", "file")
+    regions: str | None = None
+    title: str | None = _at("model", "title")
+    method: str | None = _at("model", "method")
+    roi_mm2: FiniteFloat | None = _at("roi", "mm2")
+    tissue_mm2: FiniteFloat | None = _at("roi", "tissue_mm2")
+    largest_mm2: FiniteFloat | None = _at("roi", "largest_mm2")
+    roi_share: FiniteFloat | None = _at("roi", "share")
+    count: FiniteFloat | None = _at("roi", "regions")
+    min_area_mm2: FiniteFloat | None = _at("settings", "min_area_mm2")
+
+
+def _slide(folder: Path, model: int) -> Entry:
+    """A slide that was predicted on."""
+    file = folder / "slide.json"
+    key = _key(folder, model, *file_state(file, folder / "map.ome.tif", folder / "regions.geojson"))
+    entry = {"key": key, "model": model, "kind": "slide", "name": folder.name}
+    try:
+        slide = _SlideFile.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = _first(error) if isinstance(error, ValidationError) else str(error)
+        problem = f"{file}: cannot be read ({reason}); predict this slide again"
+        return Entry.model_validate(entry | {"problem": problem})
+    state = file_state(slide.picture)
+    entry |= slide.model_dump() | {
+        "key": _key(key, *state),
+        "title": slide.title or slide.method or "",
+        "score_of": slide.roi_class or slide.label or "ROI of tissue",
+        "facts": _slide_facts(slide),
+        "map": slide.map and _layer(folder, slide.map.file, slide.map, slide.mpp),
+        "uncertainty": slide.map and _layer(folder, slide.uncertainty, slide.map, slide.mpp),
+        "regions": _within(folder, slide.regions),
+        "problem": "" if any(state) else f"{slide.picture}: is not there any more; bring it back to see the tissue",
+    }
+    return Entry.model_validate(entry)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"`{place}`: {first['msg']}" if place else first["msg"]
+
+
+def _layer(folder: Path, name: str | None, geometry: _Map, mpp: float) -> Layer | None:
+    file = _within(folder, name)
+    return file and Layer.model_validate(geometry.model_dump() | {"file": file, "scale": geometry.mpp / mpp})
+
+
+def _slide_facts(slide: _SlideFile) -> list[tuple[str, str]]:
+    areas = {"ROI": slide.roi_mm2, "Tissue": slide.tissue_mm2, "Largest region": slide.largest_mm2}
+    facts = [(name, f"{area:.3g} mm²") for name, area in areas.items() if area is not None]
+    if slide.roi_share is not None:
+        facts.append(("ROI of tissue", f"{100 * slide.roi_share:.1f} %"))
+    if slide.count is not None:
+        least = f" of {slide.min_area_mm2:g} mm² or more" if slide.min_area_mm2 else ""
+        facts.append(("Regions", f"{slide.count:.0f}{least}"))
+    return facts
+
+
+@lru_cache(16)
+def _evaluated(folder: Path, model: int, _: tuple[int, ...]) -> list[Entry]:
+    """Images of a folder's evaluations, read again when its state changes."""
+    run = read_run(folder)
+    entries: dict[str, Entry] = {}
+    for evaluation in run.evaluations:
+        for row in evaluation.images.to_dict("records"):
+            entry = _image(evaluation, {str(name): value for name, value in row.items()}, model)
+            entry.title = run.method.strip("–")
+            if evaluation.label != evaluation.split or entry.name in entries:
+                entry.name = f"{entry.name} ({evaluation.name})"
+            entries[entry.name] = entry
+    return list(entries.values())
+
+
+def _image(evaluation: Evaluation, row: dict[str, Any], model: int) -> Entry:
+    """An image of an evaluation; maps are there of those that the evaluation kept."""
+    folder, stem = evaluation.folder, row["file"]
+    picture, truth = locate(evaluation, row["image"]), locate(evaluation, row["mask"])
+    map_file, mask = (_within(folder / "images", f"{stem}_{what}.png" if stem else None) for what in ("map", "mask"))
+    columns = {name.removeprefix("prob_"): name for name in row if name.startswith("prob_")}
+    probabilities = {name: row[column] for name, column in columns.items() if not math.isnan(row[column])}
+    width, height, problem = 0, 0, ""
+    try:
+        if picture is None:
+            raise InputError("the image was not kept; evaluate again with more maps kept")
+        width, height = image_size(picture)
+    except InputError as error:
+        problem = str(error)
+    threshold = evaluation.result.threshold.value if math.isnan(row["threshold"]) else row["threshold"]
+    return Entry(
+        key=_key(folder, model, row["name"], *file_state(picture, truth, map_file, mask)),
+        model=model,
+        name=row["name"],
+        kind="image",
+        picture=picture,
+        width=width,
+        height=height,
+        score=max(probabilities.values(), default=None),
+        score_of=row["predicted"],
+        label=row["predicted"] or None,
+        probabilities=probabilities,
+        facts=[("Evaluation", evaluation.name), *_image_facts(row)],
+        map=Layer(file=map_file, width=width, height=height, threshold=threshold) if map_file and width else None,
+        regions=mask,
+        truth=truth if any(file_state(truth)) else None,
+        problem=problem,
     )
 
 
-def _score(entries: Sequence[Entry]) -> float:
-    return max((entry.score for entry in entries if entry.score is not None), default=-1.0)
+def _image_facts(row: dict[str, Any]) -> list[tuple[str, str]]:
+    percent = {
+        "F1⁺": row["f1_plus"],
+        "F1⁻": row["f1_minus"],
+        "ROI of image": 100 * row["roi_fraction"],
+        "True ROI": 100 * row["true_fraction"],
+    }
+    facts = [("True class", row["label"])] if row["label"] else []
+    return facts + [(name, f"{value:.1f} %") for name, value in percent.items() if not math.isnan(value)]
 
 
-def _shown(entries: Sequence[Entry]) -> float | None:
-    score = _score(entries)
-    return score if score >= 0 else None
+def _key(*parts: object) -> str:
+    """16 hexadecimal digits for a file and its state: they say nothing of where it lies."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def file_state(*files: Path | None) -> tuple[int, ...]:
+    """Numbers that change when one of the files does; 0 for a file that is absent."""
+    numbers: list[int] = []
+    for file in files:
+        try:
+            status = file.stat() if file else None
+        except (OSError, ValueError):  # absent, a name too long, a NUL byte
+            status = None
+        numbers += [status.st_mtime_ns, status.st_size] if status else [0]
+    return tuple(numbers)
+
+
+def _within(folder: Path, name: str | None) -> Path | None:
+    """The file that a JSON or CSV file names in its own folder; None where it is absent or lies elsewhere."""
+    try:
+        file = (folder / name).resolve() if name else folder
+        return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a NUL byte
+        return None

@@ -1,49 +1,62 @@
-"""Start the viewer on this machine."""
+"""`histoloc view`: slides and images with what models say of them, in the browser."""
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import webbrowser
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from histoloc.errors import InputError
-from histoloc.viewer.app import make_app
-from histoloc.viewer.catalog import Catalog
+
+Folders = Annotated[list[Path], Parameter(allow_leading_hyphen=False, negative=())]
 
 
-def view(folders: Sequence[Path], *, port: int = 8000, host: str = "127.0.0.1", open_browser: bool = False) -> None:
-    """Show folders in the browser until interrupted.
+def view(
+    folders: Folders,
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    open_browser: Annotated[bool, Parameter(name="--open", negative=())] = False,
+) -> None:
+    """Show slides or images in the browser, with heatmap, outlines and uncertainty, until interrupted.
 
     Args:
-        folders: that `histoloc slides predict` or `histoloc evaluate` wrote; several are models side by side.
-        port: to listen on, from 1 to 65535; 0 takes a free one.
-        host: address to listen on; anything but a loopback address lets others look too, without a password.
-        open_browser: open the page.
+        folders: what `histoloc slides predict` or `histoloc evaluate` wrote; several are models side by side.
+        port: to listen on; 0 takes a free one.
+        host: address to listen on; anything but the default lets others look too, without a password.
+        open_browser: open the page in the browser.
 
     Raises:
-        InputError: a folder that cannot be shown, or an address that cannot be listened on.
+        InputError: a folder that cannot be shown, an address that cannot be listened on, or no page server.
     """
-    import uvicorn
+    try:
+        import uvicorn
+
+        from histoloc.viewer.app import make_app
+        from histoloc.viewer.catalog import Catalog
+    except ModuleNotFoundError as error:
+        raise InputError(f"the viewer needs {error.name}, which is not there; pip install histoloc[view]") from error
 
     catalog = Catalog(folders)
-    listening = listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}/"
-    print(f"{address}   (Ctrl+C ends it)", flush=True)
-    config = uvicorn.Config(
-        make_app(catalog, host),
-        http="h11",
-        ws="none",
-        log_level="critical",  # what a stranger sends is no news
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=2,
-    )
-    if open_browser:
-        webbrowser.open(address)  # it waits in the queue of the socket until the server is up
-    with listening:
+    with listen(host, port) as listening:
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
+        print(f"{address}   (Ctrl+C ends it)", flush=True)
+        if open_browser:
+            webbrowser.open(address)  # it waits in the queue of the socket until the server is up
+        config = uvicorn.Config(
+            make_app(catalog, host),
+            http="h11",
+            ws="none",
+            log_level="critical",  # what a stranger sends is no news
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
         uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -55,20 +68,13 @@ def listen(host: str, port: int) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise InputError(f"--port {port}: a port is a number from 1 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
+        return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
+            reason = os.strerror(error.errno)
+            raise InputError(
+                f"--port {port}: cannot be used on {host} ({reason}); choose another --port, or end what uses it"
+            ) from error
         raise InputError(f"--host {host}: is no address of this machine; try 127.0.0.1") from error
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(1024)
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise InputError(f"--host {host}: is no address of this machine; try 127.0.0.1") from error
-        raise InputError(
-            f"--port {port}: cannot be used on {host} ({error.strerror}); choose another --port, or end what uses it"
-        ) from error
-    return listening

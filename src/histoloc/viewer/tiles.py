@@ -1,19 +1,44 @@
-"""Cut pictures into the tiles of a deep zoom: 256 pixels square, each level half of the one above it.
+"""Tiles and outlines of entries, as bytes that a browser understands.
 
-Level 0 is the whole picture in one tile; the finest level is the picture at its own resolution.
+Tiles are those of a deep zoom: 256 pixels square, each level half of the one above it. Level 0 is the whole picture in
+one tile; the finest level is the picture at its own resolution. Several threads may make tiles at once; memory stays
+bounded, since only the pictures used last are open.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tifffile
+import zarr
 from numpy.typing import NDArray
+from PIL import Image
+
+from histoloc.data.images import read_image, read_map, read_mask
+from histoloc.errors import InputError
+from histoloc.slide_maps.outlines import find_outlines
+from histoloc.slides.geojson import Feature, geojson_text
+from histoloc.slides.reader import Slide, open_slide
+from histoloc.viewer.catalog import Entry, Layer, file_state
 
 TILE = 256
+LAYERS = ("picture", "map", "uncertainty")
+JPEG_QUALITY = 85
+OPEN_FILES = 8  # of each kind
+SMALLEST_OUTLINE = 4  # pixels; what is smaller cannot be seen
+_LARGEST_JSON = 2**28
 
-Pixels = NDArray[np.uint8]  # (H, W) or (H, W, 3)
+Grey = NDArray[np.uint8]
+Box = tuple[int, int, int, int, int]  # see `tile_box`
+
+
+class NoTile(LookupError):
+    """There is no tile of this layer, level and position."""
 
 
 def finest_level(width: int, height: int) -> int:
@@ -21,7 +46,7 @@ def finest_level(width: int, height: int) -> int:
     return max(0, math.ceil(math.log2(max(width, height) / TILE)))
 
 
-def tile_box(width: int, height: int, level: int, column: int, row: int) -> tuple[int, int, int, int, int] | None:
+def tile_box(width: int, height: int, level: int, column: int, row: int) -> Box | None:
     """Where a tile lies in its level.
 
     Args:
@@ -46,27 +71,141 @@ def tile_box(width: int, height: int, level: int, column: int, row: int) -> tupl
     return x, y, min(TILE, across - x), min(TILE, down - y), factor
 
 
-def reduced(read: Callable[[int, int, int, int], Pixels], box: tuple[int, int, int, int], factor: int) -> Pixels:
-    """Mean of squares of `factor` pixels, read in bands so that the memory stays small.
+def render_tile(entry: Entry, layer: str, level: int, column: int, row: int) -> bytes:
+    """One tile: JPEG of the picture, grey PNG (0 to 255 for 0 to 1) of a map.
+
+    Raises:
+        NoTile: the entry has no such layer, or the layer no such tile.
+        InputError: the file has moved, is damaged or is another one than was predicted on.
+    """
+    source = {"picture": entry, "map": entry.map, "uncertainty": entry.uncertainty}[layer]
+    box = tile_box(source.width, source.height, level, column, row) if source and source.width else None
+    if source is None or box is None:
+        raise NoTile
+    buffer = io.BytesIO()
+    if isinstance(source, Entry):
+        _picture(source, box).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    else:
+        read = _pyramid if entry.kind == "slide" else _grey
+        _cut(read(source.file, file_state(source.file)), source.file, source, box).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def outlines(entry: Entry, file: Path | None, label: str) -> bytes:
+    """Outlines as GeoJSON, in pixels of level 0.
 
     Args:
-        read: gives (x, y, width, height) of the picture, less where the picture ends.
-        box: (x, y, width, height) in reduced pixels.
-        factor: side of the squares.
+        entry: whose map says how probable each outline is.
+        file: GeoJSON, which is passed on, or a mask, whose connected parts of 4 pixels and more are outlined.
+        label: name of the outlines' class.
+
+    Raises:
+        NoTile: there are none.
+        InputError: the file cannot be read.
+    """
+    if file is None:
+        raise NoTile
+    if file.suffix != ".geojson":
+        values = _grey(entry.map.file, file_state(entry.map.file))[0] if entry.map else None
+        return geojson_text(mask_outlines(read_mask(file), label, values)).encode()
+    try:
+        if file.stat().st_size > _LARGEST_JSON:
+            raise InputError(f"{file}: is larger than 256 MB; simplify the outlines more when predicting")
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); predict this slide again") from error
+
+
+def mask_outlines(mask: NDArray[np.bool_], label: str, values: Grey | None = None) -> list[Feature]:
+    """Polygons around the connected parts of a mask, along the edges of its pixels.
+
+    Args:
+        mask: (H, W) bool.
+        label: name of their class.
+        values: (H, W) uint8, the map in 0 to 255 of which a part's mean is its probability.
 
     Returns:
-        The box; squares at the picture's edge are means over what there is of them.
+        In pixels, the corner of the first pixel at (0, 0). Parts of fewer than 4 pixels are left out.
     """
-    x, y, width, height = box
-    if factor == 1:
-        return read(x, y, width, height)
-    rows = [_row(read(x * factor, (y + i) * factor, width * factor, factor), width, factor) for i in range(height)]
-    return np.stack(rows)
+    known = values is not None and values.shape == mask.shape
+    inside = np.maximum(values, 1) if values is not None and known else np.uint8(255)
+    grey = np.where(mask, inside, np.uint8(0))  # 0 is outside
+    # Cells of 1 mm², so that an area is a number of pixels.
+    parts = find_outlines(
+        lambda first, end: grey[first:end], mask.shape, 0.0, 1.0, 1000.0,
+        min_area_mm2=SMALLEST_OUTLINE, simplify_cells=0.0,
+    )  # fmt: skip
+    return [
+        Feature(
+            part.geometry,
+            label,
+            measurements={"Area px": part.area_mm2, **({"Probability": part.probability} if known else {})},
+        )
+        for part in parts
+    ]
 
 
-def _row(pixels: Pixels, width: int, factor: int) -> Pixels:
-    starts = np.arange(width) * factor
-    counts = np.diff([*starts, pixels.shape[1]]) * pixels.shape[0]
-    sums = np.add.reduceat(pixels.sum(axis=0, dtype=np.int64), starts, axis=0)
-    mean = sums / counts.reshape(-1, *[1] * (sums.ndim - 1))
-    return np.rint(mean).astype(np.uint8)
+def _picture(entry: Entry, box: Box) -> Image.Image:
+    path = entry.picture
+    assert path is not None  # it has a size
+    if entry.kind == "image":
+        return _cut(_image(path, file_state(path)), path, entry, box)
+    slide = _slide(path, entry.given_mpp, file_state(path))
+    _check_size(path, slide.size, entry)
+    x, y, width, height, factor = box
+    return Image.fromarray(slide.read(x * factor, y * factor, width, height, slide.mpp * factor))
+
+
+def _cut(levels: list[Any], path: Path, size: Entry | Layer, box: Box) -> Image.Image:
+    """A tile of a picture of which level i has every 2^i-th pixel; of what is coarser, means of squares."""
+    _check_size(path, levels[0].shape[1::-1], size)
+    x, y, width, height, factor = box
+    index = min(factor.bit_length(), len(levels)) - 1
+    rest = factor >> index
+    try:
+        pixels = levels[index][y * rest : (y + height) * rest, x * rest : (x + width) * rest]
+    except Exception as error:  # on damaged files parsers raise whatever comes
+        raise _damaged(path, error) from error
+    return Image.fromarray(np.asarray(pixels)).reduce(rest)
+
+
+def _check_size(path: Path, size: tuple[int, int], wanted: Entry | Layer) -> None:
+    if size != (wanted.width, wanted.height):
+        raise InputError(
+            f"{path}: has {size[0]}x{size[1]} pixels, but had {wanted.width}x{wanted.height} when it was predicted; "
+            "bring that file back, or predict or evaluate again"
+        )
+
+
+# Of an open file that has to go nobody needs to know: it is closed when its last reader lets it go.
+@lru_cache(OPEN_FILES)
+def _slide(path: Path, mpp: float | None, _: tuple[int, ...]) -> Slide:
+    return open_slide(path, mpp=mpp)
+
+
+@lru_cache(OPEN_FILES)
+def _image(path: Path, _: tuple[int, ...]) -> list[Grey]:
+    return [read_image(path)]
+
+
+@lru_cache(OPEN_FILES)
+def _grey(path: Path, _: tuple[int, ...]) -> list[Grey]:
+    return [np.rint(read_map(path) * np.float32(255)).astype(np.uint8)]
+
+
+@lru_cache(OPEN_FILES)
+def _pyramid(path: Path, _: tuple[int, ...]) -> list[zarr.Array]:
+    """Levels of a slide's map; a tile is decoded when it is asked for."""
+    try:
+        series = tifffile.TiffFile(path).series[0]
+        stores = [series.aszarr(level=i) for i in range(len(series.levels))]
+        levels = [zarr.open_array(store, mode="r") for store in stores]
+    except Exception as error:  # on damaged files parsers raise whatever comes
+        raise _damaged(path, error) from error
+    if any(level.dtype != np.uint8 or level.ndim != 2 or max(level.chunks) > 2**12 for level in levels):
+        raise InputError(f"{path}: is no map of 8-bit grey in tiles; predict this slide again")
+    return levels
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); predict this slide again")
