@@ -1,5 +1,6 @@
 """The viewer over folders of slide predictions: tiles, lists, hostile requests."""
 
+import gc
 import io
 import json
 import shutil
@@ -21,6 +22,7 @@ from histoloc.errors import InputError
 from histoloc.slides.reader import open_slide
 from histoloc.viewer.app import make_app
 from histoloc.viewer.catalog import Catalog
+from histoloc.viewer.tiles import OPEN_FILES
 
 WIDTH, HEIGHT, MPP, CELL = 3000, 2100, 0.5, 4
 SECRET = "the secret of another folder"
@@ -215,6 +217,48 @@ def test_unreadable_files_are_said(out: Path, tmp_path: Path, slides: list[Path]
     assert "broken.tif" in listed(browser)["broken"]["entries"][0]["problem"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"score": 0.7', '"score": ' + "9" * 400),
+        ('"name": "b"', '"name": "\\ud800"'),
+        ('"width": 750', '"width": -1'),
+        ('"mpp": 0.5', '"mpp": NaN'),
+        ('"roi": {', '"roi": ' + "[" * 50000 + "{"),
+    ],
+    ids=["400 digits", "lone surrogate", "negative", "NaN", "50,000 brackets"],
+)
+def test_a_bad_slide_is_one_slides_problem(out: Path, slides: list[Path], old: str, new: str) -> None:
+    write_prediction(out, slides[0].with_name("b.tif"), 0.7)
+    file = out / "b" / "slide.json"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    items = listed(client(out))
+    assert set(items) == {"a", "b", "b <i>x"}
+    (entry,) = items["b"]["entries"]
+    assert f"{file}: cannot be read" in entry["problem"]
+    assert not items["a"]["entries"][0]["problem"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no list of open files")
+def test_few_files_stay_open(tmp_path: Path, slides: list[Path]) -> None:
+    for number in range(20):
+        file = tmp_path / f"{number}.tif"
+        file.symlink_to(slides[0])
+        write_prediction(tmp_path / "out", file, 0.5)
+    browser = client(tmp_path / "out")
+    names = [item["entries"][0]["key"] for item in listed(browser).values()]
+    assert len(names) == 20
+    addresses = [f"/tiles/{name}/{layer}/0/0_0" for name in names for layer in ("picture", "map")] * 3
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with ThreadPoolExecutor(8) as pool:
+        codes = [answer.status_code for answer in pool.map(browser.get, addresses)]
+    gc.collect()
+    assert codes == [200] * len(addresses)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 2 * OPEN_FILES + 8  # the client has some too
+
+
 def test_slide_json_cannot_name_files_elsewhere(out: Path, slides: list[Path], tmp_path: Path) -> None:
     bad = {"map": {"file": "../secret.txt", "mpp": 2, "width": 750, "height": 525}, "regions": "../secret.txt"}
     (tmp_path / "bad").mkdir()
@@ -289,6 +333,17 @@ def test_hostile_requests_are_refused(out: Path, address: str, capfd: pytest.Cap
     browser = client(out)
     assert refused(browser, address.replace("{key}", key(browser, "a")))
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_something_unforeseen_is_one_line(out: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: Any) -> bytes:
+        raise ZeroDivisionError(SECRET)
+
+    monkeypatch.setattr("histoloc.viewer.app.render_tile", fail)
+    browser = TestClient(make_app(Catalog([out])), base_url="http://localhost", raise_server_exceptions=False)
+    answer = browser.get(f"/tiles/{key(browser, 'a')}/picture/0/0_0")
+    assert (answer.status_code, answer.text) == (500, "something unforeseen happened")
+    assert [record.message.count("\n") for record in caplog.records if record.levelname == "ERROR"] == [0]
 
 
 def test_wrong_methods_are_refused(out: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from histoloc.errors import InputError
-from histoloc.viewer.serve import listen
+from histoloc.viewer.serve import listen, view
 
 FOLDER = Path(str(files("histoloc.viewer"))) / "static"
 STATIC = {file.relative_to(FOLDER).as_posix(): file for file in FOLDER.rglob("*") if file.is_file()}
@@ -142,6 +142,12 @@ def test_a_port_in_use_is_said() -> None:
         listen("no such host.invalid", 8000)
     with pytest.raises(InputError, match=r"--host 192\.0\.2\.1: is no address of this machine"):
         listen("192.0.2.1", 0)  # an address for documentation, which no machine has
+
+
+def test_a_missing_page_server_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(InputError, match=r"pip install histoloc\[view\]"):
+        view([tmp_path])
 
 
 def test_the_page_works_offline() -> None:

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from histoloc.errors import InputError
 from histoloc.viewer.catalog import Catalog, Entry
-from histoloc.viewer.tiles import LAYERS, NoTile, outlines, render_tile
+from histoloc.viewer.tiles import LAYERS, outlines, render_tile
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,9 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-cache",
 }
-# A browser may keep a tile: the key in its address changes with the file.
-TILE_HEADERS = {"cache-control": "private, max-age=86400, immutable"}
+STATIC = StaticFiles(packages=[("histoloc.viewer", "static")])
 LONGEST_ADDRESS = 2048
 READERS = 8  # threads that read and encode tiles; each may hold some 30 MB
-_LOCAL_NAMES = ("localhost", "ip6-localhost")
 _TILE = re.compile(r"([0-9]{1,2})/([0-9]{1,6})_([0-9]{1,6})", re.ASCII)
 
 mimetypes.add_type("text/javascript", ".js")  # Windows may say otherwise, and then browsers do not run it
@@ -59,55 +57,78 @@ def make_app(catalog: Catalog, host: str = "127.0.0.1") -> Starlette:
         catalog: what may be looked at.
         host: name under which the server is reached besides localhost and addresses written in numbers.
     """
-    static = StaticFiles(packages=[("histoloc.viewer", "static")])
-
-    def entry_of(request: Request) -> Entry:
-        entry = catalog.find(request.path_params["key"])
-        if entry is None:
-            raise HTTPException(404, "there is no such slide or image; reload the page")
-        return entry
-
-    async def page(request: Request) -> Response:
-        return await static.get_response("index.html", request.scope)
-
-    def entries(_: Request) -> Response:
-        catalog.scan()
-        return JSONResponse(catalog.to_json(), headers={"cache-control": "no-store"})
-
-    def drawn(request: Request) -> Response:
-        entry, what = entry_of(request), request.path_params["what"]
-        files = {"outlines": (entry.regions, entry.label or "ROI"), "truth": (entry.truth, "truth")}
-        content = outlines(entry, *files.get(what, (None, "")))
-        return Response(content, media_type="application/geo+json", headers=TILE_HEADERS)
-
-    def tile(request: Request) -> Response:
-        entry, layer = entry_of(request), request.path_params["layer"]
-        place = _TILE.fullmatch("{level}/{place}".format_map(request.path_params))
-        if layer not in LAYERS or place is None:
-            raise NoTile
-        try:
-            content = render_tile(entry, layer, *map(int, place.groups()))
-        except InputError as error:
-            if layer == "picture":
-                catalog.note_problem(entry.key, str(error))
-            raise
-        return Response(content, media_type=f"image/{'jpeg' if layer == 'picture' else 'png'}", headers=TILE_HEADERS)
-
-    return Starlette(
+    hosts = {host.lower(), "localhost", "ip6-localhost", socket.gethostname().lower()}
+    app = Starlette(
         routes=[
-            Route("/", page),
-            Mount("/static", static),
-            Route("/api/list", entries),
-            Route("/api/{what}/{key}", drawn),
-            Route("/tiles/{key}/{layer}/{level}/{place}", tile),
+            Route("/", _page),
+            Mount("/static", STATIC),
+            Route("/api/list", _list),
+            Route("/api/outlines/{key}", _outlines),
+            Route("/api/truth/{key}", _truth),
+            Route("/tiles/{key}/{layer}/{level}/{place}", _tile),
         ],
         lifespan=_few_readers,
-        exception_handlers={
-            NoTile: lambda _, error: PlainTextResponse("there is no such tile or layer", 404),
-            InputError: lambda _, error: PlainTextResponse(str(error), 410),
-        },
-        middleware=[Middleware(Guard, hosts={host.lower(), *_LOCAL_NAMES, socket.gethostname().lower()})],
+        exception_handlers={InputError: _gone, Exception: _unforeseen},
+        middleware=[Middleware(Guard, hosts=hosts)],
     )
+    app.state.catalog = catalog
+    return app
+
+
+async def _page(request: Request) -> Response:
+    return await STATIC.get_response("index.html", request.scope)
+
+
+def _list(request: Request) -> Response:
+    request.app.state.catalog.scan()
+    return JSONResponse(request.app.state.catalog.to_json(), headers={"cache-control": "no-store"})
+
+
+def _outlines(request: Request) -> Response:
+    entry = _entry(request)
+    return _answer(outlines(entry.regions, entry.label or "ROI", entry.map), "application/geo+json")
+
+
+def _truth(request: Request) -> Response:
+    return _answer(outlines(_entry(request).truth, "truth"), "application/geo+json")
+
+
+def _tile(request: Request) -> Response:
+    entry, layer = _entry(request), request.path_params["layer"]
+    place = _TILE.fullmatch("{level}/{place}".format_map(request.path_params))
+    if layer not in LAYERS or place is None:
+        raise HTTPException(404, "there is no such tile")
+    try:
+        content = render_tile(entry, layer, *map(int, place.groups()))
+    except InputError as error:
+        if layer == "picture":
+            request.app.state.catalog.note_problem(entry.key, str(error))
+        raise
+    return _answer(content, "image/jpeg" if layer == "picture" else "image/png")
+
+
+def _entry(request: Request) -> Entry:
+    entry = request.app.state.catalog.entries.get(request.path_params["key"])
+    if entry is None:
+        raise HTTPException(404, "there is no such slide or image; reload the page")
+    return entry
+
+
+def _answer(content: bytes | None, media_type: str) -> Response:
+    """A browser may keep it: the key in its address changes with the file."""
+    if content is None:
+        raise HTTPException(404, "there is no such tile or layer")
+    return Response(content, media_type=media_type, headers={"cache-control": "private, max-age=86400, immutable"})
+
+
+def _gone(_: Request, error: Exception) -> Response:
+    return PlainTextResponse(str(error), 410)
+
+
+def _unforeseen(request: Request, error: Exception) -> Response:
+    """The last resort: one line here, and no details to the browser."""
+    log.error("%s: %s: %s", type(error).__name__, ascii(request.url.path), " ".join(str(error).split()))
+    return PlainTextResponse("something unforeseen happened", 500, HEADERS)
 
 
 @asynccontextmanager
@@ -119,8 +140,7 @@ async def _few_readers(_: Starlette) -> AsyncIterator[None]:
 class Guard:
     """Refuses foreign host names (a page elsewhere could rebind its name to this machine) and long addresses.
 
-    It adds the headers that keep a browser from running or embedding anything else, and answers 500 in one line
-    where something unforeseen happens.
+    It adds the headers that keep a browser from running or embedding anything else.
     """
 
     def __init__(self, app: ASGIApp, hosts: set[str]) -> None:
@@ -128,24 +148,16 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        started = False
 
         async def with_headers(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        try:
-            answer = self._refusal(scope) if scope["type"] == "http" else None
-            await (answer or self._app)(scope, receive, with_headers)
-        except Exception as error:  # the last resort: one line here, and no details to the browser
-            log.error("%s: %s: %s", type(error).__name__, ascii(scope["path"]), " ".join(str(error).split()))
-            if not started:
-                await PlainTextResponse("something unforeseen happened", 500)(scope, receive, with_headers)
+        answer = self._refusal(scope) if scope["type"] == "http" else None
+        await (answer or self._app)(scope, receive, with_headers)
 
     def _refusal(self, scope: Scope) -> Response | None:
         address = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogateescape")

@@ -16,9 +16,9 @@ from pydantic import (
     BeforeValidator,
     Field,
     FiniteFloat,
+    PlainSerializer,
     PositiveInt,
     ValidationError,
-    field_serializer,
 )
 
 from histoloc.data.images import image_size
@@ -34,6 +34,7 @@ def _printable(text: str) -> str:
 
 Text = Annotated[str, BeforeValidator(_printable)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
+Presence = Annotated[Path | None, PlainSerializer(lambda file: file is not None)]
 Hidden = Field(default=None, exclude=True)  # paths stay on this machine
 
 
@@ -100,13 +101,9 @@ class Entry(BaseModel):
     facts: list[tuple[str, str]] = Field(default_factory=list)
     map: Layer | None = None
     uncertainty: Layer | None = None
-    regions: Path | None = None
-    truth: Path | None = None
+    regions: Presence = None
+    truth: Presence = None
     problem: Text = ""
-
-    @field_serializer("regions", "truth")
-    def _present(self, file: Path | None) -> bool:
-        return file is not None
 
 
 class Catalog:
@@ -114,6 +111,9 @@ class Catalog:
 
     Args:
         folders: that `histoloc slides predict` or `histoloc evaluate` wrote; several are several models.
+
+    Attributes:
+        entries: by key.
 
     Raises:
         InputError: no such folder, one given twice, or nothing to look at in one of them.
@@ -127,24 +127,26 @@ class Catalog:
             raise InputError(f"{folders[0]}: a folder is given twice; give each once")
         self._lock = threading.Lock()
         self._problems: dict[str, str] = {}
-        # What is broken from the start is said at once.
-        entries = [entry for model, folder in enumerate(self._folders) for entry in read_entries(folder, model)]
-        self._entries = {entry.key: entry for entry in entries}
+        self.entries: dict[str, Entry] = {}
+        self.scan()
 
     def scan(self) -> None:
-        """Read the folders again."""
+        """Read the folders again; one that is being written keeps the entries that it had a moment ago.
+
+        Raises:
+            InputError: metrics.json or per_image.csv is broken, and there are none.
+        """
         with self._lock:
             entries: list[Entry] = []
             for model, folder in enumerate(self._folders):
                 try:
                     entries += read_entries(folder, model)
-                except (InputError, OSError):  # being written: what was there a moment ago stays
-                    entries += [entry for entry in self._entries.values() if entry.model == model]
-            self._entries = {entry.key: entry for entry in entries}
-
-    def find(self, key: str) -> Entry | None:
-        """The entry of this key."""
-        return self._entries.get(key)
+                except (InputError, OSError):
+                    earlier = [entry for entry in self.entries.values() if entry.model == model]
+                    if not earlier:
+                        raise
+                    entries += earlier
+            self.entries = {entry.key: entry for entry in entries}
 
     def note_problem(self, key: str, problem: str) -> None:
         """Remember, for the list, what went wrong with a file."""
@@ -154,7 +156,7 @@ class Catalog:
         """Models, and the slides sorted by score (the highest of any model first), each with its entries."""
         items: dict[tuple[str, str], list[dict[str, Any]]] = {}
         titles: dict[int, str] = {}
-        for entry in self._entries.values():
+        for entry in self.entries.values():
             problem = entry.problem or _printable(self._problems.get(entry.key, ""))
             items.setdefault((entry.name, entry.kind), []).append(entry.model_dump(mode="json") | {"problem": problem})
             titles[entry.model] = titles.get(entry.model) or entry.title
@@ -275,8 +277,8 @@ def _slide(folder: Path, model: int) -> Entry:
         "title": slide.title or slide.method or "",
         "score_of": slide.roi_class or slide.label or "ROI of tissue",
         "facts": _slide_facts(slide),
-        "map": slide.map and _layer(folder, slide.map.file, slide.map, slide.mpp),
-        "uncertainty": slide.map and _layer(folder, slide.uncertainty, slide.map, slide.mpp),
+        "map": slide.map and _layer(folder, slide.map.file, slide, slide.map.threshold),
+        "uncertainty": _layer(folder, slide.uncertainty, slide),
         "regions": _within(folder, slide.regions),
         "problem": "" if any(state) else f"{slide.picture}: is not there any more; bring it back to see the tissue",
     }
@@ -289,9 +291,12 @@ def _first(error: ValidationError) -> str:
     return f"`{place}`: {first['msg']}" if place else first["msg"]
 
 
-def _layer(folder: Path, name: str | None, geometry: _Map, mpp: float) -> Layer | None:
-    file = _within(folder, name)
-    return file and Layer.model_validate(geometry.model_dump() | {"file": file, "scale": geometry.mpp / mpp})
+def _layer(folder: Path, name: str | None, slide: _SlideFile, threshold: float | None = None) -> Layer | None:
+    file, shape = _within(folder, name), slide.map  # the uncertainty has the map's shape
+    if file is None or shape is None:
+        return None
+    scale = shape.mpp / slide.mpp
+    return Layer(file=file, width=shape.width, height=shape.height, scale=scale, threshold=threshold)
 
 
 def _slide_facts(slide: _SlideFile) -> list[tuple[str, str]]:
@@ -325,15 +330,12 @@ def _image(evaluation: Evaluation, row: dict[str, Any], model: int) -> Entry:
     folder, stem = evaluation.folder, row["file"]
     picture, truth = locate(evaluation, row["image"]), locate(evaluation, row["mask"])
     map_file, mask = (_within(folder / "images", f"{stem}_{what}.png" if stem else None) for what in ("map", "mask"))
-    columns = {name.removeprefix("prob_"): name for name in row if name.startswith("prob_")}
-    probabilities = {name: row[column] for name, column in columns.items() if not math.isnan(row[column])}
-    width, height, problem = 0, 0, ""
+    probabilities = {name[5:]: p for name, p in row.items() if name.startswith("prob_") and not math.isnan(p)}
+    problem = "" if picture else "the image was not kept; evaluate again with more maps kept"
     try:
-        if picture is None:
-            raise InputError("the image was not kept; evaluate again with more maps kept")
-        width, height = image_size(picture)
+        width, height = image_size(picture) if picture else (0, 0)
     except InputError as error:
-        problem = str(error)
+        width, height, problem = 0, 0, str(error)
     threshold = evaluation.result.threshold.value if math.isnan(row["threshold"]) else row["threshold"]
     return Entry(
         key=_key(folder, model, row["name"], *file_state(picture, truth, map_file, mask)),

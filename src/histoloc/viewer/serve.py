@@ -13,11 +13,9 @@ from cyclopts import Parameter
 
 from histoloc.errors import InputError
 
-Folders = Annotated[list[Path], Parameter(allow_leading_hyphen=False, negative=())]
-
 
 def view(
-    folders: Folders,
+    folders: Annotated[list[Path], Parameter(allow_leading_hyphen=False, negative=())],
     *,
     port: int = 8000,
     host: str = "127.0.0.1",
@@ -73,8 +71,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
-            reason = os.strerror(error.errno)
             raise InputError(
-                f"--port {port}: cannot be used on {host} ({reason}); choose another --port, or end what uses it"
+                f"--port {port}: cannot be used on {host} ({os.strerror(error.errno)}); choose another --port, "
+                "or end what uses it"
             ) from error
         raise InputError(f"--host {host}: is no address of this machine; try 127.0.0.1") from error

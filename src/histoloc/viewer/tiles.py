@@ -37,10 +37,6 @@ Grey = NDArray[np.uint8]
 Box = tuple[int, int, int, int, int]  # see `tile_box`
 
 
-class NoTile(LookupError):
-    """There is no tile of this layer, level and position."""
-
-
 def finest_level(width: int, height: int) -> int:
     """Number of the level at the picture's own resolution."""
     return max(0, math.ceil(math.log2(max(width, height) / TILE)))
@@ -71,17 +67,19 @@ def tile_box(width: int, height: int, level: int, column: int, row: int) -> Box 
     return x, y, min(TILE, across - x), min(TILE, down - y), factor
 
 
-def render_tile(entry: Entry, layer: str, level: int, column: int, row: int) -> bytes:
+def render_tile(entry: Entry, layer: str, level: int, column: int, row: int) -> bytes | None:
     """One tile: JPEG of the picture, grey PNG (0 to 255 for 0 to 1) of a map.
 
+    Returns:
+        None where the entry has no such layer, or the layer no such tile.
+
     Raises:
-        NoTile: the entry has no such layer, or the layer no such tile.
         InputError: the file has moved, is damaged or is another one than was predicted on.
     """
     source = {"picture": entry, "map": entry.map, "uncertainty": entry.uncertainty}[layer]
     box = tile_box(source.width, source.height, level, column, row) if source and source.width else None
     if source is None or box is None:
-        raise NoTile
+        return None
     buffer = io.BytesIO()
     if isinstance(source, Entry):
         _picture(source, box).save(buffer, "JPEG", quality=JPEG_QUALITY)
@@ -91,22 +89,24 @@ def render_tile(entry: Entry, layer: str, level: int, column: int, row: int) -> 
     return buffer.getvalue()
 
 
-def outlines(entry: Entry, file: Path | None, label: str) -> bytes:
+def outlines(file: Path | None, label: str, layer: Layer | None = None) -> bytes | None:
     """Outlines as GeoJSON, in pixels of level 0.
 
     Args:
-        entry: whose map says how probable each outline is.
         file: GeoJSON, which is passed on, or a mask, whose connected parts of 4 pixels and more are outlined.
         label: name of the outlines' class.
+        layer: the map that says how probable each part of a mask is.
+
+    Returns:
+        None where there is no file.
 
     Raises:
-        NoTile: there are none.
         InputError: the file cannot be read.
     """
     if file is None:
-        raise NoTile
+        return None
     if file.suffix != ".geojson":
-        values = _grey(entry.map.file, file_state(entry.map.file))[0] if entry.map else None
+        values = _grey(layer.file, file_state(layer.file))[0] if layer else None
         return geojson_text(mask_outlines(read_mask(file), label, values)).encode()
     try:
         if file.stat().st_size > _LARGEST_JSON:
