@@ -2,14 +2,15 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
@@ -21,6 +22,7 @@ from histoloc.work_folder import write_text
 T = TypeVar("T")
 SelectionRule = Literal["error-loss", "error-latest", "last", "pxap-masks"]
 ThresholdRule = Literal["fixed", "otsu", "valid"]
+RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def method_class(name: str) -> type[Any]:
     return METHODS[name]
 
 
-def strict(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+def strict(kind: type[T], values: Any, where: str) -> T:
     """Make a dataclass from a mapping.
 
     Args:
@@ -151,17 +153,33 @@ def strict(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises:
         InputError: an unknown key (naming the nearest known one) or a value of the wrong type.
     """
-    _check_keys(kind, values, where, "")
+    # The dataclasses inside a list take its rule for unknown keys.
+    several: Any = GenericAlias(list, (kind,))
+    adapter = TypeAdapter(several, config=ConfigDict(extra="forbid"))
     try:
-        return TypeAdapter(kind).validate_python(dict(values))
+        return adapter.validate_python([values])[0]
     except ValidationError as error:
-        first = error.errors()[0]
-        own = first.get("ctx", {}).get("error")
-        if isinstance(own, InputError):  # raised by a dataclass about its own values: it says all there is to say
-            raise InputError(f"{where}: {own}") from error
-        key = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"][:1].lower() + first["msg"][1:]
-        raise InputError(f"{where}: {key or 'value'} = {first['input']!r} is wrong ({reason}); correct it") from error
+        raise InputError(f"{where}: {_sentence(kind, error)}") from error
+
+
+def _sentence(kind: Any, error: ValidationError) -> str:
+    """The first fault of a mapping in words, unknown keys before wrong values."""
+    unknown = ("unexpected_keyword_argument", "invalid_key")
+    first = min(error.errors(), key=lambda fault: fault["type"] not in unknown)
+    path = [str(part) for part in first["loc"][1:]]
+    key, own = ".".join(path), first.get("ctx", {}).get("error")
+    if first["type"] in unknown:
+        for name in path[:-1]:
+            hint = get_type_hints(kind)[name]  # `Published | None` has two parts
+            kind = next(part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part))
+        return f"unknown key {key}{_nearest(path[-1], get_type_hints(kind))}; correct or remove it"
+    if first["type"] == "missing":
+        return f"{key} is missing; add it"
+    if first["type"] == "dataclass_type":
+        return f"{key or 'this'} must hold `key: value` pairs; correct it"
+    if isinstance(own, InputError):  # raised by a dataclass about its own values: it says all there is to say
+        return str(own)
+    return f"{key} = {first['input']!r} is wrong ({first['msg'][:1].lower()}{first['msg'][1:]}); correct it"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -183,14 +201,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that are shipped."""
-    folder = resources.files("histoloc.recipes")
-    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def recipe_about(name: str) -> str:
     """The sentence that a shipped recipe says about itself."""
-    with resources.as_file(resources.files("histoloc.recipes") / f"{name}.yaml") as shipped:
-        return str(read_yaml(shipped).get("about", ""))
+    return str(read_yaml(RECIPES / f"{name}.yaml").get("about", ""))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -201,18 +217,17 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        if name not in recipe_names():
+        names = recipe_names()
+        if name not in names:
             raise InputError(
-                f"recipe {name!r} is unknown{_nearest(name, recipe_names())}; choose one of "
-                f"{', '.join(recipe_names())}, or give the path of a YAML file"
+                f"recipe {name!r} is unknown{_nearest(name, names)}; choose one of {', '.join(names)}, or give the "
+                "path of a YAML file"
             )
-        with resources.as_file(resources.files("histoloc.recipes") / f"{name}.yaml") as shipped:
-            values = read_yaml(shipped)
-    else:
-        values = read_yaml(path)
+        path = RECIPES / f"{name}.yaml"
+    values = read_yaml(path)
     values.pop("about", None)
-    checked = run_config({"data": "unset.csv", **values}, where=f"recipe {name}")
-    return {**values, "method": checked.method}
+    run_config({"data": "unset.csv", **values}, where=f"recipe {name}")
+    return values
 
 
 def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
@@ -222,9 +237,9 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     if isinstance(options, Mapping) and "empty_class" in options:  # where histoloc 0.1 had it
         options = dict(options)
         values.setdefault("empty_class", options.pop("empty_class"))
-    backbone = values.get("backbone")
-    if isinstance(values.get("method"), str) and (backbone is None or isinstance(backbone, Mapping)):
-        values["backbone"] = {**plain(method_class(values["method"]).default_backbone), **(backbone or {})}
+    backbone = values.get("backbone") or {}
+    if isinstance(values.get("method"), str) and isinstance(backbone, Mapping):
+        values["backbone"] = plain(method_class(values["method"]).default_backbone) | dict(backbone)
     config = strict(RunConfig, values, where)
     chosen = strict(method_class(config.method).Options, options, f"{where}, options of {config.method}")
     return dataclasses.replace(config, options=chosen)
@@ -242,37 +257,9 @@ def write_run(path: Path, config: RunConfig) -> None:
 
 def plain(value: Any) -> Any:
     """Dataclasses, tuples and paths as plain values for YAML and JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value.as_posix() if isinstance(value, Path) else value
+    return to_jsonable_python(value)
 
 
-def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
-    if not isinstance(values, Mapping):
-        raise InputError(f"{where}: {prefix.rstrip('.') or 'this'} must hold `key: value` pairs; correct it")
-    hints = get_type_hints(kind)
-    for key, value in values.items():
-        if key not in hints:
-            raise InputError(f"{where}: unknown key {prefix}{key}{_nearest(str(key), hints)}; correct or remove it")
-        parts = get_args(hints[key]) or (hints[key],)  # `Published | None` has two
-        if value is None and type(None) in parts:
-            continue
-        for part in parts:
-            if isinstance(part, type) and dataclasses.is_dataclass(part):
-                _check_keys(part, value, where, f"{prefix}{key}.")
-    missing = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
-    ]
-    if missing:
-        raise InputError(f"{where}: {prefix}{missing[0]} is missing; add it")
-
-
-def _nearest(name: str, known: Any) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f" (did you mean {near[0]}?)" if near else ""
