@@ -16,10 +16,10 @@ from histoloc.data.images import read_image, read_map, read_mask
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.evaluation import evaluate, run_evaluation, summary_line
+from histoloc.localization_files import predict as predict_files
 from histoloc.metrics import dice
 from histoloc.metrics.summary import Metrics
 from histoloc.options import EvaluationOptions
-from histoloc.predict_files import predict_files
 from histoloc.prediction import load
 
 

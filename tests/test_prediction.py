@@ -13,8 +13,8 @@ import histoloc
 from histoloc.data.images import read_image, read_map, read_mask
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
+from histoloc.localization_files import predict as predict_files
 from histoloc.maps import otsu_threshold, place, resize
-from histoloc.predict_files import predict_files
 from histoloc.prediction import load
 
 

@@ -1,8 +1,8 @@
 """histoloc: weakly-supervised localization in histology.
 
     import histoloc
-    found = histoloc.load("runs/sem").predict("image.png")
-    found.label, found.roi, found.mask
+    result = histoloc.load("runs/sem").predict("image.png")
+    result.label, result.roi, result.mask
 
 Names are loaded when they are first used, so that `import histoloc` alone loads neither torch nor Fabric.
 """
@@ -11,59 +11,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from histoloc.config import RunConfig, run_config
-    from histoloc.data.table import read_table
-    from histoloc.errors import InputError
-    from histoloc.evaluation import evaluate
-    from histoloc.methods import METHODS
-    from histoloc.predict_files import predict_files as predict
-    from histoloc.prediction import Predictor, load
-    from histoloc.report import write_report
-    from histoloc.slide_maps.cohort import predict_slides
-    from histoloc.slides.reader import open_slide
-    from histoloc.training import train
-    from histoloc.types import Localization
+    from histoloc.config import RunConfig as RunConfig
+    from histoloc.config import run_config as run_config
+    from histoloc.data.table import read_table as read_table
+    from histoloc.errors import InputError as InputError
+    from histoloc.evaluation import evaluate as evaluate
+    from histoloc.localization_files import predict as predict
+    from histoloc.methods import METHODS as METHODS
+    from histoloc.prediction import Predictor as Predictor
+    from histoloc.prediction import load as load
+    from histoloc.report import write_report as write_report
+    from histoloc.slide_maps.cohort import predict_slides as predict_slides
+    from histoloc.slides.reader import open_slide as open_slide
+    from histoloc.training import train as train
+    from histoloc.types import Localization as Localization
 
 __version__ = "0.2.0"
 
 _ROOMS = {
-    "InputError": ("histoloc.errors", "InputError"),
-    "Localization": ("histoloc.types", "Localization"),
-    "METHODS": ("histoloc.methods", "METHODS"),
-    "Predictor": ("histoloc.prediction", "Predictor"),
-    "RunConfig": ("histoloc.config", "RunConfig"),
-    "evaluate": ("histoloc.evaluation", "evaluate"),
-    "load": ("histoloc.prediction", "load"),
-    "open_slide": ("histoloc.slides.reader", "open_slide"),
-    "predict": ("histoloc.predict_files", "predict_files"),
-    "predict_slides": ("histoloc.slide_maps.cohort", "predict_slides"),
-    "read_table": ("histoloc.data.table", "read_table"),
-    "run_config": ("histoloc.config", "run_config"),
-    "train": ("histoloc.training", "train"),
-    "write_report": ("histoloc.report", "write_report"),
+    "config": ("RunConfig", "run_config"),
+    "data.table": ("read_table",),
+    "errors": ("InputError",),
+    "evaluation": ("evaluate",),
+    "localization_files": ("predict",),
+    "methods": ("METHODS",),
+    "prediction": ("Predictor", "load"),
+    "report": ("write_report",),
+    "slide_maps.cohort": ("predict_slides",),
+    "slides.reader": ("open_slide",),
+    "training": ("train",),
+    "types": ("Localization",),
 }
 
-__all__ = [
-    "METHODS",
-    "InputError",
-    "Localization",
-    "Predictor",
-    "RunConfig",
-    "evaluate",
-    "load",
-    "open_slide",
-    "predict",
-    "predict_slides",
-    "read_table",
-    "run_config",
-    "train",
-    "write_report",
-]
+
+def __dir__() -> list[str]:
+    return ["__version__", *(name for names in _ROOMS.values() for name in names)]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
-        raise AttributeError(f"module 'histoloc' has no attribute {name!r}")
-    room, attribute = _ROOMS[name]
-    value = globals()[name] = getattr(import_module(room), attribute)
-    return value
+    for room, names in _ROOMS.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"histoloc.{room}"), name)
+            return value
+    raise AttributeError(f"module 'histoloc' has no attribute {name!r}")

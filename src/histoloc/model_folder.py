@@ -18,6 +18,7 @@ from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
 from histoloc.methods import Method, Setting
 from histoloc.nn.backbone import BackboneConfig, build_backbone
+from histoloc.options import ALL, MapOptions
 from histoloc.types import Range
 from histoloc.work_folder import atomic_path, write_json
 
@@ -216,6 +217,18 @@ def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
     if mpp and small_side:
         values["mpp"] = mpp * side / small_side if side else None
     return values | {"options": options}
+
+
+def map_classes(folder: Path, options: MapOptions) -> list[str | None]:
+    """Whose maps are asked for: of one class, of every class with ROI, or None for the class that is predicted.
+
+    Raises:
+        InputError: as `load_model`, where those of every class are asked for.
+    """
+    if options.map_class != ALL:
+        return [options.map_class]
+    config = read_model_config(folder)
+    return [name for name in config.classes if name not in (config.empty_class, options.empty_class)]
 
 
 def find_model(folder: Path) -> Path:

@@ -12,26 +12,31 @@ from histoloc.options import ALL, EvaluationOptions, PredictionOptions
 from histoloc.viewer.serve import view
 from histoloc.work_folder import safe_name
 
+# What loads torch is named by its place, and loaded when it is called.
+GROUPS = {
+    "data": "Turn a data set into a table (CSV); nothing downstream knows where it came from.",
+    "train": "Train a method; `histoloc train METHOD --help` lists all.",
+    "slides": "Whole slides: what a file holds, where its tissue is, and what a model says of it.",
+    "benchmark": "Every row of Table 1, or the ablation; resumable.",
+}
+FUNCTIONS = {
+    "quickstart": "Synthetic glands -> train -> evaluate -> report.html, in under five minutes.",
+    "doctor": "Say what this machine can do: torch, devices, bf16, OpenSlide, weights found.",
+}
 app = App(
     name="histoloc",
     help="Weakly-supervised localization in histology: train on image labels, get class, region and certainty.",
     version_flags=["--version"],
 )
-app.command(
-    "histoloc.cli.data:app",
-    name="data",
-    help="Turn a data set into a table (CSV); nothing downstream knows where it came from.",
-)
-app.command("histoloc.cli.train:app", name="train", help="Train a method; `histoloc train METHOD --help` lists all.")
-app.command(
-    "histoloc.cli.slides:app",
-    name="slides",
-    help="Whole slides: what a file holds, where its tissue is, and what a model says of it.",
-)
-app.command("histoloc.cli.benchmark:app", name="benchmark", help="Every row of Table 1, or the ablation; resumable.")
+for _name, _help in GROUPS.items():
+    app.command(f"histoloc.cli.{_name}:app", name=_name, help=_help)
+for _name, _help in FUNCTIONS.items():
+    app.command(f"histoloc.{_name}:{_name}", name=_name, help=_help)
 app.command(view)
 
 Runs = Annotated[list[Path], Parameter(allow_leading_hyphen=False)]
+EvaluationFlags = Annotated[EvaluationOptions, Parameter(name="*")]
+PredictionFlags = Annotated[PredictionOptions, Parameter(name="*")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,27 +52,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @app.command
-def quickstart(out: Path = Path("quickstart"), *, seed: int = 0, count: int = 240, epochs: int | None = None) -> None:
-    """Synthetic glands -> train max-min, GAP and all-ones -> evaluate -> report.html, in under five minutes.
-
-    Args:
-        out: folder for images, runs and report; a second call goes on where the first was stopped.
-        seed: of the images and of training.
-        count: number of images.
-        epochs: of each training; by default what the recipe says.
-    """
-    from histoloc.quickstart import quickstart as run
-
-    run(out, seed=seed, count=count, epochs=epochs)
-
-
-@app.command
 def evaluate(
     source: Path,
     *,
     data: Path,
     out: Path | None = None,
-    options: Annotated[EvaluationOptions, Parameter(name="*")] = EvaluationOptions(),  # noqa: B008
+    options: EvaluationFlags = EvaluationOptions(),  # noqa: B008
 ) -> None:
     """Measure a model, or a folder of anybody's heatmaps, on one split of a table.
 
@@ -79,13 +69,11 @@ def evaluate(
         options: what is measured.
     """
     from histoloc.evaluation import run_evaluation
-    from histoloc.map_class import classes_of
+    from histoloc.model_folder import map_classes
 
-    every = options.map_class == ALL
-    for name in classes_of(source, options.empty_class) if every else [options.map_class]:
-        place = out / safe_name(str(name)) if out is not None and every else out
-        for line in run_evaluation(source, data, replace(options, map_class=name), out=place).lines:
-            print(line)
+    for name in map_classes(source, options):
+        place = out / safe_name(str(name)) if out is not None and options.map_class == ALL else out
+        print(*run_evaluation(source, data, replace(options, map_class=name), out=place).lines, sep="\n")
 
 
 @app.command
@@ -94,7 +82,7 @@ def predict(
     images: Runs,
     *,
     out: Path,
-    options: Annotated[PredictionOptions, Parameter(name="*")] = PredictionOptions(),  # noqa: B008
+    options: PredictionFlags = PredictionOptions(),  # noqa: B008
 ) -> None:
     """Localize in images: mask, heatmap and overlay of each, and one CSV with class, probabilities and ROI area.
 
@@ -104,9 +92,9 @@ def predict(
         out: folder for the results.
         options: how.
     """
-    from histoloc.predict_files import predict_files
+    from histoloc.localization_files import predict as run
 
-    predict_files(model, images, out, **vars(options))
+    run(model, images, out, **vars(options))
     print(out / "predictions.csv")
 
 
@@ -144,15 +132,6 @@ def recipes() -> None:
 
     for name in recipe_names():
         print(f"{name:18} {recipe_about(name)}")
-
-
-@app.command
-def doctor() -> None:
-    """Say what this machine can do: torch, devices, bf16, OpenSlide, weights found."""
-    from histoloc.doctor import examine
-
-    for name, finding in examine().items():
-        print(f"{name:18} {finding}")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,16 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
 
-from histoloc.config import RunConfig, TrainingConfig, plain, read_recipe, run_config
+from histoloc.config import TrainingConfig, plain, read_recipe, run_config
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
 from histoloc.methods import METHODS, Method
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.options import EvaluationOptions
 
-_SECTIONS = ("options", "backbone", "input", "training")
+BackboneFlags = Annotated[BackboneConfig, Parameter(name="*", group=Group("Backbone"))]
+InputFlags = Annotated[InputConfig, Parameter(name="*", group=Group("Input"))]
+TrainingFlags = Annotated[TrainingConfig, Parameter(name="*", group=Group("Training"))]
 
 
 def _from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -34,10 +36,10 @@ def _from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
             f"--recipe {given} is for {values['method']}, not {commands[-1]}; use histoloc train {values['method']}"
         )
     known = {name for argument in arguments for name in argument.names}
-    flat = {k: v for k in ("data", "fold", "empty_class") if (v := values.get(k)) is not None}
-    for section in _SECTIONS:
-        flat |= {k: v for k, v in (values.get(section) or {}).items() if v is not None}
-    flags = {key.replace("_", "-"): value for key, value in plain(flat).items()}
+    flat = {key: values.get(key) for key in ("data", "fold", "empty_class")}
+    for section in ("options", "backbone", "input", "training"):
+        flat |= values.get(section) or {}
+    flags = {key.replace("_", "-"): value for key, value in plain(flat).items() if value is not None}
     flags = {key: value for key, value in flags.items() if f"--{key}" in known}
     # Nested below the commands: Cyclopts drops a flat key that is also a command, as `data` is.
     nested = functools.reduce(lambda inner, name: {name: inner}, reversed(commands), flags)
@@ -56,23 +58,21 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         empty_class: str | None = None,
         recipe: str | None = None,
         resume: bool = False,
-        options: Any = None,
-        backbone: Any = None,
-        input: Any = None,
-        training: Any = None,
+        options: Any = method.Options(),  # noqa: B008
+        backbone: BackboneFlags = method.default_backbone,
+        input: InputFlags = InputConfig(),  # noqa: B008
+        training: TrainingFlags = TrainingConfig(),  # noqa: B008
     ) -> None:
         from histoloc.evaluation import keep_as_own, run_evaluation
         from histoloc.report import write_report
         from histoloc.training import train as run
 
-        chosen = {"options": options, "backbone": backbone, "input": input, "training": training}
-        sections = {k: plain(v) for k, v in chosen.items() if v is not None}
-        values: dict[str, Any] = {"method": name, "data": data.as_posix(), "fold": fold, "empty_class": empty_class}
-        values |= sections
+        values = {"method": name, "data": data.as_posix(), "fold": fold, "empty_class": empty_class}
+        values |= {"options": plain(options), "backbone": plain(backbone)}
+        values |= {"input": plain(input), "training": plain(training)}
         if recipe is not None:
             shipped = read_recipe(recipe)
             values |= {"recipe": shipped.get("recipe", recipe), "published": shipped.get("published")}
-        config: RunConfig = run_config(values, where="command line")
 
         def finish() -> None:
             own = out / "evaluation" / "valid"
@@ -84,7 +84,7 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
             print("validation: " + "\n".join(evaluated.lines))
             print(write_report([out], out / "report.html"))
 
-        run(config, out, resume=resume, then=finish)
+        run(run_config(values, where="command line"), out, resume=resume, then=finish)
 
     train.__doc__ = f"""Train {method.title}: {method.paper}.
 
@@ -99,19 +99,8 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
             processes. The result has the same bits on a CPU in float32 (with as many threads, on a machine of the same
             type), and agrees up to rounding elsewhere.
     """
-    sections: dict[str, tuple[str, type[Any]]] = {
-        "options": (f"{method.title} options", method.Options),
-        "backbone": ("Backbone", BackboneConfig),
-        "input": ("Input", InputConfig),
-        "training": ("Training", TrainingConfig),
-    }
-    for section, (title, kind) in sections.items():
-        flat = Parameter(name="*", group=Group(title))
-        train.__annotations__[section] = (
-            Annotated[kind, flat] if dataclasses.fields(kind) else Annotated[Any, Parameter(parse=False)]
-        )
-    defaults = {section: kind() for section, (_, kind) in sections.items()} | {"backbone": method.default_backbone}
-    train.__kwdefaults__ = {**(train.__kwdefaults__ or {}), **defaults}
+    flags = Parameter(name="*", group=Group(f"{method.title} options"), parse=bool(dataclasses.fields(method.Options)))
+    train.__annotations__["options"] = Annotated[method.Options, flags]
     return train
 
 

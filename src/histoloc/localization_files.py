@@ -19,9 +19,7 @@ from histoloc.work_folder import atomic_path, locked, safe_name
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
 
 
-def predict_files(
-    model: Path, images: Sequence[Path], out: Path, *, progress: bool = True, **options: Any
-) -> pd.DataFrame:
+def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = True, **options: Any) -> pd.DataFrame:
     """Localize in files and folders of images; write mask, heatmap and overlay of each, and one CSV.
 
     Args:
