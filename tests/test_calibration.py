@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from histoloc.calibration import evenly, keep_range, learn_range
+from histoloc.calibration import calibrate, evenly, learn_range
 from histoloc.data.table import Sample, read_table
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
@@ -271,7 +271,7 @@ def test_an_older_model_opens_and_can_be_given_its_range(gap_run, tiny_table, tm
     old = read_model_config(tmp_path / "old")
     assert (old.mpp, old.empty_class, old.learned) == (1.0, "benign", None)
     assert load(tmp_path / "old", "cpu", range="image").predict(np.zeros((64, 64, 3), np.uint8)).range == "image"
-    keep_range(tmp_path / "old", read_table(tiny_table))
+    calibrate(tmp_path / "old", read_table(tiny_table))
     assert read_model_config(tmp_path / "old").learned is not None
 
 

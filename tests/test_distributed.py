@@ -20,8 +20,7 @@ from histoloc.data.trainset import EpochBatches
 from histoloc.errors import InputError
 from histoloc.model_folder import build_method
 from histoloc.processes import cache_bytes, check_batch, check_machines, share_statistics
-from histoloc.provenance import describe
-from histoloc.training import train
+from histoloc.training import describe, train
 from histoloc.training_state import Progress, restore
 
 # 12 images in batches of 10: shares of 5, and a last batch of one image for each of two processes.

@@ -12,7 +12,7 @@ from histoloc.data.table import read_table
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
 from histoloc.model_folder import ModelConfig
-from histoloc.scale import TrainingScale, tile_side, training_scale, view
+from histoloc.scale import tile_side, training_scale, view
 
 CLASSES = ("a", "b")
 
@@ -33,8 +33,12 @@ def table(tmp_path):
     return make
 
 
-def scale(path: Path, **options) -> TrainingScale:
-    return training_scale(InputConfig(**{"small_side": 0, "crop": 32, **options}), read_table(path))
+def scale(path: Path, **options) -> ModelConfig:
+    return decide(path, **options)[0]
+
+
+def decide(path: Path, **options) -> tuple[ModelConfig, tuple[str, ...]]:
+    return training_scale(config(input=InputConfig(**{"small_side": 0, "crop": 32, **options})), read_table(path))
 
 
 def config(**changes) -> ModelConfig:
@@ -42,16 +46,16 @@ def config(**changes) -> ModelConfig:
 
 
 def test_the_median_over_images_not_over_distinct_values(table):
-    made = scale(table(*[(64, 64, 0.25)] * 11, (64, 64, 1.0)))
+    made, notes = decide(table(*[(64, 64, 0.25)] * 11, (64, 64, 1.0)))
     assert made.mpp == 0.25
     assert made.input.mpp == 0.25, "they differ by more than 1.25, so all are resampled"
-    assert "0.25 to 1 µm/px: all are resampled to 0.25 µm/px" in made.notes[0]
+    assert "0.25 to 1 µm/px: all are resampled to 0.25 µm/px" in notes[0]
     assert made.extent == (256, 256), "the coarse one becomes four times as large"
 
 
 def test_the_scale_is_that_after_resizing(table):
-    made = scale(table((96, 64, 0.5), (96, 64, 0.5)), small_side=32)
-    assert (made.mpp, made.extent, made.shorter_side, made.notes) == (1.0, (32, 48), 64, ())
+    made, notes = decide(table((96, 64, 0.5), (96, 64, 0.5)), small_side=32)
+    assert (made.mpp, made.extent, made.shorter_side, notes) == (1.0, (32, 48), 64, ())
     assert made.input.mpp is None
 
 

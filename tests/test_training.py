@@ -23,11 +23,9 @@ from histoloc.evaluation import evaluate
 from histoloc.methods.maxmin import MaxMin
 from histoloc.metrics import dice
 from histoloc.model_folder import build_method, load_model, read_model_config
-from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
 from histoloc.prediction import load
-from histoloc.provenance import describe
-from histoloc.selection import selection_key
-from histoloc.training import train
+from histoloc.training import describe, train
+from histoloc.training_state import learning_rate, make_optimizer, selection_key, set_learning_rate
 
 WEIGHTS = "model/model.safetensors"
 SIGMA = {"sigma_start": 0.15, "sigma_step": 0.01, "sigma_cap": 0.3}

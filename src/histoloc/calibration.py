@@ -1,9 +1,9 @@
-"""What is learned after training: the range of a method's evidence, from training images without masks."""
+"""What is learned after training: the range of evidence, without masks, and where asked for the threshold, by masks."""
 
-import dataclasses
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +12,17 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from histoloc.config import ThresholdRule
 from histoloc.data.pixels import read_pixels, sample_mpp
 from histoloc.data.table import Sample, Table
+from histoloc.errors import InputError
 from histoloc.maps import class_map, roi_at_stride
-from histoloc.model_folder import LearnedRange, load_model, read_model_config, save_model
+from histoloc.measurement import measure, model_localizes
+from histoloc.model_folder import LearnedRange, Threshold, load_model, save_model
+from histoloc.options import MapOptions
 from histoloc.prediction import Predictor
 from histoloc.scale import training_scale
+from histoloc.types import Output
 
 MOST_IMAGES = 200
 _QUANTILES = np.linspace(0, 1, 1001)
@@ -51,62 +56,83 @@ def learn_range(predictor: Predictor, samples: Sequence[Sample], *, progress: bo
     Raises:
         InputError: an image cannot be read.
     """
-    classes = predictor.config.classes
-    looks: list[list[Look]] = []
+    classes, empty = predictor.config.classes, predictor.calibration.empty
+    looks: dict[int, list[Look]] = {}
     chosen = of_every_class(samples, MOST_IMAGES)
     for sample in tqdm(chosen, "range of evidence", disable=not progress, leave=False):
-        own = {classes.index(name) for name in sample.labels if name in classes}
-        for c, look in enumerate(_looks(predictor, sample, own)):
-            looks.extend([] for _ in range(c + 1 - len(looks)))
-            if look is not None:
-                looks[c].append(look)
-    for c, own in enumerate(looks if len(looks) > 1 else []):
-        if not own and c != predictor.calibration.empty:
-            tqdm.write(
-                f"note: class {classes[c]} has no training images; the range of its maps is that of the other classes",
-                sys.stderr,
-            )
-    fitted = [_fit(own or [look for others in looks for look in others]) for own in looks]
+        own = {classes.index(name) for name in sample.labels if name in classes} - {empty}
+        output = predictor.output_of(read_pixels(sample), sample_mpp(sample))
+        maps = output.evidence.shape[1]
+        for c in range(maps):
+            shown = looks.setdefault(c, [])
+            if c in own or (maps == 1 and own):
+                shown.append(_look(predictor, output, c))
+    for c in [c for c in looks if not looks[c] and len(looks) > 1 and c != empty]:
+        _note(f"class {classes[c]} has no training images; the range of its maps is that of the other classes")
+    every = [look for others in looks.values() for look in others]
+    fitted = [_fit(own or every) for own in looks.values()]
     centre, slope, share = zip(*fitted, strict=True) if fitted else ((0.0,), (1.0,), (0.0,))
     return LearnedRange(tuple(centre), tuple(slope), tuple(share), len(chosen))
 
 
-def keep_range(model: Path, table: Table, device: torch.device | str = "cpu", *, progress: bool = False) -> None:
-    """Learn the range of a model from the training split of a table, and write it into the model folder.
+def calibrate(
+    model: Path,
+    table: Table,
+    threshold: ThresholdRule = "fixed",
+    device: torch.device | str = "cpu",
+    *,
+    progress: bool = False,
+) -> None:
+    """Learn the range of a model from the training images of a table, and choose its threshold where that is asked for.
 
-    Nothing is done where the evidence is a probability or the folder has a range already. A folder of histoloc 0.1 also
-    gets the scale of its training images.
+    Both are written into the model folder; what it has already is left as it is. A folder of histoloc 0.1 also gets the
+    scale of its training images.
 
     Args:
         model: the model folder, which is rewritten.
-        table: its training images are looked at.
+        table: its training images are looked at, without their masks; for `valid` also its validation split.
+        threshold: `valid` cuts the maps where the mean of F1⁺ and F1⁻ on the validation masks is highest; of 0, 0.01,
+            ..., 1, and of equal ones the lowest.
         device: where to compute.
         progress: show a bar.
+
+    Raises:
+        InputError: the validation masks hold no ROI, or nothing else.
     """
-    config = read_model_config(model)
-    if config.learned is not None:
-        return
     # The weights on disk, so that a resumed run learns from the same ones.
     method, config = load_model(model)
-    if config.extent is None:
-        scale = training_scale(config.input, table)
-        if scale.input == config.input:  # otherwise these weights saw images at other scales
-            config = dataclasses.replace(config, mpp=scale.mpp, extent=scale.extent, shorter_side=scale.shorter_side)
-            save_model(model, method.state_dict(), config)
-    # Not table.split, which insists on samples: methods that learn nothing are trained without.
-    samples = [sample for sample in table.samples if sample.split == "train"]
-    if method.unit != "score":
-        return
-    if not samples:
-        tqdm.write(
-            "note: no range of evidence was learned, because the table has no training images; predictions need "
-            "--range image",
-            sys.stderr,
+    begun = config
+    if config.learned is None and config.extent is None:
+        scaled, _ = training_scale(config, table)
+        if scaled.input == config.input:  # otherwise these weights saw images at other scales
+            config = scaled
+    if config.learned is None and method.unit == "score":
+        # Not table.split, which insists on samples: methods that learn nothing are trained without.
+        samples = [sample for sample in table.samples if sample.split == "train"]
+        if samples:
+            predictor = Predictor(method, config, device, range="image")
+            config = replace(config, learned=learn_range(predictor, samples, progress=progress))
+        else:
+            _note("no range of evidence was learned: the table has no training images; predictions need --range image")
+    # After the range: it is chosen on the maps that it will cut.
+    if threshold == "valid" and config.threshold.rule != "valid":
+        config = replace(config, threshold=best_threshold(Predictor(method, config, device), table))
+    if config != begun:
+        save_model(model, method.state_dict(), config)
+
+
+def best_threshold(predictor: Predictor, table: Table) -> Threshold:
+    """Where the mean of F1⁺ and F1⁻ on the validation masks is highest; see `calibrate`."""
+    samples, localizes = table.split("valid"), model_localizes(predictor, MapOptions(threshold=0.5))
+    metrics = measure(localizes, table, samples, empty_class=predictor.config.empty_class).metrics
+    best = metrics.compute(bootstrap=0).oracle_threshold.value
+    if best is None:
+        raise InputError(
+            f"{table.path}: --threshold valid needs both ROI and background in the masks of split 'valid'; correct the "
+            "masks, or evaluate the model as it is, cut at 0.5"
         )
-        return
-    predictor = Predictor(method, config, device, range="image")
-    learned = learn_range(predictor, samples, progress=progress)
-    save_model(model, method.state_dict(), dataclasses.replace(config, learned=learned))
+    masks = sum(sample.mask is not None for sample in samples)
+    return Threshold("valid", best, masks, predictor.calibration.range)
 
 
 def of_every_class(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -125,22 +151,16 @@ def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
 
 
-def _looks(predictor: Predictor, sample: Sample, own: set[int]) -> list[Look | None]:
-    """What an image shows of each of the C maps; None for classes that it does not have, or that have no ROI."""
-    output = predictor.output_of(read_pixels(sample), sample_mpp(sample))
-    calibration = dataclasses.replace(predictor.calibration, empty=None)
-    looks: list[Look | None] = []
-    for c in range(output.evidence.shape[1]):
-        shared = output.evidence.shape[1] == 1
-        with_roi = own - {predictor.calibration.empty}
-        if not with_roi if shared else c not in with_roi:
-            looks.append(None)
-            continue
-        label = torch.tensor([c])
-        values = class_map(output.evidence, label)[0].double().cpu().numpy()
-        share = float((roi_at_stride(output, label, calibration) >= 0.5).float().mean())
-        looks.append(Look(np.quantile(values, _QUANTILES), share))
-    return looks
+def _look(predictor: Predictor, output: Output, c: int) -> Look:
+    """What an image shows of class c."""
+    label = torch.tensor([c])
+    values = class_map(output.evidence, label)[0].double().cpu().numpy()
+    share = float((roi_at_stride(output, label, replace(predictor.calibration, empty=None)) >= 0.5).float().mean())
+    return Look(np.quantile(values, _QUANTILES), share)
+
+
+def _note(text: str) -> None:
+    tqdm.write(f"note: {text}", sys.stderr)
 
 
 def _fit(looks: Sequence[Look]) -> tuple[float, float, float]:

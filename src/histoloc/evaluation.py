@@ -1,15 +1,13 @@
 """A model, or a folder of anybody's heatmaps, against a table -> metrics.json and per_image.csv."""
 
-import dataclasses
-import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,12 +15,12 @@ from histoloc.config import plain
 from histoloc.data.table import Sample, Table, read_table
 from histoloc.errors import InputError
 from histoloc.heatmaps import heatmaps
-from histoloc.measure import Measured, measure, model_localizes
+from histoloc.measurement import FLOORS, Localizes, Measured, floors_beside, measure, model_localizes
 from histoloc.metrics.summary import Metrics
 from histoloc.model_folder import ModelConfig, empty_index, read_model_config
 from histoloc.options import EvaluationOptions
 from histoloc.prediction import load
-from histoloc.work_folder import atomic_path, locked, write_json
+from histoloc.work_folder import atomic_path, locked, read_json, write_json
 
 # Options of which other values are another evaluation.
 DECIDING = ("split", "fold", "threshold", "range", "map_class", "empty_class", "tissue")
@@ -30,7 +28,7 @@ RULES = ("f1_plus", "f1_minus", "f1_mean", "pxap")
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Evaluation:
     """What `run_evaluation` leaves.
 
     Attributes:
@@ -42,6 +40,40 @@ class Evaluated:
     metrics: Metrics
     folder: Path
     lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured on what: a model (without a `config`: a folder of heatmaps), and a split of a table."""
+
+    source: Path
+    config: ModelConfig | None
+    table: Table
+    options: EvaluationOptions
+
+    @cached_property
+    def samples(self) -> tuple[Sample, ...]:
+        """Rows of the split."""
+        return self.table.split(self.options.split)
+
+    @property
+    def empty_class(self) -> str | None:
+        """The class whose images have no ROI."""
+        return self.options.empty_class or (self.config.empty_class if self.config else None)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes two evaluations the same one: its numbers may only be replaced by those of itself."""
+        config = self.config
+        return {
+            "table": self.table.path.name,
+            "content": self.table.fingerprint(self.samples),
+            **{name: getattr(self.options, name) for name in DECIDING},
+            "weights_sha256": config.weights_sha256 if config else None,
+            "map": plain({"range": config.range, "learned": config.learned, "cut": config.threshold})
+            if config
+            else None,
+        }
 
 
 def evaluate(
@@ -76,51 +108,36 @@ def evaluate(
 def run_evaluation(
     source: Path,
     data: Path,
-    asked: EvaluationOptions,
+    options: EvaluationOptions,
     *,
     out: Path | str | None = None,
     progress: bool = True,
-) -> Evaluated:
+) -> Evaluation:
     """As `evaluate`; also where the results are and what there is to say of them."""
-    config = _config(source)
-    table = _table(data, asked, config)
-    samples = table.split(asked.split)
+    case = _case(source, data, options)
     if progress:
-        tqdm.write(table.summary(), file=sys.stderr)
-    asked = dataclasses.replace(asked, fold=table.fold)
-    empty_index(asked.empty_class, table.classes, str(data))
-    identity = _identity(table, samples, asked, config)
-    if config is None:
-        localizes = heatmaps(source, samples, table.classes, asked.threshold)
-    else:
-        predictor = load(source, asked.device, range=asked.range, empty_class=asked.empty_class)
-        predictor.check(asked.threshold, asked.map_class)
-        localizes = model_localizes(predictor, asked.threshold, asked.map_class, per_image=True, tissue=asked.tissue)
-    empty_class = asked.empty_class or (config.empty_class if config else None)
-    folder = _folder(source, out, asked, identity, config)
+        tqdm.write(case.table.summary(), file=sys.stderr)
+    localizes = _localizes(case)
+    folder = _folder(case, out)
     started = time.perf_counter()
     with locked(folder):
         shutil.rmtree(folder / "images", ignore_errors=True)  # of an earlier call
         measured = measure(
             localizes,
-            table,
-            samples,
-            keep=folder / "images",
-            maps=asked.maps,
-            empty_class=empty_class,
-            floors=config or ModelConfig("heatmaps", table.classes),
+            case.table,
+            case.samples,
+            empty_class=case.empty_class,
+            floors=floors_beside(case.config or ModelConfig("heatmaps", case.table.classes)),
+            files=(folder / "images", options.maps),
             progress=progress,
         )
-        about = _description(source, table, samples, asked, config, measured) | {
-            "empty_class": empty_class,
-            "identity": identity,
-            "seconds": round(time.perf_counter() - started, 2),
-        }
-        result, floors = _write_results(folder, measured, samples, about)
-    if out is None and (source / "model").is_dir() and _recorded(source) in (None, identity):
+        about = _description(case, measured)
+        about["seconds"] = round(time.perf_counter() - started, 2)
+        metrics, floors = _write_results(folder, case, measured, about)
+    if out is None and (source / "model").is_dir() and _recorded(source) in (None, case.identity):
         keep_as_own(source, folder)  # the first one; others do not replace it
-    lines = [summary_line(result), *floors, *(f"note: {note}" for note in about["notes"]), f"written: {folder}"]
-    return Evaluated(result, folder, tuple(lines))
+    lines = [summary_line(metrics), *floors, *(f"note: {note}" for note in about["notes"]), f"written: {folder}"]
+    return Evaluation(metrics, folder, tuple(lines))
 
 
 def keep_as_own(run: Path, folder: Path) -> None:
@@ -145,101 +162,84 @@ def summary_line(metrics: Metrics) -> str:
     return " ".join([f"{metrics.images} images{of_groups}: {numbers}", *(f"({note})" for note in metrics.notes)])
 
 
-def _config(source: Path) -> ModelConfig | None:
-    """Of a model; None of a folder of heatmaps."""
+def _case(source: Path, data: Path, options: EvaluationOptions) -> Case:
+    """Open the model's configuration and the table."""
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give a run, a model folder or a folder of heatmaps")
     is_model = (source / "config.json").is_file() or (source / "model" / "config.json").is_file()
-    return read_model_config(source) if is_model else None
-
-
-def _table(data: Path, asked: EvaluationOptions, config: ModelConfig | None) -> Table:
-    fold = asked.fold
-    if config is None:
-        if asked.range is not None or asked.map_class is not None:
-            raise InputError("--range and --class need a model; heatmaps are measured as they are: leave them out")
-        return read_table(data, fold=fold)
-    if fold is None:
+    config = read_model_config(source) if is_model else None
+    classes, fold = (config.classes if config else None), options.fold
+    if config is None and (options.range is not None or options.map_class is not None):
+        raise InputError("--range and --class need a model; heatmaps are measured as they are: leave them out")
+    if config is not None and fold is None:
         # Another table than that of training may have no folds.
         trained = config.provenance.get("fold")
-        fold = trained if trained in read_table(data, classes=config.classes, check_files=False).folds else None
-    return read_table(data, fold=fold, classes=config.classes)
+        fold = trained if trained in read_table(data, classes=classes, check_files=False).folds else None
+    table = read_table(data, fold=fold, classes=classes)
+    empty_index(options.empty_class, table.classes, str(data))
+    return Case(source, config, table, replace(options, fold=table.fold))
 
 
-def _identity(
-    table: Table, samples: Sequence[Sample], asked: EvaluationOptions, config: ModelConfig | None
-) -> dict[str, Any]:
-    """What makes two evaluations the same one: its numbers may only be replaced by those of itself."""
-    return {
-        "table": table.path.name,
-        "content": table.fingerprint(samples),
-        **{name: getattr(asked, name) for name in DECIDING},
-        "weights_sha256": config.weights_sha256 if config else None,
-        "map": plain({"range": config.range, "learned": config.learned, "cut": config.threshold}) if config else None,
-    }
+def _localizes(case: Case) -> Localizes:
+    options = case.options
+    if case.config is None:
+        return heatmaps(case.source, case.samples, case.table.classes, options.threshold)
+    predictor = load(case.source, options.device, range=options.range, empty_class=options.empty_class)
+    predictor.check(options.threshold, options.map_class)
+    return model_localizes(predictor, options, per_image=True)
 
 
-def _folder(
-    source: Path, out: Path | str | None, asked: EvaluationOptions, identity: dict[str, Any], config: ModelConfig | None
-) -> Path:
+def _folder(case: Case, out: Path | str | None) -> Path:
     """Where the results go: a folder that has none, or those of the same evaluation.
 
     Raises:
         InputError: the folder that was asked for has those of another one.
     """
     if out is not None:
-        if _recorded(Path(out)) in (None, identity):
+        if _recorded(Path(out)) in (None, case.identity):
             return Path(out)
         raise InputError(
             f"{out}: has the evaluation of another table, model or option; choose another --out, or remove the folder"
         )
-    name = asked.name
-    if config is not None and config.provenance.get("table") not in (None, identity["table"]):
-        name = f"{Path(identity['table']).stem}-{name}"
+    name = case.options.name
+    if case.config is not None and case.config.provenance.get("table") not in (None, case.table.path.name):
+        name = f"{case.table.path.stem}-{name}"
     numbered = (f"{name}-{number}" for number in count(2))
     # The first evaluation of a split has the split's name, whatever it is asked for.
-    places = (source / "evaluation" / name for name in chain((asked.split, name), numbered))
-    return next(place for place in places if _recorded(place) in (None, identity))
+    places = (case.source / "evaluation" / name for name in chain((case.options.split, name), numbered))
+    return next(place for place in places if _recorded(place) in (None, case.identity))
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
     """The identity of the evaluation that a folder has; None where it has none, {} where it does not say."""
-    file = folder / "metrics.json"
-    if not file.is_file():
-        return None
     try:
-        return json.loads(file.read_text(encoding="utf-8")).get("identity") or {}
-    except (OSError, ValueError, AttributeError):
+        record = read_json(folder / "metrics.json")
+    except InputError:
         return {}
+    return None if record is None else record.get("identity") or {}
 
 
-def _description(
-    source: Path,
-    table: Table,
-    samples: Sequence[Sample],
-    asked: EvaluationOptions,
-    config: ModelConfig | None,
-    measured: Measured,
-) -> dict[str, Any]:
+def _description(case: Case, measured: Measured) -> dict[str, Any]:
     """What was measured on what, which masks took part in choosing it, and what a reader must know."""
+    config, options, images = case.config, case.options, len(case.samples)
     masks: list[str] = []
     rule: dict[str, Any] = {"rule": "fixed", "value": 0.5}
     if config is not None:
         rule = {"rule": config.threshold.rule, "value": config.threshold.value}
-        if config.threshold.uses_masks and asked.threshold is None:
+        if config.threshold.uses_masks and options.threshold is None:
             on = f" ({config.threshold.range} maps)" if config.threshold.range else ""
             masks.append(f"threshold chosen on {config.threshold.masks_used} validation masks{on}")
         if config.selection.uses_masks:
             on = " (per-image maps)" if config.learned else ""
             masks.append(f"epoch chosen on {config.selection.masks_used} validation masks{on}")
-    if asked.threshold is not None:
-        rule = {"rule": "given", "value": asked.threshold}
-    whole = len(measured.per_image)
-    notes = [f"{note} ({count} of {len(samples)} images)" for note, count in measured.notes.items()]
-    if 0 < whole < len(samples):
+    if options.threshold is not None:
+        rule = {"rule": "given", "value": options.threshold}
+    notes = [f"{note} ({number} of {images} images)" for note, number in measured.counts["note"].items()]
+    whole = len(measured.beside.get("per_image", ()))
+    if 0 < whole < images:
         notes.append(
-            f"the papers' per-image rule and the argmax rule are measured on the {whole} of {len(samples)} images that "
-            "were seen in one piece"
+            f"the papers' per-image rule and the argmax rule are measured on the {whole} of {images} images that were "
+            "seen in one piece"
         )
     if measured.overruled:
         notes.append(
@@ -248,44 +248,42 @@ def _description(
         )
     return {
         "method": config.method if config else "heatmaps",
-        "run": source.name,
-        "table": table.path.name,
-        "split": asked.split,
-        "fold": table.fold,
-        "n_images": len(samples),
+        "run": case.source.name,
+        "table": case.table.path.name,
+        "split": options.split,
+        "fold": case.table.fold,
+        "n_images": images,
         "threshold": rule,
-        "range": " and ".join(sorted(measured.ranges)) or None,
-        "map_class": asked.map_class,
-        "map_classes": sorted(measured.map_classes),
-        "scale": dict(sorted(measured.scales.items())),
+        "range": " and ".join(sorted(measured.counts["range"])) or None,
+        "map_class": options.map_class,
+        "map_classes": sorted(measured.counts["map_class"]),
+        "scale": dict(sorted(measured.counts["scale"].items())),
         "selection": plain(config.selection) if config else None,
         "uses_masks": masks,
-        "notes": [*table.notes, *notes],
+        "notes": [*case.table.notes, *notes],
+        "empty_class": case.empty_class,
+        "identity": case.identity,
     }
 
 
-def _write_results(
-    folder: Path, measured: Measured, samples: Sequence[Sample], about: dict[str, Any]
-) -> tuple[Metrics, list[str]]:
-    """Compute the metrics; write `metrics.json` and `per_image.csv`. Returns also the lines on the floors."""
-    result = measured.metrics.compute()
-    rows = measured.metrics.per_image()
-    for name, metrics in (("argmax", measured.argmax), ("per_image", measured.per_image)):
-        if len(metrics):
+def _write_results(folder: Path, case: Case, measured: Measured, about: dict[str, Any]) -> tuple[Metrics, list[str]]:
+    """Compute the metrics; write `metrics.json` and `per_image.csv`. Returns also the line on the floors."""
+    result, rows = measured.metrics.compute(), measured.metrics.per_image()
+    for name, keys in (("argmax", RULES[:3]), ("per_image", RULES)):
+        if metrics := measured.beside.get(name):
             own = metrics.per_image().set_index("name")
             for column in ("f1_plus", "f1_minus"):
                 rows[f"{name}_{column}"] = own[column].reindex(rows["name"]).to_numpy()
-            found = metrics.compute()
-            names = RULES if name == "per_image" else RULES[:3]
-            about |= {f"{name}_rule": {key: dataclasses.asdict(getattr(found, key)) for key in names}}
-    floors = {name: metrics.compute(bootstrap=0) for name, metrics in measured.floors.items() if len(metrics)}
+            of_rule = metrics.compute()
+            about[f"{name}_rule"] = {key: asdict(getattr(of_rule, key)) for key in keys}
+    floors = {name: measured.beside[name].compute(bootstrap=0) for name in FLOORS if name in measured.beside}
     about["floors"] = {name: {key: getattr(m, key).value for key in RULES} for name, m in floors.items()}
-    by_name = {sample.name: sample for sample in samples}
+    samples = {sample.name: sample for sample in case.samples}
     rows["file"] = [measured.files.get(name, "") for name in rows["name"]]
-    rows["image"] = [_shown(folder, measured, by_name[name], "image") for name in rows["name"]]
-    rows["mask"] = [_shown(folder, measured, by_name[name], "truth") for name in rows["name"]]
+    for column, kind in (("image", "image"), ("mask", "truth")):
+        rows[column] = [_shown(folder, samples[name], measured.files.get(name), kind) for name in rows["name"]]
     lines = _floor_lines(result, floors)
-    about["notes"] = [*about["notes"], *lines[1:]]
+    about["notes"] += lines[1:]
     with atomic_path(folder / "per_image.csv") as temporary:
         rows.to_csv(temporary, index=False)
     write_json(folder / "metrics.json", {**about, "metrics": result.to_dict()})
@@ -312,11 +310,9 @@ def _floor_lines(result: Metrics, floors: dict[str, Metrics]) -> list[str]:
     return lines
 
 
-def _shown(folder: Path, measured: Measured, sample: Sample, what: Literal["image", "truth"]) -> str:
-    """Where the report finds an image or its truth: its file, or what was kept of a slide's region."""
-    kept = measured.files.get(sample.name)
-    if sample.x is not None and kept is not None:
-        file = Path("images") / f"{kept}_{what}.png"
+def _shown(folder: Path, sample: Sample, stem: str | None, kind: str) -> str:
+    """Where the report finds an image or its truth: its file, or what was written of a slide's region."""
+    if sample.x is not None and stem is not None:
+        file = Path("images") / f"{stem}_{kind}.png"
         return file.as_posix() if (folder / file).is_file() else ""
-    path = sample.image if what == "image" else sample.mask
-    return str(path or "")
+    return str((sample.image if kind == "image" else sample.mask) or "")

@@ -9,7 +9,7 @@ import pandas as pd
 from histoloc.data.images import image_size, read_map
 from histoloc.data.table import Sample
 from histoloc.errors import InputError
-from histoloc.measure import Localizes, Pixels
+from histoloc.measurement import Localizes, Pixels
 from histoloc.types import Localization
 
 MAP_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
@@ -21,31 +21,15 @@ def heatmaps(
     """A folder of heatmaps as something that localizes in samples.
 
     Raises:
-        InputError: an image has no heatmap or several, two images would share one, `predictions.csv` does not name the
-            class of every image, or the threshold is outside [0, 1].
+        InputError: an image has no heatmap or several, two images would share one, or `predictions.csv` does not name
+            the class of every image.
     """
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise InputError(f"--threshold {threshold} must lie within [0, 1]")
-    owner: dict[str, str] = {}
-    for sample in samples:
-        if (other := owner.setdefault(sample.image.stem, sample.name)) != sample.name:
-            raise InputError(
-                f"{folder}: {other} and {sample.name} would share the heatmap {sample.image.stem}; "
-                "give the images different names"
-            )
-    named = {sample.name: _heatmap_file(folder, sample) for sample in samples}
-    absent = [name for name, file in named.items() if file is None]
-    if absent:
-        raise InputError(
-            f"{folder}: no heatmap for {len(absent)} of {len(samples)} images, first {absent[0]} (looked for its stem "
-            f"with {', '.join(MAP_SUFFIXES)}); add them"
-        )
+    named = _heatmap_files(folder, samples)
     labels = _predicted_classes(folder / "predictions.csv", samples, classes)
     cut = 0.5 if threshold is None else threshold
 
     def localizes(sample: Sample, pixels: Pixels) -> Localization:
         file = named[sample.name]
-        assert file is not None
         roi = read_map(file)
         width, height = image_size(sample.image)
         if roi.shape != (height, width):
@@ -60,21 +44,33 @@ def heatmaps(
     return localizes
 
 
-def _heatmap_file(folder: Path, sample: Sample) -> Path | None:
-    stem = sample.image.stem
-    found = [
-        file
-        for suffix in MAP_SUFFIXES
-        for file in (folder / f"{stem}{suffix}", folder / f"{stem}_map{suffix}")
-        if file.is_file()
-    ]
-    if len(found) > 1:
-        raise InputError(f"{found[0]}: there is also {found[1].name} for the same image; keep one heatmap per image")
-    return found[0] if found else None
+def _heatmap_files(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
+    """The heatmap of each sample, by its name."""
+    owner: dict[str, str] = {}
+    named: dict[str, list[Path]] = {}
+    for sample in samples:
+        stem = sample.image.stem
+        if (other := owner.setdefault(stem, sample.name)) != sample.name:
+            raise InputError(
+                f"{folder}: {other} and {sample.name} would share the heatmap {stem}; give the images different names"
+            )
+        files = [folder / f"{stem}{end}{suffix}" for suffix in MAP_SUFFIXES for end in ("", "_map")]
+        named[sample.name] = files = [file for file in files if file.is_file()]
+        if len(files) > 1:
+            raise InputError(
+                f"{files[0]}: there is also {files[1].name} for the same image; keep one heatmap per image"
+            )
+    absent = [name for name, files in named.items() if not files]
+    if absent:
+        raise InputError(
+            f"{folder}: no heatmap for {len(absent)} of {len(samples)} images, first {absent[0]} (looked for its stem "
+            f"with {', '.join(MAP_SUFFIXES)}); add them"
+        )
+    return {name: files[0] for name, files in named.items()}
 
 
 def _predicted_classes(path: Path, samples: Sequence[Sample], classes: tuple[str, ...]) -> dict[str, str]:
-    """Class by sample name from a `predictions.csv`; nothing where there is no such file."""
+    """Class by sample name from a `predictions.csv`; nothing where there is no such file, or it names no class."""
     if not path.is_file():
         return {}
     try:
@@ -85,13 +81,9 @@ def _predicted_classes(path: Path, samples: Sequence[Sample], classes: tuple[str
     if not {"image", "class"} <= set(rows.columns):
         raise InputError(f"{path}: needs the columns image and class; add them or remove the file")
     by_stem = {Path(image).stem: label for image, label in zip(rows["image"], rows["class"], strict=True)}
-    if not any(by_stem.values()):
-        return {}
-    result: dict[str, str] = {}
-    for sample in samples:
-        label = by_stem.get(sample.image.stem)
+    result = {sample.name: by_stem.get(sample.image.stem) for sample in samples} if any(by_stem.values()) else {}
+    for name, label in result.items():
         if label not in classes:
-            said = "no row" if label is None else f"class {label!r}"
-            raise InputError(f"{path}: {sample.image.name} has {said}; give it one of {', '.join(classes)}")
-        result[sample.name] = label
-    return result
+            fault = "no row" if label is None else f"class {label!r}"
+            raise InputError(f"{path}: {name} has {fault}; give it one of {', '.join(classes)}")
+    return {name: label for name, label in result.items() if label is not None}

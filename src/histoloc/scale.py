@@ -1,8 +1,7 @@
 """At how many micrometres per pixel a network looks: learned from its training images, applied to every other one."""
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from histoloc.data.pixels import sample_mpp, sample_size
@@ -15,25 +14,6 @@ ALIKE = 1.25  # scales, and sizes, that differ by no more than this factor are a
 LARGEST_TILE = 512
 MOST_ENLARGED = 8.0  # an image that is coarser than the model by more shows nothing of what it learned
 _LOOKED_AT = 200  # training images whose header is read
-
-
-@dataclass(frozen=True)
-class TrainingScale:
-    """What training images look like to the network.
-
-    Attributes:
-        input: the run's input, with the µm/px to which images are resampled where that is needed.
-        mpp: micrometres per pixel at which the network looks, the median; None where unknown.
-        extent: (shorter, longer) side of the largest images in pixels of that scale.
-        shorter_side: median of the images' shorter sides before they are resized.
-        notes: what was decided, one sentence each.
-    """
-
-    input: InputConfig
-    mpp: float | None = None
-    extent: tuple[int, int] | None = None
-    shorter_side: int | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,46 +33,47 @@ class View:
     notes: tuple[str, ...] = ()
 
 
-def training_scale(config: InputConfig, table: Table) -> TrainingScale:
+def training_scale(config: ModelConfig, table: Table) -> tuple[ModelConfig, tuple[str, ...]]:
     """Decide at which scale a network is trained on a table.
 
     Images that differ by more than 1.25 times in µm/px, after the input's own resizing, are all resampled to their
     median.
 
     Args:
-        config: the run's input.
+        config: of the model, with the run's input.
         table: its training images are looked at, at most 200 of them and one of each µm/px.
+
+    Returns:
+        The same configuration with the µm/px to which images are resampled where that is needed (`input.mpp`), that
+        at which the network looks (`mpp`), `extent` and `shorter_side`; and what was decided, one sentence each.
 
     Raises:
         InputError: the images differ in scale, or a scale was asked for, and some do not say theirs.
     """
     samples = _looked_at([sample for sample in table.samples if sample.split == "train"])
     if not samples:
-        return TrainingScale(config)
+        return config, ()
+    own = config.input
     sizes = [sample_size(sample) for sample in samples]
-    own = [sample_mpp(sample) for sample in samples]
-    shorter = round(median(min(size) for size in sizes))
-    unknown = sum(value is None for value in own)
-    known = [value for value in own if value is not None]
-    seen = [m * _shrinkage(config, s) for m, s in zip(own, sizes, strict=True) if m is not None]
+    scales = [sample_mpp(sample) for sample in samples]
+    seen = [m * _shrinkage(own, s) for m, s in zip(scales, sizes, strict=True) if m is not None]
     differ = bool(seen) and max(seen) > ALIKE * min(seen)
     notes: tuple[str, ...] = ()
-    if (config.mpp is not None or differ) and unknown:
-        why = f"--mpp {config.mpp:g} was asked for" if config.mpp else _spread("images are seen at", seen)
+    if (own.mpp is not None or differ) and None in scales:
+        why = f"--mpp {own.mpp:g} was asked for" if own.mpp else _spread("images are seen at", seen)
         raise InputError(
-            f"{table.path}: {why}, and {unknown} of {len(samples)} training images do not say their scale; fill the "
-            "column mpp of every row, or empty all of them"
+            f"{table.path}: {why}, and {scales.count(None)} of {len(samples)} training images do not say their scale; "
+            "fill the column mpp of every row, or empty all of them"
         )
-    if differ and config.mpp is None:
-        config = dataclasses.replace(config, mpp=float(median(seen)), small_side=0)
-        notes = (f"{_spread('training images would be seen at', seen)}: all are resampled to {config.mpp:.4g} µm/px",)
-    factors = [
-        m / config.mpp if config.mpp and m else 1 / _shrinkage(config, s) for m, s in zip(own, sizes, strict=True)
-    ]
+    if differ and own.mpp is None:
+        own = replace(own, mpp=float(median(seen)), small_side=0)
+        notes = (f"{_spread('training images would be seen at', seen)}: all are resampled to {own.mpp:.4g} µm/px",)
+    factors = [m / own.mpp if own.mpp and m else 1 / _shrinkage(own, s) for m, s in zip(scales, sizes, strict=True)]
     scaled = [sorted(round(side * f) for side in size) for f, size in zip(factors, sizes, strict=True)]
     extent = (max(short for short, _ in scaled), max(long for _, long in scaled))
-    mpp = config.mpp or (float(median(seen)) if known else None)
-    return TrainingScale(config, mpp, extent, shorter, notes)
+    mpp = own.mpp or (float(median(seen)) if seen else None)
+    shorter = round(median(min(size) for size in sizes))
+    return replace(config, input=own, mpp=mpp, extent=extent, shorter_side=shorter), notes
 
 
 def view(config: ModelConfig, size: tuple[int, int], mpp: float | None) -> View:

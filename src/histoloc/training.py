@@ -1,15 +1,16 @@
 """The training loop, to be read from top to bottom. The only file that imports Fabric."""
 
 import dataclasses
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,30 +19,29 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from tqdm import tqdm
 
-from histoloc.calibration import keep_range
-from histoloc.config import RunConfig, TrainingConfig, plain, read_run, write_run
+from histoloc import processes
+from histoloc.calibration import calibrate
+from histoloc.config import RunConfig, TrainingConfig, method_class, plain, read_run, write_run
 from histoloc.data.table import Table, read_table
 from histoloc.data.trainset import EpochBatches, TrainSet, loaded, make_loader, seed_of
 from histoloc.data.transforms import normalise
 from histoloc.errors import InputError
-from histoloc.measure import measure, model_localizes
+from histoloc.measurement import measure, model_localizes
 from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
-from histoloc.model_folder import ModelConfig, build_method, save_model
-from histoloc.optimizer import learning_rate, make_optimizer, set_learning_rate
+from histoloc.model_folder import ModelConfig, Selection, Threshold, build_method, empty_index, save_model
+from histoloc.options import MapOptions
 from histoloc.prediction import Predictor
-from histoloc.processes import (
-    cache_bytes,
-    check_batch,
-    check_machines,
-    computed_on,
-    gather,
-    launched_elsewhere,
-    share_statistics,
+from histoloc.scale import training_scale
+from histoloc.training_state import (
+    Progress,
+    make_optimizer,
+    readable,
+    restore,
+    save_checkpoint,
+    selection_key,
+    set_learning_rate,
 )
-from histoloc.provenance import describe, describe_selected
-from histoloc.selection import check_splits, choose_threshold, selection_key
-from histoloc.training_state import Progress, readable, restore, save_checkpoint
 from histoloc.work_folder import INPUTS_FILE, RUN_FILE, atomic_path, check_run, first_alone, locked, write_json
 
 
@@ -72,9 +72,8 @@ def train(
     Args:
         config: everything the run depends on.
         out: the run folder: `run.yaml`, `inputs.json`, `log.csv`, `last.ckpt`, `model/`, `tensorboard/`.
-        resume: go on from `last.ckpt` if there is one. On a CPU in float32, with as many threads and processes and on a
-            machine of the same type, the result has the same bits as an uninterrupted run; on a GPU or in mixed
-            precision training goes on from the same state, and results agree up to rounding.
+        resume: go on from `last.ckpt` if there is one: to the same bits on a CPU in float32, with as many threads and
+            processes and on a machine of the same type; elsewhere from the same state, up to rounding.
         progress: show a bar.
         then: called at the end, while the folder is still locked; of several processes by the first one alone.
 
@@ -82,34 +81,30 @@ def train(
         The run folder.
 
     Raises:
-        InputError: the table, an option or the folder cannot be used (as where another call is writing, or another run
-            is there, or one that was begun on another kind of device, in another precision or by another number of
-            processes); the batch has fewer images than there are processes; the loss is no longer finite.
+        InputError: the table, an option or the folder cannot be used; the folder holds another run; the loss is no
+            longer finite.
     """
     out = Path(out)
     table = read_table(config.data, fold=config.fold)
     table.check_classes()
     check_splits(config, table)
     fabric = _fabric(config.training, out)
-    if not launched_elsewhere(fabric):
-        check_batch(fabric, config, table)
+    if not processes.launched_elsewhere(fabric):
+        processes.check_batch(fabric, config, table)
     fabric.launch()
     with ExitStack() as lock:
 
         def claim() -> dict[str, Any]:
-            check_batch(fabric, config, table)
+            processes.check_batch(fabric, config, table)
             lock.enter_context(locked(out))
             earlier, now = lambda: plain(read_run(out / RUN_FILE)), plain(config)
-            return check_run(out, now, earlier, table, computed_on(fabric), resume=resume)
+            return check_run(out, now, earlier, table, processes.computed_on(fabric), resume=resume)
 
         try:
             inputs = first_alone(fabric, claim)
             fit(fabric, config, table, out, inputs, progress=progress and fabric.is_global_zero)
             if fabric.is_global_zero:
-                keep_range(out / "model", table, fabric.device, progress=progress)
-            # After the range: it is chosen on the maps that it will cut.
-            if fabric.is_global_zero and config.training.threshold == "valid":
-                choose_threshold(out / "model", table, fabric.device)
+                calibrate(out / "model", table, config.training.threshold, fabric.device, progress=progress)
         finally:
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
@@ -118,12 +113,55 @@ def train(
     return out
 
 
+def check_splits(config: RunConfig, table: Table) -> None:
+    """Make sure, before anything is trained, that there is what training, selection and threshold need.
+
+    Raises:
+        InputError: a split has no rows, or masks are asked for and the validation split has none.
+    """
+    if method_class(config.method).supervision:
+        table.split("train")
+    masks = sum(sample.mask is not None for sample in table.split("valid"))
+    for option, value in (("selection", "pxap-masks"), ("threshold", "valid"), ("monitor", "masks")):
+        if getattr(config.training, option) == value and not masks:
+            raise InputError(
+                f"{table.path}: --{option} {value} needs masks, and no row of split 'valid' has one; fill the column "
+                f"mask, or leave --{option} out"
+            )
+
+
+def describe(config: RunConfig, table: Table) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The configuration that the model folder will carry, and what the user must know about it."""
+    empty_index(config.empty_class, table.classes, str(config.data))
+    provenance = {
+        "table": config.data.name,
+        "fold": config.fold,
+        "seed": config.training.seed,
+        "recipe": config.recipe,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{package: version(package) for package in ("histoloc", "torch", "timm")},
+    }
+    described = ModelConfig(
+        config.method,
+        table.classes,
+        config.options,
+        config.backbone,
+        config.input,
+        # "valid" is chosen after the last epoch.
+        threshold=Threshold("otsu", None) if config.training.threshold == "otsu" else Threshold(),
+        empty_class=config.empty_class,
+        range=config.training.range,
+        provenance=provenance,
+    )
+    return training_scale(described, table)
+
+
 def fit(
     fabric: Fabric, config: RunConfig, table: Table, out: Path, inputs: dict[str, Any] | None, *, progress: bool
 ) -> None:
     """Build everything, train the stages and epochs that are left, write the model folder."""
     training = config.training
-    check_machines(fabric, training, table)
+    processes.check_machines(fabric, training, table)
     torch.manual_seed(seed_of(training.seed))
     described, notes = describe(config, table)
     method = build_method(described, load_backbone=True)
@@ -137,8 +175,19 @@ def fit(
             if not (out / "model" / "config.json").is_file():
                 save_model(out / "model", method.state_dict(), described)
         return
-    samples, batches = _samples(fabric, config, described, table, method, progress=progress)
-    method = share_statistics(fabric, method)
+    samples = TrainSet(
+        table,
+        table.split("train"),
+        described.input,
+        training.seed,
+        with_masks="pixel" in method.supervision,
+        empty_class=config.empty_class,
+        cache_bytes=processes.cache_bytes(fabric, training),
+        progress=progress,
+    )
+    rank, world = fabric.global_rank, fabric.world_size
+    batches = EpochBatches(len(samples), training.batch, training.seed, rank=rank, world=world)
+    method = processes.share_statistics(fabric, method)
     if training.channels_last:
         # Only what is learned: DDP cannot broadcast a lone buffer of this memory format.
         for parameter in method.parameters():
@@ -174,17 +223,18 @@ def train_stage(job: Job, done: Progress, saved: dict[str, Any], bar: Any) -> No
     for epoch in range(done.epoch, training.epochs):
         started = time.perf_counter()
         method.epoch.fill_(epoch)
-        set_learning_rate(optimizer, training, epoch)
+        rate = set_learning_rate(optimizer, training, epoch)
         # Of all stages: the next one sees other augmentations.
         job.batches.epoch = len(done.rows)
-        row: dict[str, float] = {"epoch": len(done.rows), "lr": learning_rate(training, epoch)}
+        row: dict[str, float] = {"epoch": len(done.rows), "lr": rate}
         row |= {"stage": done.stage} if method.stages > 1 else {}
         row |= train_epoch(job, network, optimizer, loader, epoch, bar)
         trained = time.perf_counter()
         row |= validate(job)
         row |= {"seconds": trained - started, "valid_seconds": time.perf_counter() - trained}
         finish_epoch(job, network, optimizer, done, row)
-        bar.set_postfix_str(_summary(row))
+        shown = [f"{name} {value:.3g}" for name, value in row.items() if name.startswith("valid/")]
+        bar.set_postfix_str(" ".join(shown))
 
 
 def train_epoch(
@@ -219,34 +269,34 @@ def train_epoch(
         seen += size
         bar.update()
         bar.set_postfix_str(" ".join(f"{name} {value.item():.3g}" for name, value in terms.items()), refresh=False)
-    return {f"train/{name}": _mean(fabric, value, seen) for name, value in sums.items()}
+    means: Any = fabric.all_reduce({name: value / seen for name, value in sums.items()}, reduce_op="mean")
+    return {f"train/{name}": float(value) for name, value in means.items()}
 
 
 def validate(job: Job) -> dict[str, float]:
     """Classification error and cross-entropy on the validation labels; mask metrics only where asked for."""
     fabric, method, table, training = job.fabric, job.method, job.table, job.config.training
-    samples = table.split("valid")
+    samples = table.split("valid")[fabric.global_rank :: fabric.world_size]
     with_masks = training.monitor == "masks" or training.selection == "pxap-masks"
     if not with_masks:
         samples = tuple(dataclasses.replace(sample, mask=None) for sample in samples)
-    own = samples[fabric.global_rank :: fabric.world_size]
     # No range is learned before the last epoch: masks are measured on maps that are stretched in every image.
     predictor = Predictor(method, job.described, fabric.device, range="image" if method.unit == "score" else None)
     with fabric.autocast():
         empty_class = job.described.empty_class if with_masks else None
-        part = measure(model_localizes(predictor, threshold=0.5), table, own, empty_class=empty_class).metrics
+        localizes = model_localizes(predictor, MapOptions(threshold=0.5))
+        part = measure(localizes, table, samples, empty_class=empty_class).metrics
     metrics = LocalizationMetrics(table.classes)
-    for state in gather(fabric, part.state()):
+    for state in processes.gather(fabric, part.state()):
         metrics.merge(state)
-    result = metrics.compute(bootstrap=0)
     row: dict[str, float] = {}
     if method.classifies:
         state = metrics.state()
         truth = (state["probabilities"] * state["labels"]).sum(axis=1)
         row["valid/cross_entropy"] = float(-torch.tensor(truth).clamp_min(1e-12).log().mean())
+    result = metrics.compute(bootstrap=0)
     for name in ("cl_error", *(("f1_plus", "f1_minus", "pxap") if with_masks else ())):
-        value = getattr(result, name).value
-        if value is not None:
+        if (value := getattr(result, name).value) is not None:
             row[f"valid/{name}"] = value
     return row
 
@@ -315,24 +365,6 @@ def _fabric(training: TrainingConfig, out: Path) -> Fabric:
         ) from error
 
 
-def _samples(
-    fabric: Fabric, config: RunConfig, described: ModelConfig, table: Table, method: Method, *, progress: bool
-) -> tuple[TrainSet, EpochBatches]:
-    training = config.training
-    samples = TrainSet(
-        table,
-        table.split("train"),
-        described.input,
-        training.seed,
-        with_masks="pixel" in method.supervision,
-        empty_class=config.empty_class,
-        cache_bytes=cache_bytes(fabric, training),
-        progress=progress,
-    )
-    rank, world = fabric.global_rank, fabric.world_size
-    return samples, EpochBatches(len(samples), training.batch, training.seed, rank=rank, world=world)
-
-
 def _targets(job: Job) -> list[torch.Tensor] | None:
     """What the method learns from in this stage: of every training image, (1, h, w) uint8 for 0 to 1."""
     method, device = job.method.to(job.fabric.device).eval(), job.fabric.device
@@ -352,13 +384,7 @@ def _weights(method: Method) -> dict[str, torch.Tensor]:
 
 
 def _save_selected(job: Job, weights: dict[str, torch.Tensor], row: dict[str, float]) -> None:
-    save_model(job.out / "model", weights, describe_selected(job.described, row, job.config.training, job.table))
-
-
-def _mean(fabric: Fabric, value: torch.Tensor, seen: float) -> float:
-    return float(cast(torch.Tensor, fabric.all_reduce(value / seen, reduce_op="mean")))
-
-
-def _summary(row: dict[str, float]) -> str:
-    shown = {k.split("/")[1]: v for k, v in row.items() if k.startswith("valid/")}
-    return "valid " + " ".join(f"{k} {v:.3g}" for k, v in shown.items() if not math.isnan(v))
+    rule = job.config.training.selection
+    masks = sum(s.mask is not None for s in job.table.split("valid")) if rule == "pxap-masks" else 0
+    selection = Selection(rule, int(row["epoch"]), masks, masks > 0)
+    save_model(job.out / "model", weights, dataclasses.replace(job.described, selection=selection))

@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: what `--resume` goes on from."""
+"""Where a training stands: optimizer, epochs and which is selected; on disk, what `--resume` goes on from."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from histoloc.config import TrainingConfig
 from histoloc.errors import InputError
+from histoloc.methods import Method
 from histoloc.work_folder import first_alone
 
 
@@ -31,6 +33,46 @@ class Progress:
     rows: list[dict[str, float]] = field(default_factory=list)
     best: tuple[float, ...] | None = None
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def selection_key(row: dict[str, float], training: TrainingConfig) -> tuple[float, ...]:
+    """Sort key of an epoch: the largest is selected, the latest of equal ones."""
+    error = row.get("valid/cl_error", 0.0)
+    keys: dict[str, tuple[float, ...]] = {
+        "error-loss": (-error, -row.get("valid/cross_entropy", 0.0)),
+        "error-latest": (-error,),
+        "last": (),
+        "pxap-masks": (row.get("valid/pxap", 0.0),),
+    }
+    return keys[training.selection]
+
+
+def make_optimizer(method: Method, training: TrainingConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; the heads may learn at another rate than the backbone."""
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(1.0 if ".model." in name else training.head_lr, []).append(parameter)
+    return torch.optim.SGD(
+        [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
+        lr=training.lr,
+        momentum=training.momentum,
+        nesterov=training.momentum > 0,
+        weight_decay=training.weight_decay,
+    )
+
+
+def learning_rate(training: TrainingConfig, epoch: int) -> float:
+    """The backbone's learning rate in epoch 0, 1, ...; of the epoch alone, so that resuming needs nothing else."""
+    return max(training.lr * training.lr_factor ** (epoch // training.lr_every), training.lr_floor)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, training: TrainingConfig, epoch: int) -> float:
+    """Set each group's learning rate for the epoch; returns the backbone's."""
+    rate = learning_rate(training, epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+    return rate
 
 
 def save_checkpoint(fabric: Any, out: Path, state: dict[str, Any], done: Progress) -> None:

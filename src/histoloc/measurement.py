@@ -1,0 +1,156 @@
+"""Samples in, metrics out: of whatever localizes in them, and of what must be exceeded."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from histoloc.data.images import write_map, write_mask, write_picture
+from histoloc.data.pixels import read_pixels, read_truth, sample_mpp
+from histoloc.data.table import Sample, Table
+from histoloc.errors import InputError
+from histoloc.metrics.accumulate import LocalizationMetrics
+from histoloc.model_folder import ModelConfig, build_method
+from histoloc.options import MapOptions
+from histoloc.prediction import Predictor
+from histoloc.types import Localization
+
+Pixels = Callable[[], NDArray[np.uint8]]  # reads those of a sample
+Localizes = Callable[[Sample, Pixels], Localization]  # a model, or a folder of heatmaps
+Mask = NDArray[np.bool_]
+FLOORS = ("allones", "stain")  # methods that learn nothing
+
+
+@dataclass
+class Measured:
+    """What `measure` collects.
+
+    Attributes:
+        metrics: of the maps, cut at the threshold.
+        beside: `argmax`, of the masks by the largest class map, the rule of the published CAM rows; `per_image`, of the
+            maps by the papers' per-image rule; and of the floors, by name, on images with a mask. One is absent where
+            there is nothing to measure.
+        counts: of how many images it is said: `range` and `scale`, how evidence became maps; `map_class`, whose maps
+            were made; `note`, what the user must know.
+        files: the stem under which a sample's map is kept, by sample name.
+        overruled: images of the class without ROI whose mask has ROI.
+    """
+
+    metrics: LocalizationMetrics
+    beside: dict[str, LocalizationMetrics] = field(default_factory=dict)
+    counts: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    files: dict[str, str] = field(default_factory=dict)
+    overruled: int = 0
+
+
+def measure(
+    localizes: Localizes,
+    table: Table,
+    samples: Sequence[Sample],
+    *,
+    empty_class: str | None = None,
+    floors: Mapping[str, Localizes] | None = None,
+    files: tuple[Path, int] | None = None,
+    progress: bool = False,
+) -> Measured:
+    """Localize in every sample and collect the metrics.
+
+    Args:
+        localizes: what is measured.
+        table: where the class numbers come from.
+        samples: of the table.
+        empty_class: images of this class have no ROI, whatever their mask says.
+        floors: what is measured beside it.
+        files: a folder, and of how many samples, evenly spaced, it gets maps and masks, as `<stem>_map.png` and
+            `<stem>_mask.png`.
+        progress: show a bar.
+
+    Raises:
+        InputError: a file cannot be used; mask and image differ in size.
+    """
+    measured = Measured(LocalizationMetrics(table.classes))
+    folder, most = files or (Path(), 0)
+    written = {int(i) for i in np.linspace(0, len(samples) - 1, min(most, len(samples))).round()}
+    for i, sample in enumerate(tqdm(samples, "evaluating", disable=not progress)):
+        pixels = cache(partial(read_pixels, sample))
+        result = localizes(sample, pixels)
+        truth = _truth(sample, result.mask.shape, empty_class, measured)
+        results = {"": result}
+        if truth is not None:
+            results |= {name: floor(sample, pixels) for name, floor in (floors or {}).items()}
+        _add(measured, table, sample, results, truth)
+        if i in written:
+            measured.files[sample.name] = stem = f"{i:05d}_{sample.image.stem}"
+            write_map(folder / f"{stem}_map.png", result.roi)
+            write_mask(folder / f"{stem}_mask.png", result.mask)
+            if sample.x is not None:  # the report has no file of a slide's region
+                write_picture(folder / f"{stem}_image.png", pixels())
+                if truth is not None:
+                    write_mask(folder / f"{stem}_truth.png", truth)
+    return measured
+
+
+def model_localizes(model: Predictor, options: MapOptions = MapOptions(), *, per_image: bool = False) -> Localizes:  # noqa: B008
+    """A model as something that localizes in samples; `per_image` adds the map by the papers' rule."""
+    return lambda sample, pixels: model.predict(
+        pixels(),
+        mpp=sample_mpp(sample),
+        threshold=options.threshold,
+        map_class=options.map_class,
+        per_image=per_image,
+        tissue=options.tissue,
+    )
+
+
+def floors_beside(config: ModelConfig) -> dict[str, Localizes]:
+    """All-ones, and the stain contrast stretched in every image, as the model of `config` would see the images."""
+    floors: dict[str, Localizes] = {}
+    for name in FLOORS:
+        # Without an extent: in one piece, and not on tissue alone.
+        own = ModelConfig(name, config.classes, input=config.input, mpp=config.mpp)
+        method = build_method(own, load_backbone=False).eval()
+        floor = Predictor(method, own, range="image" if method.unit == "score" else None)
+        floors[name] = model_localizes(floor, MapOptions(threshold=0.5))
+    return floors
+
+
+def _add(
+    measured: Measured, table: Table, sample: Sample, results: Mapping[str, Localization], truth: Mask | None
+) -> None:
+    """Add a sample to the metrics of the model (by the name "") and of the floors."""
+
+    def update(name: str, *parts: NDArray | None) -> None:
+        metrics = measured.beside.setdefault(name, LocalizationMetrics(table.classes)) if name else measured.metrics
+        metrics.update(sample.name, table.label_indices(sample), *parts, mask_true=truth, group=sample.group)
+
+    for name, result in results.items():
+        update(name, None if name else result.probabilities, result.roi, result.mask)
+    result = results[""]
+    if result.argmax_mask is not None:
+        update("argmax", None, None, result.argmax_mask)
+    if result.image_roi is not None:
+        update("per_image", None, result.image_roi, result.image_roi >= 0.5)
+    measured.counts["note"].update(result.notes)
+    scale = result.scale if result.range else None
+    for what, value in (("range", result.range), ("scale", scale), ("map_class", result.map_class)):
+        if value is not None:
+            measured.counts[what][value] += 1
+
+
+def _truth(sample: Sample, shape: tuple[int, ...], empty_class: str | None, measured: Measured) -> Mask | None:
+    """The truth of a sample, or None where it is unknown."""
+    mask = read_truth(sample)
+    if mask is not None and mask.shape != shape:
+        raise InputError(
+            f"{sample.mask}: has {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}; "
+            "give the mask at the image's resolution"
+        )
+    if empty_class is None or sample.labels != (empty_class,):
+        return mask
+    measured.overruled += int(mask is not None and mask.any())
+    return np.zeros(shape, dtype=bool)
