@@ -82,11 +82,8 @@ def agreement(image: Picture, mask: NDArray[np.bool_], truth: NDArray[np.bool_])
     luminance = image @ np.array([0.299, 0.587, 0.114])
     grey = np.repeat((90 + 0.65 * luminance)[..., None], 3, axis=2)
     coloured = grey.copy()
-    for where, colour in (
-        (mask & truth, TRUE_POSITIVE),
-        (mask & ~truth, FALSE_POSITIVE),
-        (~mask & truth, FALSE_NEGATIVE),
-    ):
+    marked = {TRUE_POSITIVE: mask & truth, FALSE_POSITIVE: mask & ~truth, FALSE_NEGATIVE: ~mask & truth}
+    for colour, where in marked.items():
         # Multiplied, not blended: the tissue's texture survives under a saturated colour.
         coloured[where] = 0.35 * grey[where] + 0.65 * (grey[where] / 255) ** 0.5 * np.array(colour)
     return _to_uint8(coloured)
@@ -102,11 +99,8 @@ def heat_scale(width: int = 180, height: int = 14) -> Picture:
 def data_uri(picture: Picture, *, photo: bool) -> str:
     """A picture as a `data:` address: JPEG for photographs, PNG for everything with hard edges only."""
     buffer = io.BytesIO()
-    if photo:
-        Image.fromarray(picture).save(buffer, "JPEG", quality=82, optimize=True, progressive=True)
-    else:
-        Image.fromarray(picture).save(buffer, "PNG", optimize=True)
-    kind = "jpeg" if photo else "png"
+    kind = "jpeg" if photo else "png"  # PNG ignores the two options of JPEG
+    Image.fromarray(picture).save(buffer, kind, optimize=True, quality=82, progressive=True)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
