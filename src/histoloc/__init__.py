@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from histoloc.evaluation import evaluate as evaluate
     from histoloc.localization_files import predict as predict
     from histoloc.methods import METHODS as METHODS
+    from histoloc.options import SlideOptions as SlideOptions
     from histoloc.prediction import Predictor as Predictor
     from histoloc.prediction import load as load
     from histoloc.report import write_report as write_report
-    from histoloc.slide_maps.cohort import predict_slides as predict_slides
+    from histoloc.slide_cohort import predict_slides as predict_slides
     from histoloc.slides.reader import open_slide as open_slide
     from histoloc.training import train as train
     from histoloc.types import Localization as Localization
@@ -35,9 +36,10 @@ _ROOMS = {
     "evaluation": ("evaluate",),
     "localization_files": ("predict",),
     "methods": ("METHODS",),
+    "options": ("SlideOptions",),
     "prediction": ("Predictor", "load"),
     "report": ("write_report",),
-    "slide_maps.cohort": ("predict_slides",),
+    "slide_cohort": ("predict_slides",),
     "slides.reader": ("open_slide",),
     "training": ("train",),
     "types": ("Localization",),

@@ -3,8 +3,10 @@
 Nothing here loads torch, so that `histoloc --help` is quick.
 """
 
+import math
+import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -12,6 +14,9 @@ from histoloc.errors import InputError
 from histoloc.types import Range
 from histoloc.work_folder import safe_name
 
+SMALLEST_TILE, TILE_STEP = 32, 16  # pixels of the working scale
+# Of slides: with what they are predicted, and not what comes out. Their own scale is kept for each slide.
+_MEANS = {"batch", "device", "memory_gb", "progress", "readers", "resume", "scheduler", "slide_mpp", "workers"}
 ALL = "all"  # as a class: one map of each
 
 
@@ -85,6 +90,75 @@ class EvaluationOptions(MapOptions):
         parts += [] if self.empty_class is None else [f"empty-{self.empty_class}"]
         parts += [] if self.tissue else ["no-tissue"]
         return safe_name("-".join(parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideOptions(MapOptions):
+    """What `slides predict` is asked for.
+
+    Attributes:
+        mpp: micrometres per pixel at which tiles are read; by default the model's own.
+        slide_mpp: micrometres per pixel of level 0, where the slides do not say it.
+        tile: side of a tile in pixels of that scale, a multiple of 16; by default as large as the model's training
+            images, at most 512.
+        overlap: share of a tile that its neighbour sees too, from 0 to 0.9.
+        map_class: the class whose maps are made, or all, for those of each in a folder of its own in OUT; by default
+            the class that each slide is given.
+        tissue: look at tissue alone; --no-tissue looks everywhere.
+        min_area_mm2: smaller regions get no outline, mm²; the map and its areas keep them.
+        precision: of the network; auto = bf16 on a GPU that has it, float32 elsewhere.
+        batch: tiles at a time; by default 2 on a CPU and 16 elsewhere.
+        readers: threads that read tiles; by default half as many as there are cores, at most 8.
+        workers: processes, one slide each.
+        scheduler: address of a Dask scheduler to use instead (tcp://host:8786); it must see the same folders.
+        memory_gb: with several workers, one above it is ended and its slide tried again.
+        resume: go on with what OUT has; --no-resume does its slides anew.
+        progress: show bars.
+    """
+
+    mpp: float | None = None
+    slide_mpp: float | None = None
+    tile: int | None = None
+    overlap: float = 0.25
+    min_area_mm2: Annotated[float, Parameter(name="--min-area")] = 0.001
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    batch: int | None = None
+    readers: int | None = None
+    workers: int = 1
+    scheduler: str | None = None
+    memory_gb: float = 4.0
+    resume: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.range == "image":
+            raise InputError(
+                "--range image: stretches every image to its own least and greatest evidence, so that each tile of a "
+                "slide would show ROI and no two could be compared; leave --range out"
+            )
+        if self.mpp is not None and not 0 < self.mpp < math.inf:
+            raise InputError(f"--mpp {self.mpp:g}: give a positive number of micrometres per pixel")
+        if self.tile is not None and (self.tile < SMALLEST_TILE or self.tile % TILE_STEP):
+            # Of a prime number of pixels, for one, nothing but the whole tile could be a cell of the map.
+            nearest = max(SMALLEST_TILE, round(self.tile / TILE_STEP) * TILE_STEP)
+            raise InputError(
+                f"--tile {self.tile}: give a multiple of {TILE_STEP} from {SMALLEST_TILE} up, as {nearest}"
+            )
+        if not 0 <= self.overlap <= 0.9:
+            raise InputError(f"--overlap {self.overlap:g}: give the share of a tile's side, from 0 to 0.9")
+        if not 0 <= self.min_area_mm2 < math.inf:
+            raise InputError(f"--min-area {self.min_area_mm2:g}: give an area in mm² from 0 up")
+        for name, number in (("--batch", self.batch), ("--readers", self.readers)):
+            if number is not None and number < 1:
+                raise InputError(f"{name} {number}: give a whole number from 1")
+        if self.scheduler is not None and not re.fullmatch(r"([a-z]+://)?.+:[0-9]+", self.scheduler):
+            raise InputError(f"--scheduler {self.scheduler}: give an address with a port, as tcp://host:8786")
+
+    @property
+    def of_result(self) -> dict[str, Any]:
+        """The options on which the result depends."""
+        return {name: value for name, value in vars(self).items() if name not in _MEANS}
 
 
 def check_threshold(threshold: float | None) -> None:

@@ -19,10 +19,10 @@ from histoloc.maps import largest_is_roi, otsu_threshold, resize, roi, roi_at_st
 from histoloc.methods import Method
 from histoloc.model_folder import ModelConfig, empty_index, load_model
 from histoloc.scale import View, tile_side, view
-from histoloc.slide_maps.answer import slide_probabilities
-from histoloc.slide_maps.in_memory import look_at_tiles
-from histoloc.slide_maps.stitch import gaussian_window, stitch_bands, tissue_rows
+from histoloc.slides.answer import slide_probabilities
 from histoloc.slides.reader import stored_mpp
+from histoloc.slides.stitch import stitch, tissue_rows
+from histoloc.slides.tiles import Network, look_at_image
 from histoloc.types import Calibration, Localization, Output, Range
 
 Pixels = NDArray[np.uint8]
@@ -294,11 +294,12 @@ class Predictor:
             image_at, own = resample_to(as_tensor(image), seen.size).permute(1, 2, 0).numpy(), wanted
         else:
             image_at = image
-        grid, store, mask = look_at_tiles(self, image_at, own, wanted, tile_side(self.config), tissue=tissue and known)
+        network = Network(self.evidence, self.stride, 2 if self.device.type == "cpu" else 16)
+        tile = tile_side(self.config)
+        grid, p, evidence, mask = look_at_image(network, image_at, own, wanted, tile, tissue=tissue and known)
         if tissue and mask is None:
             why = "no tissue was found" if known else "its scale is unknown"
             seen = dataclasses.replace(seen, notes=(*seen.notes, f"{why}: all of the image is looked at, also glass"))
-        p = store.probabilities()
         size = (image.shape[0], image.shape[1])
         on_tissue = None
         if mask is not None:
@@ -306,19 +307,16 @@ class Predictor:
             on_tissue = resize(cells, size)[0, 0].numpy() >= 0.5
 
         def map_of(label: int, calibration: Calibration) -> NDArray[np.float32]:
-            def tiles(indices: NDArray[np.int64]) -> NDArray[np.float32]:
-                return self.roi_of_tiles(p[indices], store.read(indices), label, calibration)
+            def tiles(start: int, stop: int) -> NDArray[np.float32]:
+                return self.roi_of_tiles(p[start:stop], evidence[start:stop], label, calibration)
 
-            bands = stitch_bands(grid, tiles, gaussian_window(grid.side))
-            rows = [np.where(tissue_rows(grid, mask, b.first_row, len(b.values)), b.values, 0) for b in bands]
-            made = torch.from_numpy(np.concatenate(rows).astype(np.float32))[None, None]
+            made = torch.from_numpy(np.concatenate(list(stitch(grid, tiles, mask))))[None, None]
             covered = (grid.rows * grid.cell, grid.columns * grid.cell)
             at_scale = resize(made, covered)[..., : grid.height, : grid.width]
             return resize(at_scale, size).clamp(0, 1)[0, 0].numpy()
 
-        maps = store.read(np.arange(1)).shape[1]
         whole = slide_probabilities(p, grid.tissue, self.calibration.empty).astype(np.float32)
-        return Answer(whole, maps, map_of, None, seen, on_tissue)
+        return Answer(whole, evidence.shape[1], map_of, None, seen, on_tissue)
 
     def _output(self, images: Tensor) -> Output:
         """The network's output for (B, 3, H, W) uint8 at the scale of the model, cropped to the positions of the image.

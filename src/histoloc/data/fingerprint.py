@@ -26,7 +26,7 @@ def fingerprint(samples: Sequence["Sample"]) -> str:
     """
     files = sorted({file for s in samples for file in (s.image, s.mask) if file is not None})
     with ThreadPoolExecutor(8) as pool:
-        marks = dict(zip(files, pool.map(_mark, files), strict=True))
+        marks = dict(zip(files, pool.map(file_mark, files), strict=True))
     rows = [
         json.dumps(
             [
@@ -40,7 +40,7 @@ def fingerprint(samples: Sequence["Sample"]) -> str:
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
 
 
-def _mark(file: Path) -> str:
+def file_mark(file: Path) -> str:
     """Size and ends of a file; names and sizes of what is in a folder, as of a DICOM slide."""
     try:
         if file.is_dir():

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from histoloc.pictures import Picture, heat_scale, overlay
-from histoloc.slide_maps.outlines import Outline
 from histoloc.slides.reader import Slide
+from histoloc.slides.regions import Outline
 
 Font = ImageFont.FreeTypeFont
 

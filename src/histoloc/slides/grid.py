@@ -8,12 +8,10 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from histoloc.errors import InputError
 from histoloc.slides.reader import NEAR, Slide
 from histoloc.slides.tissue import share
 
-SMALLEST_TILE = 32  # working pixels
-_NO_TISSUE = 1e-9  # shares below are the rounding of an integral image
+MIN_TISSUE = 0.05  # share of a tile, with which it is always looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +62,17 @@ class TileGrid:
 def tile_grid(
     slide: Slide,
     mpp: float,
-    tile: int = 512,
-    overlap: float = 0.25,
-    cell: int = 8,
+    tile: int,
+    overlap: float,
+    cell: int,
     mask: NDArray[np.bool_] | None = None,
     mask_mpp: float = 8.0,
-    min_tissue: float = 0.05,
 ) -> TileGrid:
     """Lay tiles over a slide and keep those with tissue.
 
     All tiles together cover the slide; only the last ones of a row and of a column may reach beyond it. A tile is
-    kept if its share of tissue is at least `min_tissue`; of the others, the fullest first, one is kept if it holds a
-    pixel of the mask (its centre) that no kept tile holds. So every pixel of tissue lies in a tile.
+    kept if its share of tissue is at least 5 %; of the others, the fullest first, one is kept if it holds a pixel of
+    the mask (its centre) that no kept tile holds. So every pixel of tissue lies in a tile.
 
     The slide's size is that of `slide.size_at`. Where a level within 1 % of `mpp` is read as it is, the level's
     scale is the working scale: with `mpp` itself, tiles at the far end would be off by 1 % of the slide's width.
@@ -83,24 +80,24 @@ def tile_grid(
     Args:
         slide: an open slide.
         mpp: wanted working scale in micrometres per pixel.
-        tile: side of a tile in working pixels, from 32 up.
+        tile: side of a tile in working pixels, a multiple of `cell`.
         overlap: share of a tile's side that the next tile sees too, in [0, 0.9]; rounded so that the step is a
             multiple of `cell`, at least one.
-        cell: side of the map's pixels in working pixels; it divides `tile`.
+        cell: side of the map's pixels in working pixels.
         mask: (H, W) bool, tissue over the whole slide; None keeps all tiles, with a share of 1.
         mask_mpp: its scale in micrometres per pixel.
-        min_tissue: in [0, 1]; a tile without tissue is never kept.
 
     Returns:
         The grid; without any tiles where the mask has no tissue.
 
     Raises:
-        InputError: a number is outside its range, or the slide does not have the scale.
+        InputError: the slide does not have the scale.
         ValueError: the mask does not fit the slide.
     """
-    _check_numbers(tile, overlap, cell, min_tissue)
     width, height = slide.size_at(mpp)
-    mpp, downsample = _scale_read(slide, mpp)
+    level = slide.levels[slide.level_for(mpp)]
+    near = abs(level.mpp / mpp - 1) <= NEAR
+    mpp, downsample = (level.mpp, level.downsample) if near else (mpp, mpp / slide.mpp)
     step = max(cell, round(tile * (1 - overlap) / cell) * cell)
     xs, ys = (axis_starts(length, tile, step, cell) for length in (width, height))
     positions = np.stack([np.tile(xs, len(ys)), np.repeat(ys, len(xs))], axis=1)
@@ -109,8 +106,8 @@ def tile_grid(
         return grid
     (x, y), side = positions.T * downsample, tile * downsample
     shares = share(mask, mask_mpp, x, y, side, side, slide)
-    kept = _kept(mask, shares, _boxes(grid, xs, ys, slide, mask), min_tissue)
-    return replace(grid, positions=positions[kept], tissue=shares[kept])
+    chosen = _chosen(mask, shares, _boxes(grid, xs, ys, slide, mask))
+    return replace(grid, positions=positions[chosen], tissue=shares[chosen])
 
 
 def axis_starts(length: int, tile: int, step: int, cell: int) -> NDArray[np.int64]:
@@ -129,51 +126,30 @@ def axis_starts(length: int, tile: int, step: int, cell: int) -> NDArray[np.int6
     return np.append(np.arange(0, last, step, dtype=np.int64), last)
 
 
-def _check_numbers(tile: int, overlap: float, cell: int, min_tissue: float) -> None:
-    if cell < 1:
-        raise InputError(f"--cell {cell}: give a whole number of pixels from 1 up")
-    if tile < SMALLEST_TILE:
-        raise InputError(f"--tile {tile}: is too small; give a whole number of pixels from {SMALLEST_TILE} up")
-    if tile % cell:
-        raise InputError(f"--tile {tile}: is no multiple of the map's cell of {cell} px; try {-(-tile // cell) * cell}")
-    if not 0 <= overlap <= 0.9:
-        raise InputError(f"--overlap {overlap:g}: give the share of a tile's side, from 0 to 0.9")
-    if not 0 <= min_tissue <= 1:
-        raise InputError(f"min-tissue {min_tissue:g}: give a share from 0 to 1")
-
-
-def _scale_read(slide: Slide, mpp: float) -> tuple[float, float]:
-    """Micrometres and pixels of level 0 per pixel that `read` gives for a scale."""
-    level = slide.levels[slide.level_for(mpp)]
-    near = abs(level.mpp / mpp - 1) <= NEAR
-    return (level.mpp, level.downsample) if near else (mpp, mpp / slide.mpp)
-
-
 def _boxes(
     grid: TileGrid, xs: NDArray[np.int64], ys: NDArray[np.int64], slide: Slide, mask: NDArray[np.bool_]
 ) -> list[tuple[slice, slice]]:
     """Pixels of the mask, as rows and columns, whose centres lie in each tile."""
 
-    def held(starts: NDArray[np.int64], length: int, count: int) -> list[slice]:
+    def inside(starts: NDArray[np.int64], length: int, count: int) -> list[slice]:
         scale = grid.downsample * count / length
         low, high = (np.ceil(edges * scale - 0.5).astype(np.int64) for edges in (starts, starts + grid.tile))
         high[-1] = count  # it ends the slide, whose size was rounded
         return [slice(int(a), int(b)) for a, b in zip(low, high, strict=True)]
 
     rows, columns = mask.shape
-    return list(product(held(ys, slide.height, rows), held(xs, slide.width, columns)))
+    return list(product(inside(ys, slide.height, rows), inside(xs, slide.width, columns)))
 
 
-def _kept(
-    mask: NDArray[np.bool_], shares: NDArray[np.float64], boxes: list[tuple[slice, slice]], min_tissue: float
+def _chosen(
+    mask: NDArray[np.bool_], shares: NDArray[np.float64], boxes: list[tuple[slice, slice]]
 ) -> NDArray[np.bool_]:
-    kept = shares >= max(min_tissue, _NO_TISSUE)
+    chosen = shares >= MIN_TISSUE
     left = mask.copy()
-    for index in np.flatnonzero(kept):
+    for index in np.flatnonzero(chosen):
         left[boxes[index]] = False
-    if left.any():
-        for index in np.argsort(-shares, kind="stable"):
-            if left[boxes[index]].any():
-                kept[index] = True
-                left[boxes[index]] = False
-    return kept
+    for index in np.argsort(-shares, kind="stable"):
+        if left[boxes[index]].any():
+            chosen[index] = True
+            left[boxes[index]] = False
+    return chosen

@@ -1,0 +1,234 @@
+"""Many slides: one task for each, and one table over all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from histoloc.data.fingerprint import file_mark
+from histoloc.errors import InputError
+from histoloc.model_folder import ModelConfig, find_model, read_model_config
+from histoloc.options import SlideOptions
+from histoloc.runner import run_jobs
+from histoloc.scale import tile_side
+from histoloc.work_folder import atomic_path, locked
+
+SLIDE_SUFFIXES = {
+    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi", ".png",
+    ".jpg", ".jpeg", ".bmp",
+}  # fmt: skip
+_RESERVED = {"parts", "slides.csv", "failed.csv", "settings.json"}  # what else lies in the out folder
+_REASONS = 3  # at most, where all slides failed
+
+
+class Cohort(NamedTuple):
+    """What came out.
+
+    Attributes:
+        table: a row per slide of this call, those with the highest score first. slides.csv has these rows and those
+            of other calls with the same settings and folder.
+        failed: the reason by name of each slide that failed.
+        notes: what the user should know about how the maps were made.
+    """
+
+    table: pd.DataFrame
+    failed: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def predict_slides(
+    model: Path | str, slides: Sequence[Path | str], out: Path | str, options: SlideOptions | None = None
+) -> Cohort:
+    """Predict slides: for each a map, outlines, an answer and a picture, and one table over all.
+
+    A second call with the same options does only what is missing, and goes on in the middle of a slide. A slide that
+    was replaced by another of its name is done anew, and so is one whose folder was removed. Several calls may share
+    `out` at the same time, as long as they are not at the same slide.
+
+    Args:
+        model: a run or a model folder.
+        slides: files, or folders whose slides are taken (not those of sub-folders, and no hidden files).
+        out: folder for `slides.csv` and a folder for each slide.
+        options: see `SlideOptions`; None takes the defaults.
+
+    Raises:
+        InputError: a model or slide that cannot be used, `out` begun with other options, or no slide that could be
+            predicted.
+    """
+    model, out = Path(model), Path(out).absolute()
+    config = read_model_config(model)
+    options = _resolved(model, config, options or SlideOptions())
+    settings = {
+        "model": str(find_model(model).absolute()), "weights_sha256": config.weights_sha256, **options.of_result
+    }  # fmt: skip
+    items = _items(slides, options.slide_mpp)
+    # Here, and not above: PyTorch takes seconds to load, and what is wrong should be seen before.
+    from histoloc.prediction import choose_device, load
+    from histoloc.slide_prediction import predict_slide
+
+    if options.scheduler is None:
+        choose_device(options.device)  # once, and not for each slide
+    predictor = load(model, "cpu", range=options.range, empty_class=options.empty_class)
+    predictor.check(options.threshold, options.map_class)
+    _make_way(out, settings, items, options.resume)
+    result = run_jobs(
+        partial(predict_slide, options=options, out=str(out)),
+        items,
+        out,
+        settings=settings,
+        workers=options.workers,
+        scheduler=options.scheduler,
+        retries=1,
+        memory_gb=options.memory_gb,
+        progress=options.progress,
+    )
+    _write_table(out / "slides.csv", _records(out, settings) | result.done)
+    if not result.done:
+        raise InputError(_all_failed(out, result.failed))
+    notes = sorted({note for record in result.done.values() for note in record["notes"]})
+    return Cohort(cohort_table(result.done), result.failed, (*_scale_notes(config, options), *notes))
+
+
+def _resolved(model: Path, config: ModelConfig, options: SlideOptions) -> SlideOptions:
+    """The options with what the model says where they do not."""
+    mpp = options.mpp or config.mpp
+    if mpp is None:
+        raise InputError(
+            f"{model}: does not say at how many micrometres per pixel it was trained; give --mpp, the scale of its "
+            f"training images"
+        )
+    empty_class = options.empty_class or config.empty_class
+    if empty_class not in (None, *config.classes):
+        raise InputError(f"--empty-class {empty_class!r} is not a class of {model}; choose of {list(config.classes)}")
+    return replace(
+        options,
+        mpp=float(mpp),
+        tile=options.tile or tile_side(config),
+        range=options.range or config.range,
+        empty_class=empty_class,
+    )
+
+
+def _all_failed(out: Path, failed: Mapping[str, str]) -> str:
+    """Some reasons; a cohort may have thousands."""
+    reasons = [f"{name}: {reason}" for name, reason in list(failed.items())[:_REASONS]]
+    more = len(failed) - len(reasons)
+    return "; ".join([*reasons, f"and {more} more, see {out / 'failed.csv'}"] if more else reasons)
+
+
+def _records(out: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `out` says of the slides that are done with these settings."""
+    records = {file.parent.name: _read(file) for file in sorted(out.glob("*/slide.json"))}
+    return {name: record for name, record in records.items() if record.get("settings") == settings}
+
+
+def _write_table(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+    if records:
+        with atomic_path(path) as temporary:
+            cohort_table(records).to_csv(temporary, index=False, lineterminator="\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def cohort_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row per slide from its slide.json, those with the highest score first.
+
+    Returns:
+        Columns slide, name, class, score, prob_<class>, roi_share, roi_mm2, tissue_mm2, regions, largest_mm2, folder.
+    """
+    rows = []
+    for name, record in records.items():
+        probabilities = {f"prob_{c}": round(p, 6) for c, p in (record["probabilities"] or {}).items()}
+        roi = record["roi"]
+        rows.append(
+            {"slide": record["slide"], "name": name, "class": record["class"] or "", "score": round(record["score"], 6)}
+            | probabilities
+            | {"roi_share": round(roi["share"], 6), "roi_mm2": roi["mm2"], "tissue_mm2": roi["tissue_mm2"]}
+            | {"regions": roi["regions"], "largest_mm2": roi["largest_mm2"], "folder": name}
+        )
+    return pd.DataFrame(rows).sort_values(["score", "name"], ascending=[False, True], ignore_index=True)
+
+
+def _items(slides: Sequence[Path | str], slide_mpp: float | None) -> dict[str, dict[str, Any]]:
+    """What each task has to know, by the slide's name; without the out folder, so that this may be moved."""
+    items: dict[str, dict[str, Any]] = {}
+    for path in (file.absolute() for one in slides for file in _slide_files(Path(one))):
+        name = path.stem
+        if name in items:
+            raise InputError(
+                f"{path}: has the same name as {items[name]['slide']}, and their results would overwrite each other; "
+                f"predict them into different folders"
+            )
+        if name in _RESERVED:
+            raise InputError(f"{path}: the out folder has a {name!r} of its own; rename the slide")
+        items[name] = {"slide": str(path), "mark": file_mark(path), "slide_mpp": slide_mpp, "name": name}
+    return items
+
+
+def _slide_files(path: Path) -> list[Path]:
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise InputError(f"{path}: no such slide or folder; check the path")
+        # Some systems leave a hidden file of the same ending beside each slide.
+        files = [file for file in path.iterdir() if file.suffix.lower() in SLIDE_SUFFIXES and file.name[0] != "."]
+        files = sorted(file for file in files if file.is_file())
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from error
+    if not files:
+        raise InputError(f"{path}: holds no slide ({', '.join(sorted(SLIDE_SUFFIXES))}); check the folder")
+    return files
+
+
+def _make_way(out: Path, settings: Mapping[str, Any], items: Iterable[str], resume: bool) -> None:
+    """Let be done anew what has to be: a slide without its part is not taken for done.
+
+    Raises:
+        InputError: `out` cannot be written, or another call is at one of the slides.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        anew = {name for name in items if not resume or not (out / name / "slide.json").exists()}
+        for part in (out / "parts").glob("*.json"):
+            if _read(part).get("item", {}).get("name") in anew:
+                part.unlink()
+        for folder in () if resume else [out / name for name in anew if (out / name).is_dir()]:
+            with locked(folder):
+                (folder / "slide.json").unlink(missing_ok=True)
+                shutil.rmtree(folder / "work", ignore_errors=True)
+        begun = any((out / "parts").glob("*.json")) or any(file.stat().st_size for file in out.glob("*/work/*.bin"))
+        # Settings with which nothing was made yet may be mistaken ones. The same ones stay: another call may read them.
+        if (not resume or not begun) and _read(out / "settings.json") != settings:
+            (out / "settings.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The values of a JSON file; none where it is absent or damaged."""
+    with suppress(OSError, ValueError):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return values if isinstance(values, dict) else {}
+    return {}
+
+
+def _scale_notes(config: ModelConfig, options: SlideOptions) -> list[str]:
+    """Where the network sees tissue at another scale than in training."""
+    assert options.mpp is not None
+    if config.mpp is None or abs(options.mpp - config.mpp) <= 0.1 * config.mpp:
+        return []
+    return [
+        f"the network was trained at {config.mpp:.3g} µm/px and sees these slides at {options.mpp:.3g}; leave --mpp "
+        f"out for results that can be trusted"
+    ]

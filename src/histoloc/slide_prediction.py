@@ -1,0 +1,371 @@
+"""One slide as an item of the runner: tiles, evidence, map and answer; killed, it goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from numpy.typing import NDArray
+from skimage.filters import threshold_otsu
+from tqdm import tqdm
+
+from histoloc.data.images import write_picture
+from histoloc.errors import InputError
+from histoloc.map_class import map_class_of, named_class
+from histoloc.options import SlideOptions
+from histoloc.prediction import Predictor, load
+from histoloc.slides.answer import OF_ALL_TILES, OF_NO_CLASSIFIER, OF_TOP_TILES, slide_probabilities, uncertainty
+from histoloc.slides.export import reductions, write_ome_tiff
+from histoloc.slides.grid import TileGrid, tile_grid
+from histoloc.slides.overview import overview
+from histoloc.slides.reader import Slide, open_slide
+from histoloc.slides.regions import Outline, find_outlines, lowest_roi, write_regions
+from histoloc.slides.stitch import MapFile, Tiles, as_bytes, stitch, tissue_rows, write_map
+from histoloc.slides.tiles import TISSUE_MPP, EvidenceFile, Network, evidence_of_tiles
+from histoloc.slides.tissue import tissue as find_tissue
+from histoloc.work_folder import atomic_path, locked, write_json
+
+FORMAT = 1  # of slide.json
+WORK = "work"  # in the folder of a slide, for as long as it is not done
+_PICTURE = 1600  # longer side of the overview's thumbnails, pixels
+
+
+def predict_slide(
+    item: Mapping[str, Any], settings: Mapping[str, Any], *, options: SlideOptions, out: str
+) -> dict[str, Any]:
+    """Predict one slide and write what `histoloc slides predict` leaves in its folder.
+
+    The evidence of its tiles stays in `out/NAME/work` until all is written, so that a call that was killed goes on.
+
+    Args:
+        item: `slide`, its path; `mark`, by which its content is known; `slide_mpp`, the µm/px of its level 0 or None;
+            `name`, of the folder in `out` that is written.
+        settings: `model`, its folder; `weights_sha256`; and the options on which the result depends.
+        options: with scale, tile, class without ROI and range as they are used.
+        out: the out folder.
+
+    Returns:
+        What is written to slide.json.
+
+    Raises:
+        InputError: slide or model cannot be read or do not fit each other, there is no tissue, a file cannot be
+            written, or another call is at this slide.
+    """
+    folder = Path(out) / item["name"]
+    with locked(folder):
+        # First: what is there is of an earlier call, and would not belong to what comes.
+        (folder / "slide.json").unlink(missing_ok=True)
+        for unfinished in folder.glob(".*.part*"):  # of a process that was killed
+            unfinished.unlink()
+        try:
+            record = _predict(item, settings, options, folder)
+            # Last, because it is what says that the folder is complete.
+            write_json(folder / "slide.json", record)
+            shutil.rmtree(folder / WORK)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror or error}); make room or repair the folder and call "
+                f"again, complete tiles stay"
+            ) from error
+    return record
+
+
+def _predict(
+    item: Mapping[str, Any], settings: Mapping[str, Any], options: SlideOptions, folder: Path
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    with _open(Path(item["slide"]), item["slide_mpp"]) as slide:
+        result = _looked_at(slide, item, settings, options, folder)
+        record = _write(result, item["name"], settings)
+    seconds = round(time.perf_counter() - started, 2)
+    return record | {"cost": result.cost | {"seconds": seconds, "peak_memory_mb": round(peak_memory_mb(), 1)}}
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What is known of a slide when its tiles are predicted.
+
+    Attributes:
+        slide: open.
+        grid: its tiles.
+        tissue: (H, W) bool over the slide, or None where all of it was looked at.
+        predictor: the model.
+        evidence: of all tiles.
+        options: of the call.
+        folder: to write into.
+        cost: time and means of this call; tiles of an earlier one, that was killed, are not in it.
+    """
+
+    slide: Slide
+    grid: TileGrid
+    tissue: NDArray[np.bool_] | None
+    predictor: Predictor
+    evidence: EvidenceFile
+    options: SlideOptions
+    folder: Path
+    cost: dict[str, Any]
+
+
+def _looked_at(
+    slide: Slide, item: Mapping[str, Any], settings: Mapping[str, Any], options: SlideOptions, folder: Path
+) -> _Result:
+    """Tiles of the slide through the network."""
+    assert options.mpp is not None
+    assert options.tile is not None
+    # Before the model is there, because looking for tissue takes memory that it gives back.
+    at = max(TISSUE_MPP, slide.mpp)
+    tissue = find_tissue(slide, at) if options.tissue else None
+    if tissue is not None and not tissue.any():
+        raise InputError(f"{slide.path}: no tissue was found; look at `histoloc slides tissue`, or give --no-tissue")
+    predictor = _opened_model(settings["model"], settings["weights_sha256"], options)
+    precision, on_cpu = _precision(options.precision, predictor.device), predictor.device.type == "cpu"
+    network = Network(
+        partial(predictor.evidence, precision=precision), predictor.stride, options.batch or (2 if on_cpu else 16)
+    )
+    maps, cell = network.probe(options.tile)
+    grid = tile_grid(slide, options.mpp, options.tile, options.overlap, cell, tissue, at)
+    evidence = EvidenceFile(
+        folder / WORK,
+        _fingerprint(item, settings, grid, f"{predictor.device.type} {precision}"),
+        len(grid.positions),
+        network.batch,
+        (len(predictor.config.classes), maps, grid.side),
+    )
+    first, number, started = evidence.done, len(grid.positions), time.perf_counter()
+    batches = evidence_of_tiles(slide, grid, network, first, options.readers)
+    alone = options.progress and options.workers == 1 and options.scheduler is None
+    with tqdm(total=number, initial=first, unit="tile", desc=slide.path.stem, leave=False, disable=not alone) as bar:
+        for probabilities, values in batches:
+            evidence.append(probabilities, values)
+            bar.update(len(values))
+    speed = round((number - first) / (time.perf_counter() - started), 2) if number > first else None
+    cost = {"tiles": number, "tiles_per_second": speed, "device": str(predictor.device), "precision": precision}
+    return _Result(slide, grid, tissue, predictor, evidence, options, folder, cost)
+
+
+def _open(path: Path, slide_mpp: float | None) -> Slide:
+    """Open a slide; one that does not say its scale, or none that can be right, has that of the user."""
+    try:
+        return open_slide(path, option="--slide-mpp")
+    except InputError:
+        if slide_mpp is None:
+            raise
+        return open_slide(path, mpp=slide_mpp, option="--slide-mpp")
+
+
+@lru_cache(maxsize=1)
+def _opened_model(model: str, weights_sha256: str, options: SlideOptions) -> Predictor:
+    """The model, opened once per process."""
+    predictor = load(Path(model), options.device, range=options.range, empty_class=options.empty_class)
+    if predictor.config.weights_sha256 != weights_sha256:
+        raise InputError(f"{model}: has changed since this was begun; choose another --out for the new model")
+    return predictor
+
+
+def _precision(asked: str, device: torch.device) -> Literal["float32", "bf16"]:
+    """Auto takes bf16 on a GPU that has it."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bf16" if asked == "bf16" or (asked == "auto" and has_bf16) else "float32"
+
+
+def _fingerprint(item: Mapping[str, Any], settings: Mapping[str, Any], grid: TileGrid, arithmetic: str) -> str:
+    """Of all that the evidence depends on; another device or precision would mix other roundings into one map."""
+    digest = hashlib.sha256(json.dumps([dict(item), dict(settings), grid.cell, arithmetic], sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(grid.positions).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def peak_memory_mb() -> float:
+    """Greatest resident memory of this process so far, in MB (10^6 bytes)."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e6
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _write(result: _Result, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the maps, outlines, table of tiles and picture; what slide.json says, but for the cost."""
+    grid, folder, options = result.grid, result.folder, result.options
+    predictor, evidence = result.predictor, result.evidence
+    empty, classes = predictor.calibration.empty, predictor.config.classes
+    p = evidence.probabilities()
+    classifies = predictor.method.classifies
+    of_slide = slide_probabilities(p, grid.tissue, empty) if classifies else None
+    if options.map_class is None:
+        label = 0 if of_slide is None else int(of_slide.argmax())
+    else:
+        label = named_class(options.map_class, classes, evidence.maps, empty)
+
+    def roi_of_tiles(start: int, stop: int) -> NDArray[np.float32]:
+        return predictor.roi_of_tiles(p[start:stop], evidence.read(start, stop), label, predictor.calibration)
+
+    def entropy_of_tiles(start: int, stop: int) -> NDArray[np.float32]:
+        return np.broadcast_to(uncertainty(p[start:stop])[:, None, None], (stop - start, grid.side, grid.side))
+
+    levels = _write_map(result, "map", "ROI", roi_of_tiles)
+    if classifies:
+        _write_map(result, "uncertainty", "uncertainty", entropy_of_tiles)
+    counts = _histogram(result, levels[0])
+    threshold = predictor.threshold(options.threshold)
+    threshold = _otsu(counts) if threshold is None else threshold
+    outlines = find_outlines(
+        levels[0].bands(),
+        threshold,
+        grid.cell * grid.downsample,
+        grid.cell * grid.mpp,
+        size=result.slide.size,
+        min_area_mm2=options.min_area_mm2,
+    )
+    roi_class = map_class_of(classes, label, evidence.maps, empty)
+    write_regions(folder / "regions.geojson", outlines, roi_class or "ROI")
+    _write_tiles(folder / "tiles.csv", grid, dict(zip(classes, p.T, strict=True)) if classifies else {})
+    record = _record(result, name, settings, of_slide)
+    record |= {
+        "roi_class": roi_class,
+        "roi": _areas(grid, counts, threshold, outlines),
+        "map": {"file": "map.ome.tif", "mpp": grid.cell * grid.mpp, "width": grid.columns, "height": grid.rows,
+                "threshold": threshold},
+        "uncertainty": {"file": "uncertainty.ome.tif"} if classifies else None,
+        "regions": "regions.geojson",
+        "overview": "overview.png",
+    }  # fmt: skip
+    if of_slide is None:
+        record["score"] = record["roi"]["share"]
+    _write_overview(result, levels, outlines, record)
+    return record
+
+
+def _write_map(result: _Result, name: str, title: str, tiles: Tiles) -> list[MapFile]:
+    """Stitch a map into one array on disk, and write it as a pyramid; the array and its smaller levels."""
+    grid = result.grid
+    bands = map(as_bytes, stitch(grid, tiles, result.tissue))
+    whole = write_map(result.folder / WORK / f"{name}.raw", bands, (grid.rows, grid.columns))
+    levels = reductions(whole)
+    write_ome_tiff(result.folder / f"{name}.ome.tif", levels, grid.cell * grid.mpp, title)
+    return levels
+
+
+def _histogram(result: _Result, roi: MapFile) -> NDArray[np.int64]:
+    """How many cells of tissue have each value of the map, (256,)."""
+    counts, first = np.zeros(256, np.int64), 0
+    for band in roi.bands():
+        tissue = tissue_rows(result.grid, result.tissue, first, len(band))
+        counts += np.bincount(band[tissue], minlength=256)
+        first += len(band)
+    return counts
+
+
+def _otsu(counts: NDArray[np.int64]) -> float:
+    if np.count_nonzero(counts) < 2:
+        return 0.5
+    return float(threshold_otsu(hist=(counts, np.arange(256)))) / 255
+
+
+def _areas(grid: TileGrid, counts: NDArray[np.int64], threshold: float, outlines: list[Outline]) -> dict[str, Any]:
+    """Areas in mm² of tissue and of what is cut from the map; cells count whole, regions with an outline only."""
+    cell = (grid.mpp * grid.cell / 1000) ** 2
+    inside, tissue = int(counts[lowest_roi(threshold) :].sum()), int(counts.sum())
+    # Where there are only regions without an outline, how large they are is not known.
+    largest = round(outlines[0].area_mm2, 6) if outlines else (None if inside else 0.0)
+    return {
+        "mm2": round(inside * cell, 6),
+        "tissue_mm2": round(tissue * cell, 6),
+        "share": inside / tissue if tissue else 0.0,
+        "regions": len(outlines),
+        "largest_mm2": largest,
+    }
+
+
+def _record(
+    result: _Result, name: str, settings: Mapping[str, Any], of_slide: NDArray[np.float64] | None
+) -> dict[str, Any]:
+    """What slide.json says of slide, class and model."""
+    slide, predictor = result.slide, result.predictor
+    config, calibration = predictor.config, predictor.calibration
+    label, probabilities, score, rule = None, None, 0.0, OF_NO_CLASSIFIER
+    if of_slide is not None:
+        label = config.classes[int(of_slide.argmax())]
+        probabilities = dict(zip(config.classes, of_slide.tolist(), strict=True))
+        score = float(of_slide.max() if calibration.empty is None else 1 - of_slide[calibration.empty])
+        rule = OF_ALL_TILES if calibration.empty is None else OF_TOP_TILES
+    return {
+        "format": FORMAT,
+        "name": name,
+        "slide": str(slide.path),
+        "slide_mpp": slide.mpp if slide.mpp_given else None,
+        "width": slide.width,
+        "height": slide.height,
+        "mpp": slide.mpp,
+        "class": label,
+        "probabilities": probabilities,
+        "score": score,
+        "aggregation": rule,
+        "calibration": {key: getattr(calibration, key) for key in ("range", "centre", "slope")},
+        "notes": _notes(result),
+        "settings": dict(settings),
+        "model": {
+            "method": config.method,
+            "title": predictor.method.title,
+            "classes": list(config.classes),
+            "weights_sha256": config.weights_sha256,
+            "provenance": config.provenance,
+        },
+        "histoloc": version("histoloc"),
+    }
+
+
+def _notes(result: _Result) -> list[str]:
+    """What a reader of the map must know."""
+    notes = []
+    method = result.predictor.method
+    if method.in_tiles:
+        notes.append(f"{method.title} on a slide: {method.in_tiles}")
+    no_class = result.predictor.calibration.empty is None and result.options.map_class is None
+    if no_class and result.evidence.maps > 1:
+        notes.append(
+            "no class is named as having no ROI, so each map is that of the class which the slide was given; name it "
+            "by --empty-class where there is one, or choose a class by --class"
+        )
+    return notes
+
+
+def _write_tiles(path: Path, grid: TileGrid, probabilities: Mapping[str, NDArray[np.float32]]) -> None:
+    """A row per tile: where it lies in pixels of level 0, its tissue, its class probabilities."""
+    x, y = (grid.positions * grid.downsample).round(1).T
+    size = round(grid.tile * grid.downsample, 1)
+    columns: dict[str, Any] = {"x": x, "y": y, "size": size, "tissue": grid.tissue.round(4)}
+    columns |= {f"prob_{name}": values.round(6) for name, values in probabilities.items()}
+    with atomic_path(path) as temporary:
+        pd.DataFrame(columns).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _write_overview(result: _Result, levels: list[MapFile], outlines: list[Outline], record: Mapping[str, Any]) -> None:
+    grid, areas, label = result.grid, record["roi"], record["class"]
+    regions = "1 region" if areas["regions"] == 1 else f"{areas['regions']} regions"
+    title = [
+        record["name"] if label is None else f"{record['name']}: {label}, p = {record['probabilities'][label]:.2f}",
+        f"{record['model']['title']}: ROI {areas['mm2']:.3g} mm² of {areas['tissue_mm2']:.3g} mm² tissue "
+        f"({100 * areas['share']:.1f} %)",
+        f"{regions} of {result.options.min_area_mm2:g} mm² or more",
+    ]
+    number = next((i for i, level in enumerate(levels) if max(level.shape) <= _PICTURE), len(levels) - 1)
+    small = np.concatenate(list(levels[number].bands()))
+    scale = 2**number * grid.cell * grid.downsample
+    threshold = record["map"]["threshold"]
+    picture = overview(result.slide, small, scale, outlines, title=title, threshold=threshold, max_side=_PICTURE)
+    write_picture(result.folder / "overview.png", picture)
