@@ -4,9 +4,9 @@ import shapely
 
 from factory import box, make_slide
 from histoloc.pictures import HEAT, HEAT_OPACITY
-from histoloc.slide_maps.outlines import Outline, find_outlines
-from histoloc.slide_maps.overview import MARGIN, overview
+from histoloc.slides.overview import MARGIN, overview
 from histoloc.slides.reader import open_slide
+from histoloc.slides.regions import Outline, find_outlines
 
 MPP = 0.5
 SIZE = (3000, 4096)
@@ -144,9 +144,7 @@ def test_the_real_slide_with_its_outlines(shared_data):
         cells = (-(-real.height // 32), -(-real.width // 32))
         values = np.zeros(cells, np.uint8)
         values[20:60, 25:45] = 180
-        outlines = find_outlines(
-            lambda a, b: values[a:b], cells, 0.5, 32.0, 32 * real.mpp, size=(real.width, real.height)
-        )
+        outlines = find_outlines([values], 0.5, 32.0, 32 * real.mpp, size=real.size)
         picture = overview(real, values, 32.0, outlines, title=["CMU-1"], threshold=0.5, max_side=500)
         bare, marked = panels(picture, real.thumbnail(max_side=500), 1)
     changed = np.argwhere((bare != marked).any(axis=2))

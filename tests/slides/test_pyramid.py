@@ -1,8 +1,9 @@
 import errno
+import tempfile
 import tracemalloc
 from importlib.resources import files
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import openslide
@@ -13,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from histoloc.errors import InputError
-from histoloc.slide_maps import pyramid
-from histoloc.slide_maps.pyramid import read_level, write_ome_tiff
+from histoloc.slides import export
+from histoloc.slides.export import reductions, write_ome_tiff
 from histoloc.slides.reader import open_slide
+from histoloc.slides.stitch import write_map
 
 MPP = 4.04
 
@@ -24,8 +26,9 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
 
 
-def write(path, values, mpp=MPP, name="ROI", **options):
-    write_ome_tiff(path, lambda first, end: values[first:end], values.shape, mpp, name=name, **options)
+def write(path, values, mpp=MPP, name="ROI"):
+    with tempfile.TemporaryDirectory() as folder:
+        write_ome_tiff(path, reductions(write_map(Path(folder) / "map.raw", [values], values.shape)), mpp, name)
     return path
 
 
@@ -42,7 +45,9 @@ def halved(values):
 def test_every_level_is_the_mean_of_the_one_before(tmp_path_factory, height, width, seed):
     values = noise(height, width, seed)
 
-    path = write(tmp_path_factory.mktemp("map") / "map.ome.tif", values, tile=16)
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr(export, "TILE", 16)
+        path = write(tmp_path_factory.mktemp("map") / "map.ome.tif", values)
     with tifffile.TiffFile(path) as file:
         levels = [level.asarray().reshape(level.shape) for level in file.series[0].levels]
     assert (levels[0] == values).all()
@@ -116,25 +121,20 @@ def test_the_same_map_gives_the_same_bytes_and_another_another_identifier(tmp_pa
 
 
 def test_memory_holds_bands_not_the_map(tmp_path):
-    asked = []
-
-    def rows(first, end):
-        asked.append((first, end))
-        return np.full((end - first, 1000), first // 256 % 256, np.uint8)
-
     peaks = {}
     for height in (2560, 25600):
+        bands = (np.full((256, 1000), i % 256, np.uint8) for i in range(height // 256))
+        whole = write_map(tmp_path / "map.raw", bands, (height, 1000))
         tracemalloc.start()
-        write_ome_tiff(tmp_path / "map.ome.tif", rows, (height, 1000), MPP, name="ROI")
+        write_ome_tiff(tmp_path / "map.ome.tif", reductions(whole), MPP, "ROI")
         peaks[height] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[25600] < 1.2 * peaks[2560] < 8e6
-    assert asked[-100:] == [(first, first + 256) for first in range(0, 25600, 256)]
-    assert read_level(tmp_path / "map.ome.tif", 30000)[0][:, 7].tolist() == [i // 256 % 256 for i in range(25600)]
+    assert tifffile.imread(tmp_path / "map.ome.tif")[:, 7].tolist() == [i // 256 % 256 for i in range(25600)]
 
 
 def test_large_maps_are_bigtiff_that_openslide_opens(tmp_path, monkeypatch):
-    monkeypatch.setattr(pyramid, "_CLASSIC_LIMIT", 1000)
+    monkeypatch.setattr(export, "_CLASSIC_LIMIT", 1000)
     path = write(tmp_path / "map.ome.tif", noise(300, 300))
     with tifffile.TiffFile(path) as file:
         assert file.is_bigtiff
@@ -142,46 +142,16 @@ def test_large_maps_are_bigtiff_that_openslide_opens(tmp_path, monkeypatch):
     assert open_slide(path).size == (300, 300)
 
 
-def test_read_level_takes_the_finest_that_fits(tmp_path):
-    values = noise(700, 1301)
-    path = write(tmp_path / "map.ome.tif", values)
-    assert (read_level(path, 1301)[0] == values).all()
-    for most, shape, downsample in ((1300, (350, 651), 2), (326, (175, 326), 4), (10, (88, 163), 8)):
-        found, factor = read_level(path, most)
-        assert (found.shape, factor) == (shape, downsample)
-    with pytest.raises(InputError, match=r"gone\.ome\.tif: is no readable map"):
-        read_level(tmp_path / "gone.ome.tif", 10)
-    one = write(tmp_path / "one.ome.tif", values, levels=1)
-    assert read_level(one, 10)[1] == 1
-
-
-def test_nothing_half_written_stays(tmp_path):
+def test_nothing_half_written_stays(tmp_path, monkeypatch):
     path = write(tmp_path / "map.ome.tif", noise(20, 20))
     before = path.read_bytes()
 
-    def full_disk(first, end):
-        if first:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return np.zeros((end - first, 300), np.uint8)
+    def full_disk(level):
+        yield np.zeros((256, 256), np.uint8)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(export, "_tiles", full_disk)
     with pytest.raises(InputError, match=r"map\.ome\.tif: cannot be written \(No space left"):
-        write_ome_tiff(path, full_disk, (600, 300), MPP, name="ROI")
+        write(path, noise(600, 300))
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["map.ome.tif"]
-
-
-@pytest.mark.parametrize("mpp", [0, -1, float("nan"), float("inf")])
-def test_a_scale_that_is_none_is_refused(tmp_path, mpp):
-    with pytest.raises(InputError, match="--mpp"):
-        write(tmp_path / "map.ome.tif", noise(20, 20), mpp=mpp)
-
-
-def test_rows_of_another_shape_or_type_are_refused(tmp_path):
-    wrong: Any
-    for wrong in (np.zeros((20, 29), np.uint8), np.zeros((20, 30))):
-        with pytest.raises(ValueError, match="rows 0 to 20"):
-            write_ome_tiff(tmp_path / "map.ome.tif", lambda *_, wrong=wrong: wrong, (20, 30), MPP, name="ROI")
-    with pytest.raises(ValueError, match="tiles of 100"):
-        write(tmp_path / "map.ome.tif", noise(20, 20), tile=100)
-    with pytest.raises(ValueError, match="0 levels"):
-        write(tmp_path / "map.ome.tif", noise(20, 20), levels=0)

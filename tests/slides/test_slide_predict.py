@@ -17,9 +17,10 @@ from histoloc.cli.main import main
 from histoloc.data.table import read_table
 from histoloc.datasets.tiles import slide_tiles
 from histoloc.errors import InputError
+from histoloc.options import SlideOptions
 from histoloc.prediction import Predictor, load
-from histoloc.slide_maps.answer import slide_probabilities, uncertainty
-from histoloc.slide_maps.cohort import predict_slides
+from histoloc.slide_cohort import predict_slides
+from histoloc.slides.answer import slide_probabilities, uncertainty
 from histoloc.slides.geojson import read_geojson
 from histoloc.slides.reader import open_slide
 
@@ -95,7 +96,7 @@ def told(folder: Path) -> dict[str, Any]:
 
 
 def test_metastases_are_found_where_they_are(run, slides, tmp_path):
-    made = predict_slides(run("gap"), [slides / "n.tif", slides / "m.tif"], tmp_path / "out", **OPTIONS)
+    made = predict_slides(run("gap"), [slides / "n.tif", slides / "m.tif"], tmp_path / "out", SlideOptions(**OPTIONS))
     assert list(made.table["name"]) == ["m", "n"]
     assert made.failed == {}
     found = tmp_path / "out" / "m"
@@ -119,7 +120,7 @@ def test_metastases_are_found_where_they_are(run, slides, tmp_path):
 
 
 def test_what_is_written_agrees(run, slides, tmp_path):
-    predict_slides(run("gap"), [slides / "m.tif"], tmp_path, min_area_mm2=0.0, **OPTIONS)
+    predict_slides(run("gap"), [slides / "m.tif"], tmp_path, SlideOptions(min_area_mm2=0.0, **OPTIONS))
     folder = tmp_path / "m"
     answer = told(folder)
     features, warnings = read_geojson(folder / "regions.geojson")
@@ -141,8 +142,8 @@ def test_what_is_written_agrees(run, slides, tmp_path):
 
 def test_batches_readers_and_workers_change_nothing(run, slides, tmp_path):
     given = [slides / f"{name}.tif" for name in "mnop"]
-    predict_slides(run("gap"), given, tmp_path / "a", batch=1, readers=1, **OPTIONS)
-    predict_slides(run("gap"), given, tmp_path / "b", batch=8, readers=3, workers=4, **OPTIONS)
+    predict_slides(run("gap"), given, tmp_path / "a", SlideOptions(batch=1, readers=1, **OPTIONS))
+    predict_slides(run("gap"), given, tmp_path / "b", SlideOptions(batch=8, readers=3, workers=4, **OPTIONS))
     for name in "mnop":
         a, b = (tifffile.imread(tmp_path / x / name / "map.ome.tif").astype(int) for x in "ab")
         assert abs(a - b).max() <= 1  # float32 rounds batches of another size differently
@@ -152,7 +153,7 @@ def test_batches_readers_and_workers_change_nothing(run, slides, tmp_path):
 
 def test_killed_and_resumed_equals_uninterrupted(run, slides, tmp_path, monkeypatch):
     eights: dict[str, Any] = OPTIONS | {"batch": 8}
-    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "whole", **eights)
+    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "whole", SlideOptions(**eights))
     calls = 0
     real = Predictor.evidence
 
@@ -165,20 +166,21 @@ def test_killed_and_resumed_equals_uninterrupted(run, slides, tmp_path, monkeypa
 
     monkeypatch.setattr(Predictor, "evidence", dies)
     with pytest.raises(KeyboardInterrupt):
-        predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", **eights)
-    assert (tmp_path / "killed/m/work/evidence.bin").stat().st_size > 0
+        predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", SlideOptions(**eights))
+    (evidence,) = (tmp_path / "killed/m/work").glob("evidence-*.bin")
+    assert evidence.stat().st_size > 0
     assert not (tmp_path / "killed/m/slide.json").exists()
     # A torn record at the end, as a killed process may leave it.
-    with (tmp_path / "killed/m/work/evidence.bin").open("ab") as file:
+    with evidence.open("ab") as file:
         file.write(b"torn")
     calls = 100
-    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", **eights)
+    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", SlideOptions(**eights))
     resumed = calls - 100
     assert outputs(tmp_path / "killed/m") == outputs(tmp_path / "whole/m")
     tiles = told(tmp_path / "whole/m")["cost"]["tiles"]
     assert resumed == 1 + -(-tiles // 8) - 6  # the probe, and all batches but the six that were done
     calls = 200
-    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", **eights)
+    predict_slides(run("gap"), [slides / "m.tif"], tmp_path / "killed", SlideOptions(**eights))
     assert calls == 200  # nothing is left to do
 
 
@@ -189,7 +191,7 @@ def test_seams_and_false_alarms_vanish(run, slides, tmp_path):
         tiles = [slide.read(x, y, TILE, TILE, MPP) for y in range(200, 800, TILE) for x in range(200, 1100, TILE)]
     stretched = load(model, "cpu", range="image")
     alone = np.mean([stretched.predict(tile).mask.mean() for tile in tiles])
-    predict_slides(model, [slides / "n.tif", slides / "m.tif"], tmp_path, **OPTIONS)
+    predict_slides(model, [slides / "n.tif", slides / "m.tif"], tmp_path, SlideOptions(**OPTIONS))
     assert alone > 0.1
     assert told(tmp_path / "n")["calibration"]["range"] == "learned"
     assert told(tmp_path / "n")["roi"]["share"] < 0.1 * alone
@@ -235,7 +237,7 @@ def test_failed_slides_are_listed_and_completed(run, slides, tmp_path, capsys):
 )
 def test_bad_numbers_are_told(run, slides, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        predict_slides(run("gap"), [slides / "m.tif"], tmp_path, **(OPTIONS | options))
+        predict_slides(run("gap"), [slides / "m.tif"], tmp_path, SlideOptions(**(OPTIONS | options)))
 
 
 def test_bad_places_are_told(run, slides, tmp_path):
@@ -247,22 +249,22 @@ def test_bad_places_are_told(run, slides, tmp_path):
         ([slides / "m.tif", tmp_path / "m.tif"], "has the same name as"),
     ):
         with pytest.raises(InputError, match=message):
-            predict_slides(run("gap"), given, tmp_path / "out", **OPTIONS)
-    predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", **OPTIONS)
+            predict_slides(run("gap"), given, tmp_path / "out", SlideOptions(**OPTIONS))
+    predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", SlideOptions(**OPTIONS))
     other: dict[str, Any] = OPTIONS | {"overlap": 0.5}
     with pytest.raises(InputError, match=r"overlap was 0\.25 and is 0\.5"):
-        predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", **other)
-    predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", resume=False, **other)
+        predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", SlideOptions(**other))
+    predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", SlideOptions(resume=False, **other))
     assert told(tmp_path / "out/p")["settings"]["overlap"] == 0.5
 
 
 def test_methods_without_classes_or_without_an_empty_class(run, slides, tmp_path):
-    stain = predict_slides(run("stain"), [slides / "m.tif"], tmp_path / "stain", **OPTIONS)
+    stain = predict_slides(run("stain"), [slides / "m.tif"], tmp_path / "stain", SlideOptions(**OPTIONS))
     answer = told(tmp_path / "stain/m")
     assert (answer["class"], answer["probabilities"], answer["uncertainty"]) == (None, None, None)
     assert stain.table.loc[0, "score"] == pytest.approx(answer["roi"]["share"], abs=1e-6)
     unnamed: dict[str, Any] = OPTIONS | {"empty_class": None}
-    made = predict_slides(run("gap"), [slides / "n.tif"], tmp_path / "gap", **unnamed)
+    made = predict_slides(run("gap"), [slides / "n.tif"], tmp_path / "gap", SlideOptions(**unnamed))
     assert any("no class is named as having no ROI" in note for note in made.notes)
     assert told(tmp_path / "gap/n")["roi_class"] == told(tmp_path / "gap/n")["class"]
 
@@ -290,9 +292,9 @@ def test_tiles_are_seen_at_the_scale_of_training(tiny, table, slides, tmp_path):
     config = read_model_config(run)
     assert (config.shorter_side, config.extent, config.mpp) == (TILE, (64, 64), 1.0)
     options = {key: value for key, value in OPTIONS.items() if key != "tile"}
-    made = predict_slides(run, [slides / "n.tif"], tmp_path / "out", **options)
+    made = predict_slides(run, [slides / "n.tif"], tmp_path / "out", SlideOptions(**options))
     settings = told(tmp_path / "out/n")["settings"]
     assert (settings["tile"], settings["mpp"]) == (64, 1.0)
     assert not any("trained at" in note for note in made.notes)
-    made = predict_slides(run, [slides / "n.tif"], tmp_path / "half", mpp=2.0, **options)
+    made = predict_slides(run, [slides / "n.tif"], tmp_path / "half", SlideOptions(mpp=2.0, **options))
     assert any("trained at 1 µm/px and sees these slides at 2" in note for note in made.notes)

@@ -61,9 +61,10 @@ def stitch(grid: TileGrid, tiles: Tiles, tissue: NDArray[np.bool_] | None) -> It
         nonlocal top
         while top < end:
             r = min(end - top, n)
-            mean = np.divide(sums[:r], weights[:r], out=np.zeros_like(sums[:r]), where=weights[:r] > 0)
-            values = mean[:, : grid.columns].astype(np.float32)
-            yield np.where(tissue_rows(grid, tissue, top, r), values, np.float32(0))
+            complete = np.s_[:r, : grid.columns]
+            shown = tissue_rows(grid, tissue, top, r) & (weights[complete] > 0)
+            mean = np.zeros(shown.shape, np.float32)
+            yield np.divide(sums[complete], weights[complete], out=mean, where=shown, casting="same_kind")
             for array in (sums, weights):
                 array[: n - r], array[n - r :] = array[r:], 0
             top += r
