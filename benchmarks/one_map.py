@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from histoloc.data.images import read_image
 from histoloc.maps import place, resize
 from histoloc.metrics import dice
+from histoloc.options import SlideOptions
 from histoloc.prediction import load
 from histoloc.scale import tile_side
-from histoloc.slide_maps.cohort import predict_slides
+from histoloc.slide_cohort import predict_slides
 from histoloc.types import Localization
 
 
@@ -63,7 +64,8 @@ def main() -> None:
         predictor = load(run, "cpu")
         tiled = predictor.predict(image, mpp=asked.mpp)
         with tempfile.TemporaryDirectory() as folder:
-            predict_slides(run, [asked.image], Path(folder), slide_mpp=asked.mpp, progress=False, device="cpu")
+            options = SlideOptions(slide_mpp=asked.mpp, progress=False, device="cpu")
+            predict_slides(run, [asked.image], Path(folder), options)
             slide, record = slide_map(Path(folder) / asked.image.stem, size)
         margin = round(tile_side(predictor.config) * (predictor.config.mpp or asked.mpp) / asked.mpp)
         p = list((record["probabilities"] or {}).values())

@@ -68,9 +68,14 @@ class Job:
     device: str
     precision: Literal["float32", "bf16"]
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """For `SlideOptions`."""
+        return {name: value for name, value in vars(self).items() if name not in ("slide", "model")}
+
 
 class Figures(NamedTuple):
-    """What one run took; `waiting_told` is what histoloc itself says, `mean` the last class's mean probability."""
+    """What one run took; `mean` is the last class's mean probability."""
 
     seconds: float
     tiles: int
@@ -79,7 +84,6 @@ class Figures(NamedTuple):
     mean: float
     memory_mb: float
     outside_tiles: float | None = None
-    waiting_told: float | None = None
 
 
 class Stopwatch:
@@ -109,16 +113,20 @@ class Ready(NamedTuple):
 def ready(job: Job) -> Ready:
     """Load and lay out what is not counted; the same tiles as `predict_slide` takes."""
     from histoloc.model_folder import read_model_config
-    from histoloc.slide_maps.grid import tile_grid
-    from histoloc.slide_maps.infer import probe
-    from histoloc.slide_maps.task import TISSUE_MPP, opened_model
+    from histoloc.options import SlideOptions
+    from histoloc.slide_cohort import resolved
+    from histoloc.slide_prediction import opened_model
+    from histoloc.slides.grid import tile_grid
     from histoloc.slides.reader import open_slide
+    from histoloc.slides.tiles import TISSUE_MPP, Network
     from histoloc.slides.tissue import tissue
 
-    predictor = opened_model(str(job.model), read_model_config(job.model).weights_sha256, job.device)
+    config = read_model_config(job.model)
+    options = resolved(job.model, config, SlideOptions(**job.options, progress=False))
+    predictor = opened_model(str(job.model), config.weights_sha256, options)
     if not isinstance(predictor.evidence, Stopwatch):
         vars(predictor)["evidence"] = Stopwatch(predictor.evidence)
-    _, cell = probe(predictor, job.tile)
+    _, cell = Network(predictor.evidence, predictor.stride, job.batch).probe(job.tile)
     with open_slide(job.slide) as slide:
         at = max(TISSUE_MPP, slide.mpp)
         grid = tile_grid(slide, job.mpp, job.tile, job.overlap, cell, mask=tissue(slide, at), mask_mpp=at)
@@ -127,17 +135,17 @@ def ready(job: Job) -> Ready:
 
 
 def run_histoloc(job: Job, out: Path) -> dict[str, Any]:
-    from histoloc.slide_maps.cohort import predict_slides
+    from histoloc.options import SlideOptions
+    from histoloc.slide_cohort import predict_slides
 
-    options = {name: value for name, value in vars(job).items() if name not in ("slide", "model")}
-    predict_slides(job.model, [job.slide], out, progress=False, **options)
+    predict_slides(job.model, [job.slide], out, SlideOptions(**job.options, progress=False))
     return json.loads((out / job.slide.stem / "slide.json").read_text())["cost"]
 
 
 def run_plain(job: Job, out: Path) -> None:
     import openslide
 
-    from histoloc.slide_maps.infer import on_cells
+    from histoloc.slides.tiles import on_cells
 
     predictor, _, grid, _ = ready(job)
     maps: NDArray[np.float32] | None = None
@@ -242,7 +250,7 @@ PEERS = {"TIAToolbox": "tiatoolbox", "LazySlide": "lazyslide"}
 
 def measure(way: str, job: Job) -> Figures:
     """Run one way once, in the process that is its own."""
-    from histoloc.slide_maps.task import peak_memory_mb
+    from histoloc.slide_prediction import peak_memory_mb
 
     watch, number = ready(job).watch, len(ready(job).grid.positions)
     with tempfile.TemporaryDirectory() as temporary:
@@ -262,7 +270,7 @@ def measure(way: str, job: Job) -> Figures:
     if told is None:
         return figures
     outside = seconds - number / told["tiles_per_second"]
-    return figures._replace(outside_tiles=outside, waiting_told=told["waiting_share"])
+    return figures._replace(outside_tiles=outside)
 
 
 @lru_cache(maxsize=1)
@@ -423,10 +431,8 @@ def main() -> None:
     )
     for name, some in runs.items():
         show(name, some, ours)
-    outside, waiting = (
-        statistics.median(getattr(run, field) or 0 for run in ours) for field in ("outside_tiles", "waiting_told")
-    )
-    print(f"histoloc: {outside:.2f} s for tissue, stitching and files; slide.json says that it waited {waiting:.1%}")
+    outside = statistics.median(run.outside_tiles or 0 for run in ours)
+    print(f"histoloc: {outside:.2f} s for tissue, stitching and files")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ WALKS: dict[str, list[tuple[str, str]]] = {
         ("cli", "slide files"),
         ("runner", "one slide as an item"),
         ("slides.reader", "regions"),
-        ("slide_maps.grid", "tiles with tissue"),
+        ("slides.grid", "tiles with tissue"),
         ("prediction", "evidence of tiles"),
-        ("slide_maps.stitch", "one array on disk"),
-        ("slide_maps.outputs", "pyramid, outlines, overview"),
+        ("slides.stitch", "one array on disk"),
+        ("slides.regions", "outlines"),
+        ("slides.export", "pyramid, overview"),
     ],
 }
 WIDTH, BOX, GAP, HIGH = 168, 132, 36, 44

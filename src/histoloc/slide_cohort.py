@@ -65,7 +65,7 @@ def predict_slides(
     """
     model, out = Path(model), Path(out).absolute()
     config = read_model_config(model)
-    options = _resolved(model, config, options or SlideOptions())
+    options = resolved(model, config, options or SlideOptions())
     settings = {
         "model": str(find_model(model).absolute()), "weights_sha256": config.weights_sha256, **options.of_result
     }  # fmt: skip
@@ -97,7 +97,7 @@ def predict_slides(
     return Cohort(cohort_table(result.done), result.failed, (*_scale_notes(config, options), *notes))
 
 
-def _resolved(model: Path, config: ModelConfig, options: SlideOptions) -> SlideOptions:
+def resolved(model: Path, config: ModelConfig, options: SlideOptions) -> SlideOptions:
     """The options with what the model says where they do not."""
     mpp = options.mpp or config.mpp
     if mpp is None:

@@ -20,13 +20,13 @@ import psutil
 import torch
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
-from tqdm import tqdm
 
 from histoloc.data.images import write_picture
 from histoloc.errors import InputError
 from histoloc.map_class import map_class_of, named_class
 from histoloc.options import SlideOptions
 from histoloc.prediction import Predictor, load
+from histoloc.progress import Bar
 from histoloc.slides.answer import OF_ALL_TILES, OF_NO_CLASSIFIER, OF_TOP_TILES, slide_probabilities, uncertainty
 from histoloc.slides.export import reductions, write_ome_tiff
 from histoloc.slides.grid import TileGrid, tile_grid
@@ -130,7 +130,7 @@ def _looked_at(
     tissue = find_tissue(slide, at) if options.tissue else None
     if tissue is not None and not tissue.any():
         raise InputError(f"{slide.path}: no tissue was found; look at `histoloc slides tissue`, or give --no-tissue")
-    predictor = _opened_model(settings["model"], settings["weights_sha256"], options)
+    predictor = opened_model(settings["model"], settings["weights_sha256"], options)
     precision, on_cpu = _precision(options.precision, predictor.device), predictor.device.type == "cpu"
     network = Network(
         partial(predictor.evidence, precision=precision), predictor.stride, options.batch or (2 if on_cpu else 16)
@@ -147,7 +147,7 @@ def _looked_at(
     first, number, started = evidence.done, len(grid.positions), time.perf_counter()
     batches = evidence_of_tiles(slide, grid, network, first, options.readers)
     alone = options.progress and options.workers == 1 and options.scheduler is None
-    with tqdm(total=number, initial=first, unit="tile", desc=slide.path.stem, leave=False, disable=not alone) as bar:
+    with Bar(total=number, initial=first, unit="tile", desc=slide.path.stem, leave=False, disable=not alone) as bar:
         for probabilities, values in batches:
             evidence.append(probabilities, values)
             bar.update(len(values))
@@ -167,7 +167,7 @@ def _open(path: Path, slide_mpp: float | None) -> Slide:
 
 
 @lru_cache(maxsize=1)
-def _opened_model(model: str, weights_sha256: str, options: SlideOptions) -> Predictor:
+def opened_model(model: str, weights_sha256: str, options: SlideOptions) -> Predictor:
     """The model, opened once per process."""
     predictor = load(Path(model), options.device, range=options.range, empty_class=options.empty_class)
     if predictor.config.weights_sha256 != weights_sha256:
