@@ -21,9 +21,9 @@ from PIL import Image
 
 from histoloc.data.images import read_image, read_map, read_mask
 from histoloc.errors import InputError
-from histoloc.slide_maps.outlines import find_outlines
 from histoloc.slides.geojson import Feature, geojson_text
 from histoloc.slides.reader import Slide, open_slide
+from histoloc.slides.regions import find_outlines
 from histoloc.viewer.catalog import Entry, Layer, file_state
 
 TILE = 256
@@ -131,10 +131,7 @@ def mask_outlines(mask: NDArray[np.bool_], label: str, values: Grey | None = Non
     inside = np.maximum(values, 1) if values is not None and known else np.uint8(255)
     grey = np.where(mask, inside, np.uint8(0))  # 0 is outside
     # Cells of 1 mm², so that an area is a number of pixels.
-    parts = find_outlines(
-        lambda first, end: grey[first:end], mask.shape, 0.0, 1.0, 1000.0,
-        min_area_mm2=SMALLEST_OUTLINE, simplify_cells=0.0,
-    )  # fmt: skip
+    parts = find_outlines([grey], 0.0, 1.0, 1000.0, min_area_mm2=SMALLEST_OUTLINE, simplify_cells=0.0)
     return [
         Feature(
             part.geometry,
