@@ -49,9 +49,9 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of 20 synthetic images of 96 x 64 px with masks: 12 train, 4 valid, 4 test; do not write beside it."""
-    from histoloc.datasets.synthetic.writing import generate
+    from histoloc.datasets.synthetic.dataset import synthetic_table
 
-    return generate(tmp_path_factory.mktemp("tiny"), count=20, height=64, width=96, progress=False)
+    return synthetic_table(out=tmp_path_factory.mktemp("tiny"), count=20, height=64, width=96).table
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import torch
 from histoloc.cli.main import main
 from histoloc.config import read_run
 from histoloc.data.table import read_table
-from histoloc.datasets.synthetic.writing import generate
+from histoloc.datasets.synthetic.dataset import synthetic_table
 from histoloc.errors import InputError
 from histoloc.model_folder import read_model_config
 from histoloc.quickstart import quickstart
@@ -194,7 +194,7 @@ def test_training_holds_its_folder_until_the_last_file_is_written(tiny, tmp_path
     assert elsewhere(out) == ""
 
 
-@pytest.mark.parametrize("writes", [generate, quickstart])
+@pytest.mark.parametrize("writes", [synthetic_table, quickstart])
 def test_a_folder_that_another_call_writes_is_left_alone(tmp_path, another_call, writes):
     with another_call(tmp_path / "out"):
         before = contents(tmp_path)
@@ -413,10 +413,10 @@ def test_what_never_was_trained_may_begin_with_another_table(tiny, table, tmp_pa
 def test_the_quick_start_does_not_mix_runs_of_different_images(tmp_path):
     """The images were removed and drawn anew; a finished run is of the old ones."""
     run = tmp_path / "runs" / "maxmin"
-    old = inputs_of(read_table(generate(tmp_path / "images", count=12, height=64, width=64, progress=False)))
+    old = inputs_of(read_table(synthetic_table(out=tmp_path / "images", count=12, height=64, width=64).table))
     write_json(run / "inputs.json", old)
     write_json(run / "metrics.json", {})
-    generate(tmp_path / "images", count=10, height=64, width=64, progress=False)
+    synthetic_table(out=tmp_path / "images", count=10, height=64, width=64)
     with pytest.raises(InputError, match=r"maxmin: was begun with another content of .* \(rows was 12 and is 10,"):
         quickstart(tmp_path)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from histoloc.config import read_recipe, run_config
 from histoloc.data.table import read_table
-from histoloc.datasets.synthetic.writing import generate
+from histoloc.datasets.synthetic.dataset import synthetic_table
 from histoloc.evaluation import evaluate, summary_line
 from histoloc.report import write_report
 from histoloc.training import train
@@ -33,7 +33,7 @@ def quickstart(out: Path = Path("quickstart"), *, seed: int = 0, count: int = 24
         table = out / "images" / "table.csv"
         if not table.is_file():
             print(f"1/4 drawing {count} images of synthetic glands")
-            generate(out / "images", count=count, seed=seed)
+            synthetic_table(out=out / "images", count=count, seed=seed)
         else:
             print(f"1/4 the images in {table.parent} are kept; choose another --out for another --count or --seed")
         for step, method in enumerate(RUNS):

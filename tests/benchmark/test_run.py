@@ -51,9 +51,9 @@ def preset() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A table of its own, because a test damages one of its images."""
-    from histoloc.datasets.synthetic.writing import generate
+    from histoloc.datasets.synthetic.dataset import synthetic_table
 
-    return generate(tmp_path_factory.mktemp("images"), count=20, height=64, width=96, progress=False)
+    return synthetic_table(out=tmp_path_factory.mktemp("images"), count=20, height=64, width=96).table
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from histoloc.data.labels import group_problems, label_problems, parts, show
+from histoloc.data.labels import group_problems, label_problems, show
+from histoloc.data.sample import parts
 
 
 def problems(*labels: str, known: tuple[str, ...] = ()) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 from histoloc.data.table import Table, read_table
 from histoloc.data.trainset import EpochBatches, Item, Key, TrainSet, collate, make_loader, seed_of
 from histoloc.data.transforms import InputConfig
-from histoloc.datasets.synthetic.writing import generate
+from histoloc.datasets.synthetic.dataset import synthetic_table
 from histoloc.errors import InputError
 
 SMALL = InputConfig(small_side=0, crop=48)
@@ -22,7 +22,7 @@ PLAIN = InputConfig(
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory) -> Table:
-    return read_table(generate(tmp_path_factory.mktemp("glands"), count=10, height=64, width=80, progress=False))
+    return read_table(synthetic_table(out=tmp_path_factory.mktemp("glands"), count=10, height=64, width=80).table)
 
 
 def training_set(table: Table, **options: object) -> TrainSet:

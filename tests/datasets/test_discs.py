@@ -5,8 +5,8 @@ import pytest
 
 from histoloc.data.images import read_mask
 from histoloc.data.table import read_table
+from histoloc.datasets.synthetic.dataset import CLASSES, render, synthetic_table
 from histoloc.datasets.synthetic.discs import PERIOD, SHARE, disc
-from histoloc.datasets.synthetic.writing import CLASSES, generate, render
 
 
 def drawn(label, count=12):
@@ -52,7 +52,7 @@ def test_outside_and_colour_tell_nothing():
 
 
 def test_the_data_set_holds_discs(tmp_path):
-    table = read_table(generate(tmp_path, count=10, seed=3, height=64, width=64, scene="disc", progress=False))
+    table = read_table(synthetic_table(out=tmp_path, count=10, seed=3, height=64, width=64, scene="disc").table)
     sample = table.samples[0]
     assert sample.mask is not None
     label = CLASSES[CLASSES.index("benign")]

@@ -8,9 +8,9 @@ from PIL import Image
 from scipy import ndimage
 from scipy.stats import ks_2samp
 
+from histoloc.datasets.synthetic.dataset import CLASSES, SyntheticImage, render, synthetic_table
 from histoloc.datasets.synthetic.glands import AREA_RANGE, Label, lay_out, noise
 from histoloc.datasets.synthetic.tissue import _along, _splat
-from histoloc.datasets.synthetic.writing import CLASSES, SyntheticImage, generate, render
 from histoloc.errors import InputError
 
 PER_CLASS = 40
@@ -144,7 +144,7 @@ def test_splat_draws_an_ellipse_of_the_right_area_and_keeps_the_greater_weight()
 
 
 def test_table_reads_back_and_a_second_run_gives_the_same_bytes(tmp_path):
-    table = generate(tmp_path / "a", count=20, seed=2, height=64, width=80, progress=False)
+    table = synthetic_table(out=tmp_path / "a", count=20, seed=2, height=64, width=80).table
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     assert list(rows[0]) == ["image", "label", "mask", "split", "group", "mpp"]
     counts = {(label, split): 0 for label in CLASSES for split in ("train", "valid", "test")}
@@ -156,24 +156,24 @@ def test_table_reads_back_and_a_second_run_gives_the_same_bytes(tmp_path):
         assert np.array_equal(np.asarray(Image.open(table.parent / row["mask"])), sample.instances)
         assert (row["group"], float(row["mpp"])) == ("", 1.0)
     assert counts == {(c, s): n for c in CLASSES for s, n in (("train", 6), ("valid", 2), ("test", 2))}
-    again = generate(tmp_path / "b", count=20, seed=2, height=64, width=80, progress=False)
+    again = synthetic_table(out=tmp_path / "b", count=20, seed=2, height=64, width=80).table
     files = sorted(p.relative_to(table.parent) for p in table.parent.rglob("*") if p.is_file())
     assert len(files) == 41
     assert all((table.parent / f).read_bytes() == (again.parent / f).read_bytes() for f in files)
 
 
 def test_fewer_images_are_the_beginning_of_more(tmp_path):
-    small = generate(tmp_path / "s", count=10, height=64, width=64, progress=False).read_text().splitlines()
-    large = generate(tmp_path / "l", count=13, height=64, width=64, progress=False).read_text().splitlines()
+    small = synthetic_table(out=tmp_path / "s", count=10, height=64, width=64).table.read_text().splitlines()
+    large = synthetic_table(out=tmp_path / "l", count=13, height=64, width=64).table.read_text().splitlines()
     assert large[: len(small)] == small
 
 
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(InputError, match="count 9"):
-        generate(tmp_path, count=9)
+        synthetic_table(out=tmp_path, count=9)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
-        generate(tmp_path / "file", count=10, progress=False)
+        synthetic_table(out=tmp_path / "file", count=10)
     with pytest.raises(InputError, match="'odd'"):
         render("odd", seed=0, index=0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="seed -1"):
@@ -183,7 +183,7 @@ def test_bad_input_is_named(tmp_path):
 
 
 def test_an_interrupted_run_leaves_no_table(tmp_path: Path, monkeypatch):
-    generate(tmp_path, count=10, height=64, width=64, progress=False)
+    synthetic_table(out=tmp_path, count=10, height=64, width=64)
     real = render
 
     def fail(*args, index: int, **options):
@@ -191,7 +191,7 @@ def test_an_interrupted_run_leaves_no_table(tmp_path: Path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, index=index, **options)
 
-    monkeypatch.setattr("histoloc.datasets.synthetic.writing.render", fail)
+    monkeypatch.setattr("histoloc.datasets.synthetic.dataset.render", fail)
     with pytest.raises(KeyboardInterrupt):
-        generate(tmp_path, count=10, seed=1, height=64, width=64, progress=False)
+        synthetic_table(out=tmp_path, count=10, seed=1, height=64, width=64)
     assert not (tmp_path / "table.csv").exists()

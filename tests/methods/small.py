@@ -8,7 +8,7 @@ from torch import Tensor
 
 from histoloc.config import method_class
 from histoloc.data.transforms import InputConfig, load_tensor, normalise
-from histoloc.datasets.synthetic.writing import CLASSES, render
+from histoloc.datasets.synthetic.dataset import CLASSES, render
 from histoloc.maps import roi
 from histoloc.methods import Method
 from histoloc.model_folder import ModelConfig, build_method

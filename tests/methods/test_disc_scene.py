@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from histoloc.config import run_config
-from histoloc.datasets.synthetic.writing import generate
+from histoloc.datasets.synthetic.dataset import synthetic_table
 from histoloc.evaluation import evaluate
 from histoloc.training import train
 
@@ -17,7 +17,7 @@ RATES = {"maxpool": 1e-3, "lse": 1e-3}
 def scores(tmp_path_factory):
     """Classification error, F1⁺ and F1⁻ on the test images, by method."""
     folder = tmp_path_factory.mktemp("discs")
-    table = generate(folder / "data", count=100, height=128, width=160, scene="disc", progress=False)
+    table = synthetic_table(out=folder / "data", count=100, height=128, width=160, scene="disc").table
     found = {}
     for name in (*CAMS, "maxmin"):
         config = run_config(

@@ -13,7 +13,7 @@ from small import CNN, VIT, answer, build, glands, noise, noise_batch
 from torch import Tensor
 
 from histoloc.data.transforms import HALF, InputConfig
-from histoloc.datasets.synthetic.writing import CLASSES
+from histoloc.datasets.synthetic.dataset import CLASSES
 from histoloc.errors import InputError
 from histoloc.maps import roi_at_stride
 from histoloc.methods import METHODS, Method

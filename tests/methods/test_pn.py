@@ -5,7 +5,7 @@ import torch
 from small import answer, build, noise, noise_batch
 from torch import Tensor
 
-from histoloc.datasets.synthetic.writing import CLASSES
+from histoloc.datasets.synthetic.dataset import CLASSES
 from histoloc.errors import InputError
 from histoloc.losses import log_barrier
 from histoloc.methods.pn import Pn

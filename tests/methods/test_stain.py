@@ -8,7 +8,7 @@ from skimage.color import rgb2hed
 from small import answer, build, noise
 
 from histoloc.data.transforms import InputConfig, load_tensor, normalise
-from histoloc.datasets.synthetic.writing import CLASSES, render
+from histoloc.datasets.synthetic.dataset import CLASSES, render
 from histoloc.errors import InputError
 from histoloc.methods import Method
 from histoloc.methods.stain import StainOptions, haematoxylin, smooth

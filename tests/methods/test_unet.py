@@ -7,7 +7,7 @@ import torch
 from small import answer, build, glands, noise, noise_batch
 from torch import Tensor
 
-from histoloc.datasets.synthetic.writing import CLASSES
+from histoloc.datasets.synthetic.dataset import CLASSES
 from histoloc.errors import InputError
 from histoloc.methods.unet import UNet, UNetOptions
 from histoloc.model_folder import ModelConfig, build_method

@@ -16,7 +16,7 @@ from PIL import Image
 from histoloc.cli.main import main
 from histoloc.data.images import read_map, read_mask
 from histoloc.data.table import write_table
-from histoloc.datasets.synthetic.writing import render
+from histoloc.datasets.synthetic.dataset import render
 from histoloc.evaluation import evaluate
 from histoloc.maps import place
 from histoloc.methods import METHODS

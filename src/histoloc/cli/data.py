@@ -1,76 +1,44 @@
 """`histoloc data`: a data set becomes a table."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cyclopts import App
 
-if TYPE_CHECKING:
-    import pandas as pd
+from histoloc.datasets.folder import folder_table
+from histoloc.datasets.glas import glas_table
+from histoloc.datasets.result import TableResult
+from histoloc.datasets.synthetic.dataset import synthetic_table
 
 app = App(name="data", help="Turn a data set into a table (CSV); nothing downstream knows where it came from.")
 
 
-@app.command
-def glas(
-    root: Path,
-    *,
-    out: Path,
-    split: Literal["official", "patient"] = "official",
-    seed: int = 0,
-    folds: int = 5,
-) -> None:
-    """The GlaS challenge's folder -> a table with the published folds, or with patient-disjoint splits.
+def _command(name: str, make: Callable[..., TableResult]) -> None:
+    """Make a command of a data set's function, with its options, and tell what it made."""
 
-    Args:
-        root: the folder that holds train_1.bmp ... and Grade.csv, or its parent.
-        out: the table to write (CSV).
-        split: official = train/test of the challenge and the five published folds (patients are shared between them);
-            patient = no patient on two sides.
-        seed: of the patient split.
-        folds: number of folds of the patient split.
-    """
-    from histoloc.datasets.glas import glas_table
+    @wraps(make)
+    def command(*args: object, **options: object) -> None:
+        from histoloc.data.table import read_table
 
-    rows, warnings = glas_table(root, split=split, seed=seed, folds=folds)
-    _write(out, rows, warnings, notes=split != "official")  # its own warning says the same
+        result = make(*args, **options)
+        table = read_table(result.table)
+        for warning in (*result.warnings, *table.notes):
+            print(f"warning: {warning}", file=sys.stderr)
+        for item, reason in result.failed.items():
+            print(f"failed: {item}: {reason}", file=sys.stderr)
+        print("\n".join([table.summary(), *result.remarks, str(result.table)]))
+        if result.failed:
+            raise SystemExit(1)
+
+    app.command(command, name=name)
 
 
-@app.command
-def folder(
-    root: Path,
-    *,
-    out: Path,
-    masks: Path | None = None,
-    test: float = 0.2,
-    valid: float = 0.2,
-    seed: int = 0,
-    mpp: float | None = None,
-    group: str | None = None,
-) -> None:
-    """One folder of images per class -> a table.
-
-    A folder `a|b` holds images of both classes.
-
-    Args:
-        root: holds one folder per class, or train/valid/test folders that hold them.
-        out: the table to write (CSV).
-        masks: parallel folder of masks (same relative names), used only to evaluate.
-        test: share of images for the test split, stratified by class.
-        valid: share of images for the validation split.
-        seed: of the random splits.
-        mpp: micrometres per pixel of the images, for areas in mm².
-        group: keep patients or slides together: a regular expression that is searched for in each image's path below
-            root; its first group, or all that it matches, is the patient or slide. Splits are made of whole groups.
-    """
-    from histoloc.data.groups import torn_names
-    from histoloc.datasets.folder import folder_table
-
-    rows = folder_table(root, masks=masks, test=test, valid=valid, seed=seed, mpp=mpp, group=group)
-    paths = [Path(image).relative_to(root.absolute()).as_posix() for image in rows["image"]]
-    _write(out, rows, [] if group else torn_names(paths, rows["label"].tolist(), rows["split"].tolist()))
+_command("glas", glas_table)
+_command("folder", folder_table)
+_command("synthetic", synthetic_table)
 
 
 @app.command
@@ -212,44 +180,11 @@ def camelyon16(
         raise SystemExit(1)
 
 
-@app.command
-def synthetic(
-    *,
-    out: Path,
-    count: int = 400,
-    seed: int = 0,
-    height: int = 256,
-    width: int = 320,
-    scene: Literal["glands", "disc"] = "glands",
-) -> None:
-    """Procedural H&E glands with instance masks, or a simpler scene -> images and a table.
-
-    Args:
-        out: folder for images, masks and table.csv.
-        count: number of images, half of each class.
-        seed: the same seed gives the same bytes.
-        height: pixels.
-        width: pixels.
-        scene: glands, or disc: one striped disc on noise decides the class, so that the best map is known.
-    """
-    from histoloc.datasets.synthetic.writing import generate
-
-    _describe(generate(out, count=count, seed=seed, height=height, width=width, scene=scene))
-
-
-def _write(out: Path, rows: "pd.DataFrame", warnings: Iterable[str] = (), *, notes: bool = True) -> None:
-    from histoloc.data.table import write_table
-
-    _warn(warnings)
-    write_table(out, rows)
-    _describe(out, notes=notes)
-
-
-def _describe(out: Path, *, notes: bool = True) -> None:
+def _describe(out: Path) -> None:
     from histoloc.data.table import read_table
 
     table = read_table(out)
-    _warn(table.notes if notes else ())
+    _warn(table.notes)
     print(table.summary())
     print(out)
 

@@ -5,17 +5,14 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from histoloc.data.sample import Sample
 from histoloc.errors import InputError
-
-if TYPE_CHECKING:
-    from histoloc.data.table import Sample
 
 _MARK = 64 * 1024
 
 
-def fingerprint(samples: Sequence["Sample"]) -> str:
+def fingerprint(samples: Sequence[Sample]) -> str:
     """SHA-256 over samples and marks of their files, see `Table.fingerprint`.
 
     Returns:

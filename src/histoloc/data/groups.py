@@ -2,19 +2,15 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histoloc.data.table_problems import SPLITS
+from histoloc.data.sample import SPLITS, Sample
 from histoloc.errors import InputError
 
-if TYPE_CHECKING:
-    from histoloc.data.table import Sample
-
+_Cost = Callable[[NDArray[np.int_]], NDArray[np.floating]]
 # Parts of paths that name a patient or a slide, those of patients first. Their first group, if any, is the name.
 _NAMED = (
     r"TCGA-\w{2}-\w{4}",
@@ -54,39 +50,41 @@ def groups_by_pattern(paths: Sequence[str], pattern: str) -> list[str | None]:
     return [(match[min(1, compiled.groups)] or "").strip() or None if match else None for match in found]
 
 
-def split_groups_of_images(
-    groups: Sequence[str], labels: Sequence[str], shares: Mapping[str, float], seed: int
+def divide_groups(
+    groups: Sequence[str],
+    labels: Sequence[str],
+    shares: Mapping[str, float],
+    seed: int,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
-    """Put whole groups into train and other splits, so that the shares hold within each class as well as they can.
+    """Put whole groups of images into sets, so that the shares hold within each class as well as they can.
 
     Args:
         groups: the group of each image.
         labels: the label of each image.
-        shares: the share of images of each other split, together below 1.
+        shares: the share of images of each set; together 1.
         seed: of the search.
+        weights: how much a misfit of a set counts, where not 1.
 
     Returns:
-        The split of each group.
+        The set of each group.
 
     Raises:
-        InputError: a class has too few groups, or no division gives every class to every split.
+        InputError: a class has too few groups, or no division gives every class to every set.
     """
-    splits = ["train", *(split for split, share in shares.items() if share)]
     names, classes = sorted(set(groups)), sorted(set(labels))
-    if len(splits) == 1:
-        return dict.fromkeys(names, "train")
+    sets = [name for name, share in shares.items() if share]
     counts = np.zeros((len(names), len(classes)), dtype=int)
     np.add.at(counts, (np.searchsorted(names, groups), np.searchsorted(classes, labels)), 1)
-    wanted = np.array([1 - sum(shares.values()), *(shares[split] for split in splits[1:])])
-    # The number of groups counts as well: one with very many images would fill a split alone.
-    where = balance(np.hstack([counts, counts > 0]), wanted, np.ones(len(splits)), seed)
+    # The number of groups counts as well: one with very many images would fill a set alone.
+    both = np.hstack([counts, counts > 0])
+    factors = np.array([(weights or {}).get(name, 1.0) for name in sets])
+    where = balance(both, np.array([shares[name] for name in sets]), factors, seed)
     for label, column in zip(classes, counts.T, strict=True):
-        if any(not column[where == side].any() for side in range(len(splits))):
-            raise InputError(
-                f"the class {label} has too few groups ({np.count_nonzero(column)}) to be cut into "
-                f"{', '.join(splits)}; add images of other groups or set a share to 0"
-            )
-    return {name: splits[side] for name, side in zip(names, where, strict=True)}
+        if any(not column[where == index].any() for index in range(len(sets))):
+            number = np.count_nonzero(column)
+            raise InputError(f"the class {label} has too few groups ({number}) to be cut into {', '.join(sets)}")
+    return {name: sets[index] for name, index in zip(names, where, strict=True)}
 
 
 def balance(
@@ -108,8 +106,7 @@ def balance(
         (G,) index of the set of each group.
     """
     rng = np.random.default_rng(seed)
-    groups, sets = len(counts), len(shares)
-    totals, every = counts.sum(axis=0), np.arange(groups)
+    groups, sets, totals = len(counts), len(shares), counts.sum(axis=0)
 
     def cost(sizes: NDArray[np.int_]) -> NDArray[np.floating]:
         misfit = weights[:, None] * (sizes / totals - shares[:, None]) ** 2
@@ -118,77 +115,64 @@ def balance(
     best, lowest = np.zeros(groups, dtype=int), np.inf
     for _ in range(int(np.clip(2000 // groups, 2, 100))):
         if groups < 200:
-            here = rng.permutation(every % sets)
-            first, second = np.triu_indices(groups, k=1)
+            where = rng.permutation(np.arange(groups) % sets)
+            pairs = np.stack(np.triu_indices(groups, k=1))
         else:
-            here = rng.choice(sets, groups, p=shares)
-            first, second = rng.integers(0, groups, (2, 20_000))
-        # A change takes `more` samples from one set to another: a group moves, or two groups change places.
-        moved, target = np.repeat(every, sets), np.tile(np.arange(sets), groups)
-        more = np.concatenate([counts[moved], counts[first] - counts[second]])
-        sizes = np.stack([counts[here == part].sum(axis=0) for part in range(sets)])
-        height = cost(sizes[None])[0]
-        while True:
-            origin = np.concatenate([here[moved], here[first]])
-            goal = np.concatenate([target, here[second]])
-            changed = np.tile(sizes, (len(more), 1, 1))
-            rows = np.arange(len(more))
-            changed[rows, origin] -= more
-            changed[rows, goal] += more
-            costs = cost(changed)
-            if costs.min() >= height - 1e-9:
-                break
-            index = int(costs.argmin())
-            if index < len(moved):
-                here[moved[index]] = goal[index]
-            else:
-                pair = index - len(moved)
-                here[first[pair]], here[second[pair]] = goal[index], origin[index]
-            sizes, height = changed[index], costs[index]
+            where = rng.choice(sets, groups, p=shares)
+            pairs = rng.integers(0, groups, (2, 20_000))
+        where, height = _descend(counts, where, pairs, sets, cost)
         if height < lowest - 1e-9:
-            best, lowest = here, height
+            best, lowest = where, height
     return best
 
 
-def torn_groups(samples: Sequence["Sample"], *, with_folds: bool) -> list[str]:
+def _descend(
+    counts: NDArray[np.int_], where: NDArray[np.int_], pairs: NDArray[np.int_], sets: int, cost: _Cost
+) -> tuple[NDArray[np.int_], float]:
+    """Swap pairs of groups, and move single ones, while the cost falls; give the sets of the groups and the cost."""
+    groups, places = len(counts), np.arange(sets)
+    # With an empty place in each set, the move of a group is a swap as well.
+    moves = np.stack([np.repeat(np.arange(groups), sets), np.tile(groups + places, groups)])
+    first, second = np.hstack([moves, pairs])
+    counts = np.vstack([counts, np.zeros((sets, counts.shape[1]), dtype=int)])
+    where = np.concatenate([where, places])
+    more, rows = counts[first] - counts[second], np.arange(len(first))
+    sizes = np.stack([counts[where == place].sum(axis=0) for place in places])
+    height = float(cost(sizes[None])[0])
+    while True:
+        changed = np.tile(sizes, (len(rows), 1, 1))
+        changed[rows, where[first]] -= more
+        changed[rows, where[second]] += more
+        costs = cost(changed)
+        index = int(costs.argmin())
+        if costs[index] >= height - 1e-9:
+            return where[:groups], height
+        pair = np.array([first[index], second[index]])
+        where[pair] = where[pair[::-1]]
+        where[groups:] = places
+        sizes, height = changed[index], float(costs[index])
+
+
+def torn_groups(samples: Sequence[Sample], *, with_folds: bool) -> list[str]:
     """Say which groups are on both sides of a split or, where `with_folds`, in several folds; one sentence each."""
-    splits: dict[str, set[str]] = defaultdict(set)
-    folds: dict[str, set[str]] = defaultdict(set)
-    for sample in samples:
-        if sample.group and sample.split:
-            splits[sample.group].add(sample.split)
-            if sample.split == "train":
-                folds[sample.group].add("no fold" if sample.fold is None else f"fold {sample.fold}")
     remedy = (
         "numbers are optimistic there, since a patient or slide is not new; keep groups apart by `histoloc data folder "
         "--group` (on folders of classes, not of splits) or `histoloc data glas --split patient`"
     )
     notes = []
-    if torn := _listed(splits, SPLITS):
-        seen = [
-            f"{share:.0%} of the samples of {split}"
-            for split, earlier in (("valid", {"train"}), ("test", {"train", "valid"}))
-            if (share := _share(samples, split, {group for group, at in splits.items() if at & earlier}))
-        ]
-        notes.append(f"{torn} are on both sides of a split, with {' and '.join(seen)}: {remedy}")
-    if with_folds and (torn := _listed(folds, sorted(set().union(*folds.values())))):
+    splits = _sides((sample.group, sample.split) for sample in samples)
+    if torn := _torn(splits, SPLITS):
+        shares = []
+        for split, earlier in (("valid", {"train"}), ("test", {"train", "valid"})):
+            inside = [bool(splits.get(s.group or "", set()) & earlier) for s in samples if s.split == split]
+            if any(inside):
+                shares.append(f"{np.mean(inside):.0%} of the samples of {split}")
+        notes.append(f"{torn} are on both sides of a split, with {' and '.join(shares)}: {remedy}")
+    trained = [sample for sample in samples if sample.split == "train"]
+    folds = _sides((s.group, "no fold" if s.fold is None else f"fold {s.fold}") for s in trained)
+    if with_folds and (torn := _torn(folds, sorted(set().union(*folds.values())))):
         notes.append(f"{torn} are in more than one fold: validation {remedy}")
     return notes
-
-
-def _listed(sides: Mapping[str, set[str]], order: Sequence[str]) -> str:
-    """How many groups are on more than one side, with three examples; empty if there are none."""
-    torn = {group: at for group, at in sorted(sides.items()) if len(at) > 1}
-    if not torn:
-        return ""
-    examples = [f"{group}: {', '.join(s for s in order if s in at)}" for group, at in islice(torn.items(), 3)]
-    more = f"; and {len(torn) - 3} more" if len(torn) > 3 else ""
-    return f"{len(torn)} of {len(sides)} groups ({'; '.join(examples)}{more})"
-
-
-def _share(samples: Sequence["Sample"], split: str, groups: set[str]) -> float:
-    inside = [sample.group in groups for sample in samples if sample.split == split]
-    return sum(inside) / len(inside) if inside else 0.0
 
 
 def torn_names(paths: Sequence[str], labels: Sequence[str], splits: Sequence[str]) -> list[str]:
@@ -205,13 +189,10 @@ def torn_names(paths: Sequence[str], labels: Sequence[str], splits: Sequence[str
     for pattern in (*_NAMED, *_NUMBERED):
         groups = groups_by_pattern(paths, pattern)
         images = len(groups) - groups.count(None)
-        sides: dict[str, set[str]] = defaultdict(set)
-        for group, split in zip(groups, splits, strict=True):
-            if group is not None:
-                sides[group].add(split)
+        sides = _sides(zip(groups, splits, strict=True))
         # A number alone may be anything, so it counts only where it makes few groups of many images.
         few = pattern in _NAMED or len(set(labels)) < len(sides) <= images / 2
-        if few and 2 * images >= len(paths) and (torn := _listed(sides, SPLITS)):
+        if few and 2 * images >= len(paths) and (torn := _torn(sides, SPLITS)):
             rest = f"; {len(paths) - images} names do not match it" if images < len(paths) else ""
             return [
                 f"file names look like patients or slides, and {torn} are on both sides of a split, so that numbers "
@@ -219,3 +200,19 @@ def torn_names(paths: Sequence[str], labels: Sequence[str], splits: Sequence[str
                 f"{rest}"
             ]
     return []
+
+
+def _sides(pairs: Iterable[tuple[str | None, str | None]]) -> dict[str, set[str]]:
+    """The splits or folds in which each group is."""
+    sides: dict[str, set[str]] = defaultdict(set)
+    for group, side in pairs:
+        if group and side:
+            sides[group].add(side)
+    return sides
+
+
+def _torn(sides: Mapping[str, set[str]], order: Sequence[str]) -> str:
+    """How many groups are on more than one side, with three examples; empty if there are none."""
+    torn = [f"{group}: {', '.join(s for s in order if s in at)}" for group, at in sorted(sides.items()) if len(at) > 1]
+    more = f"; and {len(torn) - 3} more" if len(torn) > 3 else ""
+    return f"{len(torn)} of {len(sides)} groups ({'; '.join(torn[:3])}{more})" if torn else ""

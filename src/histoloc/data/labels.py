@@ -1,28 +1,24 @@
 """Spellings of classes and groups: which are refused, because a person cannot tell them apart."""
 
 import re
-import string
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-SEPARATOR = "|"
+from histoloc.data.sample import parts
+
 # As pandas, numpy, R, SQL, JavaScript and spreadsheets spell them. 'none' is absent: it is a grade in many scales.
 EMPTY_WORDS = frozenset(
     ("nan", "NaN", "NAN", "-nan", "NaT", "NA", "<NA>", "N/A", "n/a", "#N/A", "#NA", "None", "null", "NULL", "-", "--")
 )
 # Of no general category that says so: joiners, fillers of Hangul, the blank of Braille, variation selectors.
 _BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(c) for c in range(0xFE00, 0xFE10)}
-
-
-def parts(label: str) -> tuple[str, ...]:
-    """The classes that a cell names: `a|b` is the classes a and b."""
-    return tuple(part.strip(string.whitespace) for part in label.split(SEPARATOR))
+_Step = tuple[str, Callable[[str], str]]
 
 
 def show(text: str) -> str:
     """The text with code points in place of what is not seen or looks like something else: `a<U+00A0>b`."""
-    return "".join(f"<U+{ord(c):04X}>" if _is_odd(c) else c for c in text)
+    return "".join(f"<U+{ord(c):04X}>" if _is_unseen(c) or _looks_like_another(c) else c for c in text)
 
 
 def label_problems(labels: Mapping[str, int], *, known: Collection[str] = (), unit: str = "row(s)") -> Iterator[str]:
@@ -36,50 +32,44 @@ def label_problems(labels: Mapping[str, int], *, known: Collection[str] = (), un
     Yields:
         One sentence each with label, count and remedy.
     """
-    classes: dict[str, int] = defaultdict(int)
+    classes: Counter[str] = Counter()
     for label, number in labels.items():
-        named = parts(label)
-        if "" in named:
+        names = set(parts(label))
+        if "" in names:
             yield f"label '{show(label)}' ({number} {unit}) names an empty class; write one class, or several as a|b"
-        if len(set(named)) < len(named):
+        if len(names) < len(parts(label)):
             yield f"label '{show(label)}' ({number} {unit}) names a class twice; name each once"
-        for name in set(named) - {""}:
-            classes[name] += number
+        classes.update(dict.fromkeys(names - {""}, number))
     for name in sorted(EMPTY_WORDS & classes.keys() - set(known)):
         yield (
             f"label '{name}' ({classes[name]} {unit}) is what programs write for an empty cell; name the class there, "
             f"or leave these out; if it is a class, write its name in full, such as 'no tumour' or 'not available'"
         )
-    yield from _spellings("label", classes, known, unit, ("hyphens", _without_hyphens))
+    yield from _alike("label", classes, known, unit, (*_STEPS, ("hyphens", _without_hyphens)))
 
 
 def group_problems(groups: Mapping[str, int], *, unit: str = "row(s)") -> Iterator[str]:
     """What is wrong with the groups of a table: as `label_problems`, but hyphens tell groups apart."""
     for name in sorted(EMPTY_WORDS & groups.keys()):
         yield f"group '{name}' ({groups[name]} {unit}) is what programs write for an empty cell; leave the cell empty"
-    yield from _spellings("group", groups, (), unit)
+    yield from _alike("group", groups, (), unit, _STEPS)
 
 
-_Step = tuple[str, Callable[[str], str]]
-
-
-def _spellings(
-    what: str, counts: Mapping[str, int], known: Collection[str], unit: str, *further: _Step
+def _alike(
+    what: str, counts: Mapping[str, int], known: Collection[str], unit: str, steps: Sequence[_Step]
 ) -> Iterator[str]:
     """Names that differ only by what a person overlooks, and names with characters that nobody sees."""
-    steps = (*_STEPS, *further)
     alike: dict[str, list[str]] = defaultdict(list)
     for name in sorted(counts):
         alike[_reduce(name, steps)].append(name)
     for names in alike.values():
+        spelled = " and ".join(f"'{show(name)}' ({counts[name]} {unit})" for name in names)
         if set(names) <= set(known):
             continue
         if len(names) > 1:
-            spelled = " and ".join(f"'{show(name)}' ({counts[name]} {unit})" for name in names)
-            yield f"{what}s {spelled} differ by {_differences(names, steps)} alone; write the one or rename the other"
-        elif any(_is_unseen(c) for c in names[0]):
-            number = counts[names[0]]
-            yield f"{what} '{show(names[0])}' ({number} {unit}) has characters that cannot be seen; type it anew"
+            yield f"{what}s {spelled} differ by {_difference(names, steps)} alone; write the one or rename the other"
+        elif any(map(_is_unseen, names[0])):
+            yield f"{what} {spelled} has characters that cannot be seen; type it anew"
 
 
 def _reduce(name: str, steps: Sequence[_Step]) -> str:
@@ -88,17 +78,14 @@ def _reduce(name: str, steps: Sequence[_Step]) -> str:
     return name
 
 
-def _differences(names: Sequence[str], steps: Sequence[_Step]) -> str:
-    """What the names differ by: the steps without which they differ, or the first after which fewer are left."""
-    needed = []
-    for index, (what, _) in enumerate(steps):
-        others = (*steps[:index], *steps[index + 1 :])
-        if len({_reduce(name, others) for name in names}) > 1:
-            needed.append(what)
-    if not needed:
-        left = [len({_reduce(name, steps[:index]) for name in names}) for index in range(len(steps) + 1)]
-        needed = [next(what for (what, _), *pair in zip(steps, left, left[1:], strict=False) if pair[0] > pair[1])]
-    return " and ".join(needed)
+def _difference(names: Sequence[str], steps: Sequence[_Step]) -> str:
+    """The fewest steps after which the names are the same."""
+    needed = list(steps)
+    for step in reversed(steps):
+        others = [other for other in needed if other != step]
+        if len({_reduce(name, others) for name in names}) == 1:
+            needed = others
+    return " and ".join(what for what, _ in needed)
 
 
 def _is_unseen(character: str) -> bool:
@@ -106,9 +93,8 @@ def _is_unseen(character: str) -> bool:
     return category in ("Cc", "Cf", "Cs", "Zl", "Zp") or (category == "Zs" and character != " ") or character in _BLANKS
 
 
-def _is_odd(character: str) -> bool:
-    changes = unicodedata.normalize("NFKC", character) != character
-    return changes or _is_unseen(character) or unicodedata.combining(character) > 0
+def _looks_like_another(character: str) -> bool:
+    return unicodedata.normalize("NFKC", character) != character or unicodedata.combining(character) > 0
 
 
 def _without_unseen(text: str) -> str:

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoloc.data.images import image_size, read_image, read_mask
-from histoloc.data.table import Sample
+from histoloc.data.sample import OUTLINES, Sample
 from histoloc.errors import InputError
 from histoloc.slides.annotations import Annotations, rasterise, read_annotations
 from histoloc.slides.reader import Slide, open_slide, stored_mpp
 
-OUTLINES = (".xml", ".geojson", ".json")
 _OPEN_SLIDES = 8  # per process
 
 

@@ -8,74 +8,32 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import pandas as pd
 
 from histoloc.data.fingerprint import fingerprint
 from histoloc.data.groups import torn_groups
-from histoloc.data.labels import group_problems, label_problems, parts, show
+from histoloc.data.labels import show
+from histoloc.data.sample import REGION, SPLITS, Sample
 from histoloc.data.table_problems import (
-    REGION,
-    SPLITS,
-    Split,
-    classes_without_samples,
-    duplicates,
+    class_problems,
     empty_words,
     file_problems,
     fold_problems,
+    header_problems,
+    name_problems,
     nearest,
-    positive,
-    report,
+    refuse,
     row_problems,
-    unknown_classes,
-    whole,
+    training_problems,
 )
 from histoloc.errors import InputError
 from histoloc.work_folder import atomic_path
 
 REQUIRED = ("image", "label", "mask", "split", "group")
+WHOLE, POSITIVE = ("fold", *REGION), ("mpp", "slide_mpp")
 OPTIONAL = ("fold", "mpp", *REGION, "slide_mpp")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image, or one region of a slide, with its label.
-
-    Attributes:
-        name: the `image` cell as written, followed by `@x_y_width_height` for a region; unique in its table.
-        image: absolute path of the image.
-        label: name of the class, or `a|b` for several.
-        split: the set that the sample belongs to, or None where the table leaves it open.
-        mask: absolute path of the ROI mask, or None.
-        group: what must not be on both sides of a split (patient, slide), or None.
-        x: left edge of the region in pixels of level 0; None, as the next three, for a whole image.
-        y: top edge of the region.
-        width: width of the region in pixels.
-        height: height of the region in pixels.
-        mpp: micrometres per pixel, or None where unknown.
-        slide_mpp: micrometres per pixel of the slide's level 0, where the slide does not say it.
-        fold: the fold in which it is in the validation set, or None.
-    """
-
-    name: str
-    image: Path
-    label: str
-    split: Split | None = None
-    mask: Path | None = None
-    group: str | None = None
-    x: int | None = None
-    y: int | None = None
-    width: int | None = None
-    height: int | None = None
-    mpp: float | None = None
-    slide_mpp: float | None = None
-    fold: int | None = None
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the classes, one or several, in the order of the cell."""
-        return parts(self.label)
 
 
 @dataclass(frozen=True)
@@ -106,15 +64,17 @@ class Table:
         """
         if name not in SPLITS:
             raise InputError(f"split '{name}': there is no such split; {nearest(name, SPLITS)}")
-        found = tuple(sample for sample in self.samples if sample.split == name)
-        if not found:
-            sizes = {s: sum(sample.split == s for sample in self.samples) for s in (*SPLITS, None)}
-            there = ", ".join(f"{s or 'no split'} ({n})" for s, n in sizes.items() if n)
+        samples = tuple(sample for sample in self.samples if sample.split == name)
+        if not samples:
+            numbers = Counter(sample.split for sample in self.samples)
+            others = ", ".join(
+                f"{split or 'no split'} ({numbers[split]})" for split in (*SPLITS, None) if numbers[split]
+            )
             remedy = "mark rows of it in the column split"
             if name == "valid" and self.folds and self.fold is None:
                 remedy = f"choose a fold ({', '.join(map(str, self.folds))}) to be it"
-            raise InputError(f"{self.path}: no row is of split '{name}'; there are {there}; {remedy}")
-        return found
+            raise InputError(f"{self.path}: no row is of split '{name}'; there are {others}; {remedy}")
+        return samples
 
     def label_index(self, sample: Sample) -> int:
         """Index of the sample's label in `classes`; of several, that of the first."""
@@ -130,10 +90,10 @@ class Table:
         A sample of several classes counts in each of them.
         """
         pairs = [(sample.split or "none", label) for sample in self.samples for label in sample.labels]
-        long = pd.DataFrame(pairs, columns=["split", "label"])
-        rows = [split for split in (*SPLITS, "none") if (long["split"] == split).any()]
-        table = pd.crosstab(long["split"], long["label"])
-        return table.reindex(index=rows, columns=list(self.classes), fill_value=0)
+        splits, labels = zip(*pairs, strict=True)
+        rows = [split for split in (*SPLITS, "none") if split in splits]
+        counts = pd.crosstab(pd.Series(splits, name="split"), pd.Series(labels, name="label"))
+        return counts.reindex(index=rows, columns=list(self.classes), fill_value=0)
 
     def summary(self) -> str:
         """Counts by split and class, then a line on classes, masks and groups; what a command prints at its start."""
@@ -142,13 +102,11 @@ class Table:
         masks = sum(sample.mask is not None for sample in self.samples)
         groups = [sample.group for sample in self.samples if sample.group]
         lone = len(self.samples) - len(groups)
-        facts = [
-            f"{len(self.samples)} samples of {len(self.classes)} class{'es' * (len(self.classes) != 1)}",
-            *([f"{several} of several classes"] if several else []),
-            f"{masks} with mask",
-            f"{len(set(groups))} groups" + (f" ({lone} samples without)" if groups and lone else ""),
-            *([f"folds {', '.join(map(str, self.folds))}"] if self.folds else []),
-        ]
+        facts = [f"{len(self.samples)} samples of {len(self.classes)} class{'es' * (len(self.classes) != 1)}"]
+        facts += [f"{several} of several classes"] * (several > 0)
+        facts += [f"{masks} with mask"]
+        facts += [f"{len(set(groups))} groups" + (f" ({lone} samples without)" if groups and lone else "")]
+        facts += [f"folds {', '.join(map(str, self.folds))}"] * bool(self.folds)
         return f"{(counts if len(self.classes) <= 8 else counts.T).to_string()}\n{', '.join(facts)}"
 
     def check_classes(self) -> None:
@@ -212,32 +170,90 @@ def read_table(
     path = Path(path)
     rows = _read_csv(path)
     problems = list(empty_words(rows))
-    samples = _parse(path, rows, problems)
-    counts = Counter(name for s in samples if s.label for name in set(s.labels) if name)
-    known = tuple(sorted(counts) if classes is None else classes)
-    if len(set(known)) < len(known):
-        raise InputError(f"classes {', '.join(known)}: a class is named twice; name each once")
-    problems += label_problems(Counter(s.label for s in samples if s.label), known=classes or ())
-    problems += group_problems(Counter(s.group for s in samples if s.group))
-    problems += duplicates(samples)
-    problems += unknown_classes(counts, known)
-    offered = tuple(sorted({s.fold for s in samples if s.fold is not None}))
+    numbers = {c: [_number(cell, c in WHOLE) for cell in rows[c]] for c in (*WHOLE, *POSITIVE)}
+    values = pd.DataFrame(numbers, index=rows.index, dtype=object)
+    problems += row_problems(rows, values)
+    samples = _samples(path.parent.resolve(), rows, values)
+    problems += name_problems(samples, classes or ())
+    known = tuple(sorted({name for s in samples for name in s.labels if name}) if classes is None else classes)
+    problems += class_problems(samples, known)
+    folds = tuple(sorted({s.fold for s in samples if s.fold is not None}))
     if fold is not None:
-        problems += fold_problems(fold, offered, samples)
+        problems += fold_problems(fold, folds, samples)
         samples = [replace(s, split="valid") if s.split == "train" and s.fold == fold else s for s in samples]
     if classes is None:
-        problems += classes_without_samples(samples, known)
+        problems += training_problems(samples, known)
     if check_files:
         with ThreadPoolExecutor(8) as pool:
             problems += [problem for listed in pool.map(file_problems, samples) for problem in listed]
-    if problems:
-        raise InputError(report(path, problems))
+    refuse(path, problems)
     notes = torn_groups(samples, with_folds=fold is None)
     if len(known) == 1:
         notes.append(
             f"one class only ({known[0]}): nothing can be learned from this table; add images of another class"
         )
-    return Table(path.absolute(), tuple(samples), known, offered, fold, tuple(notes))
+    return Table(path.absolute(), tuple(samples), known, folds, fold, tuple(notes))
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """All cells as stripped strings, absent columns empty, without blank rows; the index is the line in the file."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such table; write one with `histoloc data`")
+    try:
+        # header=None, because pandas would rename doubled columns and take a surplus cell for an index.
+        raw = pd.read_csv(
+            path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
+        )
+    except pd.errors.EmptyDataError:
+        raw = pd.DataFrame()
+    except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: is no readable CSV ({str(error).strip()}); save it as UTF-8 CSV") from error
+    # Not other spaces: in a label or group they are refused, where they could make two of one.
+    raw = raw.fillna("").apply(lambda column: column.str.strip(string.whitespace))
+    raw = raw[(raw != "").any(axis=1)]
+    if len(raw) < 2:
+        raise InputError(f"{path}: the table is empty; list one image per row")
+    columns = raw.iloc[0].str.strip().tolist()
+    refuse(path, header_problems(columns, REQUIRED, OPTIONAL))
+    rows = raw.iloc[1:].set_axis(columns, axis=1).set_axis(raw.index[1:] + 1, axis=0)
+    return rows.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
+
+
+def _number(cell: str, whole: bool) -> float | None:
+    """The number in a cell, a positive or a whole one; None where there is none.
+
+    A whole number may be written as `1.0`, as pandas does in a column with empty cells.
+    """
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    if whole:
+        return int(value) if 0 <= value < 1e15 and value.is_integer() else None
+    return value if 0 < value < math.inf else None
+
+
+def _samples(folder: Path, rows: pd.DataFrame, values: pd.DataFrame) -> list[Sample]:
+    """The rows as samples, with None for cells that cannot be used."""
+    samples: list[Sample] = []
+    pairs: Any = zip(rows.to_dict("records"), values.to_dict("records"), strict=True)
+    for cells, numbers in pairs:
+        if not cells["image"] or "\0" in cells["image"] + cells["mask"]:
+            continue
+        region = [numbers[key] for key in REGION]
+        suffix = "" if None in region else "@" + "_".join(map(str, region))
+        samples.append(
+            Sample(
+                name=Path(cells["image"]).as_posix() + suffix,
+                image=(folder / cells["image"]).resolve(),
+                label=cells["label"],
+                split=cells["split"] if cells["split"] in SPLITS else None,
+                mask=(folder / cells["mask"]).resolve() if cells["mask"] else None,
+                group=cells["group"] or None,
+                **numbers,
+            )
+        )
+    return samples
 
 
 def write_table(path: Path, rows: pd.DataFrame) -> None:
@@ -257,28 +273,19 @@ def write_table(path: Path, rows: pd.DataFrame) -> None:
         raise ValueError("a table has the columns image and label")
     folder = path.parent.resolve()
     standard = [*REQUIRED, *(c for c in OPTIONAL if c in rows.columns)]
-    columns = [*standard, *(c for c in rows.columns if c not in standard)]
-    cells = {
-        column: [_cell(value, column, folder) for value in rows[column]] if column in rows.columns else [""] * len(rows)
-        for column in columns
-    }
+    table = rows.reindex(columns=[*standard, *(c for c in rows.columns if c not in standard)])
+    for column in ("image", "mask"):
+        files = ["" if pd.isna(cell) or cell == "" else _relative(Path(cell), folder) for cell in table[column]]
+        table[column] = pd.Series(files, index=table.index, dtype=object)
+    for column in table.columns.intersection(WHOLE):
+        table[column] = pd.to_numeric(table[column]).astype("Int64")
     with atomic_path(path) as temporary:
         try:
-            pd.DataFrame(cells, columns=columns).to_csv(temporary, index=False, lineterminator="\n", encoding="utf-8")
+            table.to_csv(temporary, index=False, lineterminator="\n", encoding="utf-8")
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{path}: cannot hold the name {show(error.object)[:200]}, which is no UTF-8; rename the file"
             ) from error
-
-
-def _cell(value: object, column: str, folder: Path) -> str:
-    if value is None or value is pd.NA or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if column in ("image", "mask"):
-        return _relative(Path(str(value)), folder)
-    if column in ("fold", *REGION):
-        return str(int(cast(float, value)))
-    return str(value)
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -287,71 +294,3 @@ def _relative(file: Path, folder: Path) -> str:
         return Path(os.path.relpath(absolute, folder)).as_posix()
     except ValueError:  # another drive of Windows
         return absolute.as_posix()
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """All cells as stripped strings, without blank rows; the index is the line in the file."""
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such table; write one with `histoloc data`")
-    try:
-        # header=None, because pandas would rename doubled columns and take a surplus cell for an index.
-        raw = pd.read_csv(
-            path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
-        )
-    except pd.errors.EmptyDataError as error:
-        raise InputError(f"{path}: the table is empty; list one image per row") from error
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: is no readable CSV ({str(error).strip()}); save it as UTF-8 CSV") from error
-    # Not other spaces: in a label or group they are refused, where they could make two of one.
-    raw = raw.fillna("").apply(lambda column: column.str.strip(string.whitespace))
-    columns = raw.iloc[0].str.strip().tolist()
-    _check_columns(path, columns)
-    rows = raw.iloc[1:].set_axis(columns, axis=1).set_axis(range(2, len(raw) + 1), axis=0)
-    rows = rows[(rows != "").any(axis=1)]
-    if rows.empty:
-        raise InputError(f"{path}: the table is empty; list one image per row")
-    return rows
-
-
-def _check_columns(path: Path, columns: list[str]) -> None:
-    problems = []
-    for column in dict.fromkeys(columns):
-        if column and columns.count(column) > 1:
-            problems.append(f"the column '{column}' is there twice; keep one")
-        if column not in OPTIONAL and column.lower() in OPTIONAL:
-            problems.append(f"the column '{column}' is to be called '{column.lower()}'")
-    missing = [column for column in REQUIRED if column not in columns]
-    if missing:
-        hint = "; separate cells by commas, not semicolons" if any(";" in c for c in columns) else ""
-        problems.append(f"missing columns: {', '.join(missing)}; the header has {', '.join(columns)}{hint}")
-    if problems:
-        raise InputError(report(path, problems))
-
-
-def _parse(path: Path, rows: pd.DataFrame, problems: list[str]) -> list[Sample]:
-    """Turn rows into samples; cells that cannot be used become problems and None."""
-    folder = path.parent.resolve()
-    samples: list[Sample] = []
-    for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
-        cells = {str(key): str(value) for key, value in row.items()}
-        where = f"line {line} ({show(cells['image']) or 'no image'})"
-        problems += [f"{where}: {problem}" for problem in row_problems(cells)]
-        if not cells["image"] or "\0" in cells["image"] + cells["mask"]:
-            continue
-        region = [whole(cells.get(key, "")) for key in REGION]
-        suffix = "" if None in region else "@" + "_".join(map(str, region))
-        samples.append(
-            Sample(
-                name=Path(cells["image"]).as_posix() + suffix,
-                image=(folder / cells["image"]).resolve(),
-                label=cells["label"],
-                split=cast(Split, cells["split"]) if cells["split"] in SPLITS else None,
-                mask=(folder / cells["mask"]).resolve() if cells["mask"] else None,
-                group=cells["group"] or None,
-                **dict(zip(REGION, region, strict=True)),
-                mpp=positive(cells.get("mpp", "")),
-                slide_mpp=positive(cells.get("slide_mpp", "")),
-                fold=whole(cells.get("fold", "")),
-            )
-        )
-    return samples

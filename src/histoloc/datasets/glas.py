@@ -6,13 +6,16 @@ is the grade, benign or malignant.
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from histoloc.data.groups import balance
+from histoloc.data.groups import divide_groups
+from histoloc.data.table import write_table
+from histoloc.datasets.result import TableResult
 from histoloc.errors import InputError
 
 MPP = 0.62
@@ -34,64 +37,47 @@ FOLDS: tuple[tuple[int, ...], ...] = (
 )
 
 
-class _Image(NamedTuple):
-    """One image of the data set with what belongs to it."""
-
-    name: str
-    image: Path
-    mask: Path
-    label: str
-    patient: str
-
-
 def glas_table(
-    root: Path, *, split: Literal["official", "patient"] = "official", seed: int = 0, folds: int = 5
-) -> tuple[pd.DataFrame, list[str]]:
-    """List the official GlaS folder.
+    root: Path, *, out: Path, split: Literal["official", "patient"] = "official", seed: int = 0, folds: int = 5
+) -> TableResult:
+    """The GlaS challenge's folder -> a table with the published folds, or with patient-disjoint splits.
 
     The official split keeps testA and testB as test and cuts train into the five published folds; images of one
     patient lie on both sides of it. The split by patient puts all images of a patient into the test set (about 30 %
     of images) or one fold; sets are balanced by class as well as whole patients allow. The group is the patient.
 
     Args:
-        root: the folder of the images and Grade.csv, or its parent.
-        split: "official" or "patient".
-        seed: seed of the search for balanced sets; the official split has no chance in it.
-        folds: number of folds; the official split has five.
+        root: the folder that holds train_1.bmp ... and Grade.csv, or its parent.
+        out: the table to write (CSV).
+        split: official = train/test of the challenge and the five published folds (patients are shared between them);
+            patient = no patient on two sides.
+        seed: of the patient split.
+        folds: number of folds of the patient split.
 
     Returns:
-        The table with the columns image, label, mask, split, group, fold (the fold whose validation set it is
-        in; empty for test), mpp and patient; and warnings, one sentence each, on absent images and on shared
-        patients or the shares that were reached.
+        The table, with warnings on absent images and on the shares that were reached.
 
     Raises:
         InputError: no GlaS folder, a part of an official split is absent (a whole one is a warning), an image
             without annotation or without row in Grade.csv, or patients that cannot be cut into so many folds.
     """
-    root = Path(root).absolute()
     if split not in ("official", "patient"):
         raise InputError(f"split '{split}': GlaS has no such split; write official or patient")
     if split == "official" and folds != len(FOLDS):
         raise InputError(f"{folds} folds: the official split has {len(FOLDS)}; take these or split 'patient'")
     if folds < 2 or seed < 0:
         raise InputError(f"{folds} folds, seed {seed}: give at least 2 folds and a seed from 0 up")
-    folder = _find_folder(root)
-    images, warnings = _present(folder)
-    parts, remark = _official(images) if split == "official" else _by_patient(folder, images, seed, folds)
-    rows = [
-        {
-            "image": str(image.image),
-            "label": image.label,
-            "mask": str(image.mask),
-            "split": "test" if fold is None else "train",
-            "group": image.patient,
-            "fold": "" if fold is None else str(fold),
-            "mpp": MPP,
-            "patient": image.patient,
-        }
-        for image, fold in zip(images, parts, strict=True)
-    ]
-    return pd.DataFrame(rows), [*warnings, *remark]
+    folder = _find_folder(Path(root).absolute())
+    rows, warnings = _list_images(folder)
+    if split == "official":
+        folds_of = {f"train_{number}": str(fold) for fold, numbers in enumerate(FOLDS) for number in numbers}
+        rows["fold"] = [folds_of.get(Path(image).stem, "") for image in rows["image"]]
+    else:
+        rows["fold"], remark = _folds_by_patient(folder, rows, seed, folds)
+        warnings.append(remark)
+    rows["split"] = np.where(rows["fold"] == "", "test", "train")
+    write_table(out, rows)
+    return TableResult(out, warnings)
 
 
 def _find_folder(root: Path) -> Path:
@@ -100,17 +86,15 @@ def _find_folder(root: Path) -> Path:
         raise InputError(f"{root}: there is no such folder; correct the path")
     signs = ("Grade.csv", *(f"{part}_1{extension}" for part in PARTS for extension in EXTENSIONS))
     folders = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
-    found = [p for p in folders if any((p / sign).is_file() for sign in signs)]
-    if not found:
+    alike = [p for p in folders if any((p / sign).is_file() for sign in signs)]
+    if not alike:
         raise InputError(
             f"{root}: holds no GlaS images (Grade.csv, train_1.bmp, ...), nor does a folder in it; unpack "
             f"the official archive and give its folder"
         )
-    if root in found:
-        return root
-    if len(found) > 1:
-        raise InputError(f"{root}: {len(found)} folders in it look like GlaS; give one: {found[0]}")
-    return found[0]
+    if len(alike) > 1 and root not in alike:
+        raise InputError(f"{root}: {len(alike)} folders in it look like GlaS; give one: {alike[0]}")
+    return alike[0]
 
 
 def _read_grades(path: Path) -> dict[str, tuple[str, str]]:
@@ -119,97 +103,78 @@ def _read_grades(path: Path) -> dict[str, tuple[str, str]]:
         raise InputError(f"{path}: is absent; copy it from the official archive, it holds the classes")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [[cell.strip() for cell in line] for line in csv.reader(file)][1:]
+            lines = [[cell.strip() for cell in line] for line in csv.reader(file)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: is no readable CSV ({error}); copy it from the official archive") from error
     grades: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(lines, start=2):
+    for number, line in enumerate(lines[1:], start=2):
         if not any(line):
             continue
-        if len(line) < 3 or not line[1] or line[2].lower() not in CLASSES:
+        name, patient, label = [*line, "", ""][:3]
+        if not patient or label.lower() not in CLASSES:
             raise InputError(
                 f"{path}: line {number} is not `name, patient, benign or malignant`; copy the official file"
             )
-        if line[0] in grades:
-            raise InputError(f"{path}: line {number} names {line[0]} again; copy the official file")
-        grades[line[0]] = (line[1], line[2].lower())
+        if name in grades:
+            raise InputError(f"{path}: line {number} names {name} again; copy the official file")
+        grades[name] = patient, label.lower()
     return grades
 
 
-def _present(folder: Path) -> tuple[list[_Image], list[str]]:
+def _list_images(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """The images that are there, in the order train, testA, testB, and a warning of absent splits."""
     grades = _read_grades(folder / "Grade.csv")
-    images: list[_Image] = []
+    rows: list[dict[str, object]] = []
     absent: list[str] = []
     problems: list[str] = []
     for part, number in PARTS.items():
         names = [f"{part}_{i}" for i in range(1, number + 1)]
-        pixels = {name: _find_file(folder, name) for name in names}
-        if not any(pixels.values()):
+        images, masks = ([_find_file(folder, name + suffix) for name in names] for suffix in ("", "_anno"))
+        if not any(images):
             absent.append(f"{part} ({number})")
             continue
-        masks = {name: _find_file(folder, f"{name}_anno") for name in names}
-        problems += _lacking(f"image(s) of {part}", [name for name in names if pixels[name] is None])
-        problems += _lacking(f"annotation(s) of {part}", [f"{n}_anno" for n in names if masks[n] is None])
-        problems += _lacking(f"row(s) of {part} in Grade.csv", [name for name in names if name not in grades])
-        for name in names:
-            if (image := pixels[name]) and (mask := masks[name]) and name in grades:
-                images.append(_Image(name, image, mask, label=grades[name][1], patient=grades[name][0]))
+        problems += _lacking(f"image(s) of {part}", names, images)
+        problems += _lacking(f"annotation(s) of {part}", [f"{name}_anno" for name in names], masks)
+        problems += _lacking(f"row(s) of {part} in Grade.csv", names, [name in grades for name in names])
+        for name, image, mask in zip(names, images, masks, strict=True):
+            patient, label = grades.get(name, ("", ""))
+            rows.append(
+                {"image": image, "label": label, "mask": mask, "group": patient, "mpp": MPP, "patient": patient}
+            )
     if problems:
         raise InputError(f"{folder}: {'; '.join(problems)}; copy them from the official archive")
-    if not images:
+    if not rows:
         raise InputError(f"{folder}: holds none of the GlaS images; copy them from the official archive")
-    total = sum(PARTS.values())
     verb = "is" if len(absent) == 1 else "are"
-    return images, [f"{len(images)} of {total} images: {' and '.join(absent)} {verb} absent"] if absent else []
+    warning = f"{len(rows)} of {sum(PARTS.values())} images: {' and '.join(absent)} {verb} absent"
+    return pd.DataFrame(rows), [warning] if absent else []
 
 
 def _find_file(folder: Path, stem: str) -> Path | None:
     return next((p for e in EXTENSIONS if (p := folder / (stem + e)).is_file()), None)
 
 
-def _lacking(what: str, names: list[str]) -> list[str]:
-    more = ", ..." if len(names) > 5 else ""
-    return [f"{len(names)} {what} missing ({', '.join(names[:5])}{more})"] if names else []
+def _lacking(what: str, names: Sequence[str], present: Sequence[object]) -> list[str]:
+    absent = [name for name, one in zip(names, present, strict=True) if not one]
+    more = ", ..." if len(absent) > 5 else ""
+    return [f"{len(absent)} {what} missing ({', '.join(absent[:5])}{more})"] if absent else []
 
 
-def _official(images: list[_Image]) -> tuple[list[int | None], list[str]]:
-    """Fold of each image (None = test) and a remark on patients that the official sets share."""
-    fold_of = {f"train_{number}": fold for fold, numbers in enumerate(FOLDS) for number in numbers}
-    parts = [fold_of.get(image.name) for image in images]
-    patients = sorted({image.patient for image in images})
-    parts_of = {p: {f for i, f in zip(images, parts, strict=True) if i.patient == p} for p in patients}
-    shared = sum(len(found) > 1 for found in parts_of.values())
-    if not shared:
-        return parts, []
-    return parts, [
-        f"the official split is by image: {shared} of {len(patients)} patients are in more than one of the "
-        f"folds and the test set; the split 'patient' keeps patients apart"
-    ]
-
-
-def _by_patient(folder: Path, images: list[_Image], seed: int, folds: int) -> tuple[list[int | None], list[str]]:
-    """Fold of each image (None = test), a patient's images together, and a remark on the shares."""
-    patients = sorted({image.patient for image in images})
-    counts = np.zeros((len(patients), len(CLASSES)), dtype=int)
-    for image in images:
-        counts[patients.index(image.patient), CLASSES.index(image.label)] += 1
-    shares = np.array([TEST_SHARE] + [(1 - TEST_SHARE) / folds] * folds)
-    # One patient has a third of the malignant training images and would fill the test set alone, but for the
-    # weight and for balancing the number of patients as well as that of images.
-    weights = np.array([TEST_WEIGHT] + [1.0] * folds)
-    where = balance(np.hstack([counts, counts > 0]), shares, weights, seed)
-    sizes = np.stack([counts[where == part].sum(axis=0) for part in range(len(shares))])
-    if (sizes == 0).any():
-        raise InputError(
-            f"{folder}: the {len(patients)} patients ({(counts[:, 0] > 0).sum()} with benign, "
-            f"{(counts[:, 1] > 0).sum()} with malignant images) cannot be cut into a test set and {folds} "
-            f"folds that have both classes each; ask for fewer folds"
-        )
-    parts = [None if (part := int(where[patients.index(i.patient)])) == 0 else part - 1 for i in images]
-    listed = ", ".join(f"{benign}+{malignant}" for benign, malignant in sizes[1:])
-    return parts, [
-        f"split by patient (benign+malignant images): test {sizes[0, 0]}+{sizes[0, 1]}, which is "
-        f"{sizes[0].sum() / len(images):.0%} of the images and {(where == 0).sum()} of {len(patients)} "
-        f"patients; validation sets of the folds {listed}"
-    ]
+def _folds_by_patient(folder: Path, rows: pd.DataFrame, seed: int, folds: int) -> tuple[pd.Series, str]:
+    """Fold of each image (empty = test), a patient's images together, and a remark on the shares."""
+    names = [str(fold) for fold in range(folds)]
+    shares = {"test": TEST_SHARE, **dict.fromkeys(names, (1 - TEST_SHARE) / folds)}
+    # One patient has a third of the malignant training images and would fill the test set alone, but for the weight.
+    try:
+        sets = divide_groups(list(rows["patient"]), list(rows["label"]), shares, seed, {"test": TEST_WEIGHT})
+    except InputError as error:
+        raise InputError(f"{folder}: {error}; ask for fewer folds") from error
+    where = rows["patient"].map(sets)
+    sizes = pd.crosstab(where, rows["label"])
+    listed = {name: "+".join(map(str, sizes.loc[name])) for name in shares}
+    patients = list(sets.values())
+    return where.replace("test", ""), (
+        f"split by patient (benign+malignant images): test {listed.pop('test')}, which is "
+        f"{(where == 'test').mean():.0%} of the images and {patients.count('test')} of {len(patients)} "
+        f"patients; validation sets of the folds {', '.join(listed.values())}"
+    )

@@ -14,23 +14,25 @@ the stroma's colour 0.54, on the same of the glands with their gradients 0.98. P
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.segmentation import relabel_sequential
 from tqdm import tqdm
 
 from histoloc.data.images import write_picture
+from histoloc.data.table import write_table
+from histoloc.datasets.result import TableResult
 from histoloc.datasets.synthetic.discs import disc
 from histoloc.datasets.synthetic.glands import Field, Label, lay_out
 from histoloc.datasets.synthetic.tissue import paint
 from histoloc.errors import InputError
-from histoloc.work_folder import locked, write_text
+from histoloc.work_folder import locked
 
 Scene = Literal["glands", "disc"]
 CLASSES: tuple[Label, Label] = ("benign", "malignant")
@@ -91,15 +93,9 @@ def render(
     haematoxylin, eosin = paint(rng, label, glands)
     inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
     image = _stain(rng, haematoxylin, eosin)[inner]
-    return SyntheticImage(np.ascontiguousarray(image), _renumber(glands.instances[inner]), label)
-
-
-def _renumber(instances: NDArray[np.int32]) -> NDArray[np.uint16]:
-    """Number the glands that are still in the picture 1.., in order."""
-    present = np.zeros(int(instances.max()) + 1, dtype=bool)
-    present[np.unique(instances)] = True
-    present[0] = False
-    return (np.cumsum(present) * present)[instances].astype(np.uint16)
+    return SyntheticImage(
+        np.ascontiguousarray(image), relabel_sequential(glands.instances[inner])[0].astype(np.uint16), label
+    )
 
 
 def _stain(rng: np.random.Generator, haematoxylin: Field, eosin: Field) -> NDArray[np.uint8]:
@@ -120,7 +116,7 @@ def _stain(rng: np.random.Generator, haematoxylin: Field, eosin: Field) -> NDArr
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def generate(
+def synthetic_table(
     out: Path,
     *,
     count: int = 400,
@@ -128,25 +124,20 @@ def generate(
     height: int = HEIGHT,
     width: int = WIDTH,
     scene: Scene = "glands",
-    progress: bool = True,
-) -> Path:
-    """Write a data set of synthetic images: `images/`, `masks/` and `table.csv` under `out`.
+) -> TableResult:
+    """Procedural H&E glands with instance masks, or a simpler scene -> images and a table.
 
     The classes take turns, and so do the splits within a class (60/20/20), so a data set of fewer images is
     the beginning of a larger one with the same seed. The table is written last. Writing again gives the same
     bytes.
 
     Args:
-        out: the folder; made when absent.
-        count: number of images, both classes together, >= 10.
-        seed: of all randomness.
-        height: of the images in pixels.
-        width: of the images in pixels.
-        scene: glands, or one striped disc, whose best map is known.
-        progress: show a progress bar.
-
-    Returns:
-        Path of the table; its paths are relative to `out`.
+        out: folder for images, masks and table.csv; made when absent.
+        count: number of images, half of each class, at least 10.
+        seed: the same seed gives the same bytes.
+        height: pixels.
+        width: pixels.
+        scene: glands, or disc: one striped disc on noise decides the class, so that the best map is known.
 
     Raises:
         InputError: `count` is too small, another call is writing there, or the folder cannot be written.
@@ -161,21 +152,14 @@ def generate(
             table.unlink(missing_ok=True)  # an interrupted run must not leave an old table beside new images
         except OSError as error:
             raise InputError(f"{table}: cannot be replaced ({error.strerror}); choose another folder") from error
-        for index in tqdm(range(count), desc=f"synthetic {scene}", unit="image", disable=not progress):
+        for index in tqdm(range(count), desc=f"synthetic {scene}", unit="image", disable=None):
             label = CLASSES[index % 2]
             sample = render(label, seed=seed, index=index, height=height, width=width, scene=scene)
-            name = f"{label}_{index:05d}.png"
-            write_picture(out / "images" / name, sample.image, compress_level=_COMPRESS)
-            write_picture(out / "masks" / name, _compact(sample.instances), compress_level=_COMPRESS)
-            rows.append([f"images/{name}", label, f"masks/{name}", SPLITS[index // 2 % len(SPLITS)], "", MPP])
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", "label", "mask", "split", "group", "mpp"])
-        writer.writerows(rows)
-        write_text(table, text.getvalue())
-    return table
-
-
-def _compact(instances: NDArray[np.uint16]) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Take 8 bits where they suffice; viewers show them more readily."""
-    return instances if instances.max() > 255 else instances.astype(np.uint8)
+            image, mask = (out / folder / f"{label}_{index:05d}.png" for folder in ("images", "masks"))
+            deep = sample.instances.max() > 255  # viewers show 8 bits more readily
+            write_picture(image, sample.image, compress_level=_COMPRESS)
+            write_picture(mask, sample.instances.astype(np.uint16 if deep else np.uint8), compress_level=_COMPRESS)
+            split = SPLITS[index // 2 % len(SPLITS)]
+            rows.append({"image": image, "label": label, "mask": mask, "split": split, "mpp": MPP})
+        write_table(table, pd.DataFrame(rows))
+    return TableResult(table)
