@@ -13,9 +13,7 @@ from histoloc.data.transforms import (
     bring_to_scale,
     load_tensor,
     normalise,
-    resample,
     resample_to,
-    resize_small_side,
 )
 from histoloc.errors import InputError
 
@@ -37,18 +35,18 @@ def picture(height: int, width: int) -> torch.Tensor:
     ("size", "expected"), [((522, 775), (432, 641)), ((775, 522), (641, 432)), ((100, 100), (432, 432))]
 )
 def test_small_side_and_aspect(size, expected):
-    assert tuple(resize_small_side(picture(*size), 432).shape[-2:]) == expected
+    assert tuple(bring_to_scale(picture(*size), InputConfig(), None).shape[-2:]) == expected
 
 
 def test_resizing_nothing_returns_the_image_itself():
     image = picture(64, 80)
-    assert resize_small_side(image, 64) is image
-    assert resize_small_side(image, 0) is image
+    assert bring_to_scale(image, InputConfig(small_side=64, crop=32), None) is image
+    assert bring_to_scale(image, InputConfig(small_side=0), None) is image
 
 
 def test_nearest_makes_no_new_labels():
     mask = (picture(50, 70)[:1] > 200).to(torch.uint8)
-    resized = resize_small_side(mask, 133, nearest=True)
+    resized = bring_to_scale(mask, InputConfig(small_side=133, crop=32), None, nearest=True)
     assert resized.shape[-2] == 133
     assert set(resized.unique().tolist()) == {0, 1}
     assert resized.float().mean().item() == pytest.approx(mask.float().mean().item(), abs=0.02)
@@ -57,14 +55,14 @@ def test_nearest_makes_no_new_labels():
 def test_resizing_averages_when_it_shrinks():
     stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
     stripes[:, :, ::2] = 200
-    assert (resize_small_side(stripes, 16).float() - 100).abs().max() <= 10  # without antialiasing: 0 or 200
+    assert (resample_to(stripes, (16, 16)).float() - 100).abs().max() <= 10  # without antialiasing: 0 or 200
 
 
 def test_resampling_by_a_factor_and_to_a_size():
-    image = picture(40, 60)
-    assert tuple(resample(image, 0.5).shape) == (3, 20, 30)
-    assert tuple(resample(image, 0.001, nearest=True).shape) == (3, 1, 1), "at least one pixel"
-    assert resample(image, 1.009) is image, "within one percent nothing is resampled"
+    image, config = picture(40, 60), InputConfig(crop=32, mpp=1.0)
+    assert tuple(bring_to_scale(image, config, 0.5).shape) == (3, 20, 30)
+    assert tuple(bring_to_scale(image, config, 0.001, nearest=True).shape) == (3, 1, 1), "at least one pixel"
+    assert bring_to_scale(image, config, 1.009) is image, "within one percent nothing is resampled"
     assert tuple(resample_to(image, (33, 20)).shape) == (3, 33, 20)
     assert resample_to(image, (40, 60)) is image
 

@@ -30,25 +30,25 @@ _DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError,
     struct.error, Image.DecompressionBombError, tifffile.TiffFileError,
 )  # fmt: skip
-_MODE_REMEDIES = {
+_GREY = "is a grey-scale image, but stains are told apart by colour; give the 8-bit RGB image"
+_REMEDIES = {
     "CMYK": "is a CMYK image, whose inks are not the colours that a microscope saw; save it as 8-bit RGB",
-    "P": "is a palette image; save it as 8-bit RGB",
-    "PA": "is a palette image; save it as 8-bit RGB",
-    "L": "is a grey-scale image, but stains are told apart by colour; give the 8-bit RGB image",
-    "LA": "is a grey-scale image, but stains are told apart by colour; give the 8-bit RGB image",
-    "1": "is a grey-scale image, but stains are told apart by colour; give the 8-bit RGB image",
+    **dict.fromkeys(("P", "PA"), "is a palette image; save it as 8-bit RGB"),
+    **dict.fromkeys(("L", "LA", "1"), _GREY),
+    **dict.fromkeys(("I", "I;16", "RGB;16", "RGBA;16"), "is a 16-bit or 32-bit image; save it as 8-bit RGB"),
     "F": "is a floating-point image; save it as 8-bit RGB",
-    "I": "is a 16- or 32-bit image; save it as 8-bit RGB",
 }
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file; every failure to decode it inside the block becomes an InputError."""
+    """Open an image file; every failure to decode it inside the block becomes an InputError, as do several pages."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; correct the path")
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            if (pages := getattr(image, "n_frames", 1)) > 1:
+                raise InputError(f"{path}: holds {pages} pages or frames; export the one you mean as its own file")
             yield image
     except InputError:
         raise
@@ -60,6 +60,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{path}: cannot be read, it may be truncated or damaged ({error}); copy it again") from error
 
 
+def _mode(image: Image.Image) -> str:
+    """Pillow's colour mode, with `;16` for colours of more than 8 bits, which Pillow would cut off in silence."""
+    if image.mode not in ("RGB", "RGBA"):
+        return "I;16" if image.mode.startswith("I;16") else image.mode
+    bits = getattr(image, "tag_v2", {}).get(258, (8,))
+    deep = any(";16" in str(part.args) for part in getattr(image, "tile", ())) or max(np.atleast_1d(bits)) > 8
+    return f"{image.mode};16" if deep else image.mode
+
+
 def _size(image: Image.Image) -> tuple[int, int]:
     """Width and height as the image is shown; Pillow itself turns TIFF, but not JPEG."""
     width, height = image.size
@@ -67,46 +76,14 @@ def _size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def _check_one_page(path: Path, image: Image.Image) -> None:
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1:
-        raise InputError(f"{path}: holds {pages} pages or frames; export the one you mean as its own file")
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the colours have more than 8 bits, which Pillow would cut off in silence."""
-    rawmodes = [str(part.args) for part in getattr(image, "tile", ())]
-    bits = getattr(image, "tag_v2", {}).get(258, (8,))
-    return any(";16" in rawmode for rawmode in rawmodes) or max(np.atleast_1d(bits)) > 8
-
-
-def _check_header(path: Path, image: Image.Image) -> tuple[int, int]:
-    """Refuse what is no single-page 8-bit RGB(A) image of at least 32 px a side; give width and height."""
-    _check_one_page(path, image)
-    if image.mode.startswith("I;16") or (image.mode in ("RGB", "RGBA") and _is_deep(image)):
-        raise InputError(f"{path}: is a 16-bit image; save it as 8-bit RGB")
-    if image.mode not in ("RGB", "RGBA"):
-        remedy = _MODE_REMEDIES.get(image.mode, f"has the colour mode {image.mode}; save it as 8-bit RGB")
-        raise InputError(f"{path}: {remedy}")
-    width, height = _size(image)
-    if min(width, height) < SMALLEST_SIDE:
-        raise InputError(
-            f"{path}: is {width}x{height} px; images need at least {SMALLEST_SIDE} px on each side, "
-            f"so leave it out or give it at a higher magnification"
-        )
-    return width, height
-
-
-def _rgb(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    """Decode an RGB or RGBA image, turned as it is shown, without its alpha channel, which must be opaque."""
+def _pixels(path: Path, image: Image.Image) -> NDArray[np.generic]:
+    """Decode an image, turned as it is shown, without its alpha channel, which must be opaque."""
     if image.mode == "RGB" and "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.format in _LOSSY:
-        image = ImageOps.exif_transpose(image)
-    pixels = np.array(image)
-    if pixels.shape[2] == 4 and pixels[..., 3].min() < 255:
+    pixels = np.array(ImageOps.exif_transpose(image) if image.format in _LOSSY else image)
+    if image.mode == "RGBA" and pixels[..., 3].min() < 255:
         raise InputError(f"{path}: is partly transparent; save it without an alpha channel, as 8-bit RGB")
-    return np.ascontiguousarray(pixels[..., :3])
+    return np.ascontiguousarray(pixels[..., :3]) if pixels.ndim == 3 else pixels
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -115,8 +92,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: the file is missing or its header cannot be read.
     """
-    path = Path(path)
-    with _opened(path) as image:
+    with _opened(Path(path)) as image:
         return _size(image)
 
 
@@ -129,9 +105,20 @@ def check_image(path: Path) -> tuple[int, int]:
     Raises:
         InputError: as `read_image`, except that truncated pixels and transparency pass unseen.
     """
-    path = Path(path)
-    with _opened(path) as image:
+    with _opened(Path(path)) as image:
         return _check_header(path, image)
+
+
+def _check_header(path: Path, image: Image.Image) -> tuple[int, int]:
+    mode, (width, height) = _mode(image), _size(image)
+    if mode not in ("RGB", "RGBA"):
+        raise InputError(f"{path}: {_REMEDIES.get(mode, f'has the colour mode {mode}; save it as 8-bit RGB')}")
+    if min(width, height) < SMALLEST_SIDE:
+        raise InputError(
+            f"{path}: is {width}x{height} px; images need at least {SMALLEST_SIDE} px on each side, "
+            f"so leave it out or give it at a higher magnification"
+        )
+    return width, height
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -147,10 +134,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         InputError: the file is missing, unreadable, truncated, CMYK, 16-bit, palette, grey-scale, partly
             transparent, smaller than 32 px on a side, or has several pages.
     """
-    path = Path(path)
-    with _opened(path) as image:
+    with _opened(Path(path)) as image:
         _check_header(path, image)
-        return _rgb(path, image)
+        return _pixels(path, image).astype(np.uint8, copy=False)
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -163,21 +149,15 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         InputError: the file is missing or unreadable, has several pages, is coloured with unequal channels,
             is floating-point, or was blurred by lossy compression, which makes background values non-zero.
     """
-    path = Path(path)
-    with _opened(path) as image:
-        _check_one_page(path, image)
-        if image.mode in ("RGB", "RGBA") and not _is_deep(image):
-            pixels = _rgb(path, image)
-            if (pixels != pixels[..., :1]).any():
-                raise InputError(
-                    f"{path}: is a coloured picture, not a mask; save one channel in which 0 is background"
-                )
-            values = pixels[..., 0]
-        elif image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16"):
-            turned = ImageOps.exif_transpose(image) if image.format in _LOSSY else image
-            values = np.asarray(turned)
-        else:
-            raise InputError(f"{path}: cannot be a mask (colour mode {image.mode}); save integers in one channel")
+    with _opened(Path(path)) as image:
+        mode = _mode(image)
+        if mode not in ("RGB", "RGBA", "1", "L", "P", "I", "I;16"):
+            raise InputError(f"{path}: cannot be a mask (colour mode {mode}); save integers in one channel")
+        values = _pixels(path, image)
+        channels = values.reshape(*values.shape[:2], -1)
+        if (channels != channels[..., :1]).any():
+            raise InputError(f"{path}: is a coloured picture, not a mask; save one channel in which 0 is background")
+        values = channels[..., 0]
         if image.format in _LOSSY and ((values != 0) & (values != 255)).any():
             raise InputError(
                 f"{path}: was saved with lossy compression, so its background is not 0 everywhere; save the mask as PNG"
@@ -229,35 +209,22 @@ def _read_npy(path: Path) -> NDArray[np.generic]:
 
 def _read_grey(path: Path) -> NDArray[np.generic]:
     """Decode a one-channel picture to [0, 1]; Pillow lacks float16 and float64 TIFF, which tifffile reads."""
-    if path.suffix.lower() != ".png" and (values := _read_double(path)) is not None:
-        return values
+    if path.suffix.lower() != ".png":
+        try:
+            with tifffile.TiffFile(path) as tiff:
+                if len(tiff.pages) == 1 and tiff.pages.first.dtype in (np.float16, np.float64):
+                    return tiff.asarray()
+        except _DECODING_ERRORS as error:
+            raise InputError(f"{path}: is truncated or damaged ({error}); save it again") from error
     with _opened(path) as image:
-        _check_one_page(path, image)
-        values = np.asarray(image)
-        if image.mode == "1":
-            return values.astype(np.float32)
-        if image.mode == "F":
-            return values
-        if image.mode == "L":
-            return values / np.float32(255)
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-            return values / np.float32(65535)
-        raise InputError(
-            f"{path}: is not an 8- or 16-bit grey or a floating-point picture (colour mode {image.mode}); "
-            f"save the values themselves, not a coloured rendering, for instance with numpy.save"
-        )
-
-
-def _read_double(path: Path) -> NDArray[np.generic] | None:
-    """Read a one-page TIFF of float16 or float64; None when it is something else."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            if len(tiff.pages) != 1 or page.dtype not in (np.float16, np.float64):
-                return None
-            return page.asarray()
-    except _DECODING_ERRORS as error:
-        raise InputError(f"{path}: is truncated or damaged ({error}); save it again") from error
+        mode = "I;16" if (image.mode, image.format) == ("I", "PNG") else _mode(image)
+        highest = {"1": 1, "F": 1, "L": 255, "I;16": 65535}.get(mode)
+        if highest is None:
+            raise InputError(
+                f"{path}: is not an 8- or 16-bit grey or a floating-point picture (colour mode {mode}); "
+                f"save the values themselves, not a coloured rendering, for instance with numpy.save"
+            )
+        return np.asarray(image) / np.float32(highest)
 
 
 def write_map(path: Path, roi: NDArray[np.floating]) -> None:

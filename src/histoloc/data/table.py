@@ -277,7 +277,7 @@ def write_table(path: Path, rows: pd.DataFrame) -> None:
     for column in ("image", "mask"):
         files = ["" if pd.isna(cell) or cell == "" else _relative(Path(cell), folder) for cell in table[column]]
         table[column] = pd.Series(files, index=table.index, dtype=object)
-    for column in table.columns.intersection(WHOLE):
+    for column in set(WHOLE) & set(table.columns):
         table[column] = pd.to_numeric(table[column]).astype("Int64")
     with atomic_path(path) as temporary:
         try:

@@ -95,13 +95,12 @@ class TrainSet(Dataset[Item]):
         pixels, mask = self.whole(key.index)
         target = None if self.targets is None else self.targets[key.index]
         beside = [part for part in (mask, target) if part is not None]
-        image, moved = self.augment(
-            pixels, torch.cat(beside) if beside else None, seed_of(self.seed, key.epoch, key.index)
-        )
-        parts = [] if moved is None else list(moved.split(1))
-        labels = self.table.label_indices(sample)
-        own = parts.pop(0) if mask is not None else None
-        return Item(image, labels, own, parts[0] / 255 if parts else None, sample.name)
+        seed = seed_of(self.seed, key.epoch, key.index)
+        image, moved = self.augment(pixels, torch.cat(beside) if beside else None, seed)
+        parts = iter(() if moved is None else moved.split(1))
+        mask = None if mask is None else next(parts)
+        target = None if target is None else next(parts) / 255
+        return Item(image, self.table.label_indices(sample), mask, target, sample.name)
 
     def whole(self, index: int) -> tuple[Tensor, Tensor | None]:
         """A sample at training's scale without augmentation: (3, h, w) uint8 and its mask (1, h, w) uint8 or None."""
@@ -127,20 +126,16 @@ class TrainSet(Dataset[Item]):
 
 def collate(items: Sequence[Item], classes: int) -> Batch:
     """Stack samples into a batch."""
-    masks = [item.mask for item in items if item.mask is not None]
-    targets = [item.target for item in items if item.target is not None]
-    labels = None
-    if any(len(item.labels) > 1 for item in items):
-        labels = torch.zeros(len(items), classes, dtype=torch.bool)
-        for row, item in zip(labels, items, strict=True):
-            row[list(item.labels)] = True
+    images, indices, masks, targets, names = zip(*items, strict=True)
+    first = torch.tensor([own[0] for own in indices])
+    several = torch.stack([torch.zeros(classes).index_fill(0, torch.tensor(own), 1).bool() for own in indices])
     return Batch(
-        torch.stack([item.image for item in items]),
-        torch.tensor([item.labels[0] for item in items]),
-        torch.stack(masks) if masks else None,
-        tuple(item.name for item in items),
-        labels,
-        torch.stack(targets) if targets else None,
+        torch.stack(images),
+        first,
+        None if masks[0] is None else torch.stack(masks),
+        names,
+        several if any(len(own) > 1 for own in indices) else None,
+        None if targets[0] is None else torch.stack(targets),
     )
 
 

@@ -1,6 +1,7 @@
 """From a decoded image to the network's input: one deterministic half, shared by all, and one random half."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,11 +61,9 @@ class InputConfig:
                 "an image smaller than the crop cannot be cropped"
             )
         # Written so that NaN fails too.
-        if not (
-            all(0 < s < math.inf for s in self.std or HALF) and all(-math.inf < m < math.inf for m in self.mean or HALF)
-        ):
+        if not all(0 < s < math.inf for s in self.std or HALF) or not all(map(math.isfinite, self.mean or HALF)):
             raise InputError("--std must be above 0 and --mean finite; correct them")
-        if not (all(0 <= j < math.inf for j in (self.brightness, self.contrast, self.saturation))):
+        if not all(0 <= j < math.inf for j in (self.brightness, self.contrast, self.saturation)):
             raise InputError("--brightness, --contrast and --saturation must be at least 0; correct them")
         if not (0 <= self.hue <= 0.5 and 0 <= self.horizontal_flip <= 1 and 0 <= self.vertical_flip <= 1):
             raise InputError(
@@ -72,28 +71,12 @@ class InputConfig:
             )
 
 
-def resize_small_side(pixels: Tensor, small_side: int, *, nearest: bool = False) -> Tensor:
-    """Resize (C, H, W) so that the shorter side is `small_side` (0 = as it is); bilinear with antialiasing."""
-    if not small_side or min(pixels.shape[-2:]) == small_side:
-        return pixels
-    mode = v2.InterpolationMode.NEAREST_EXACT if nearest else v2.InterpolationMode.BILINEAR
-    return tvf.resize(pixels, [small_side], interpolation=mode, antialias=not nearest)
-
-
-def resample(pixels: Tensor, factor: float, *, nearest: bool = False) -> Tensor:
-    """Resize (C, H, W) by a factor on both sides, at least to one pixel; as it is where the factor is within 1 %."""
-    if abs(factor - 1) <= NEAR:
-        return pixels
-    size = [max(1, round(side * factor)) for side in pixels.shape[-2:]]
-    mode = v2.InterpolationMode.NEAREST_EXACT if nearest else v2.InterpolationMode.BILINEAR
-    return tvf.resize(pixels, size, interpolation=mode, antialias=not nearest)
-
-
-def resample_to(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (C, H, W) to (H, W) = `size`; bilinear with antialiasing."""
+def resample_to(pixels: Tensor, size: Sequence[int], *, nearest: bool = False) -> Tensor:
+    """Resize (C, H, W) to (H, W) = `size`: bilinear with antialiasing, or the nearest pixel, for masks."""
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
-    return tvf.resize(pixels, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+    mode = v2.InterpolationMode.NEAREST_EXACT if nearest else v2.InterpolationMode.BILINEAR
+    return tvf.resize(pixels, list(size), interpolation=mode, antialias=not nearest)
 
 
 def bring_to_scale(pixels: Tensor, config: InputConfig, mpp: float | None, *, nearest: bool = False) -> Tensor:
@@ -102,19 +85,23 @@ def bring_to_scale(pixels: Tensor, config: InputConfig, mpp: float | None, *, ne
     Args:
         pixels: an image, or its mask.
         config: says which.
-        mpp: of the image in µm/px; needed where the config has one.
+        mpp: of the image in µm/px; needed where the config has one. Within 1 % of that, nothing is resampled.
         nearest: take the nearest pixel, for masks, instead of a mean.
 
     Raises:
         InputError: the image's scale is needed and unknown.
     """
+    sides = pixels.shape[-2:]
     if config.mpp is None:
-        return resize_small_side(pixels, config.small_side, nearest=nearest)
+        short = config.small_side or min(sides)
+        return resample_to(pixels, [int(short * side / min(sides)) for side in sides], nearest=nearest)
     if mpp is None:
         raise InputError(
             f"the network looks at {config.mpp:g} µm/px and this image's scale is unknown; fill the table's column mpp"
         )
-    return resample(pixels, mpp / config.mpp, nearest=nearest)
+    factor = mpp / config.mpp
+    near = abs(factor - 1) <= NEAR
+    return resample_to(pixels, sides if near else [max(1, round(side * factor)) for side in sides], nearest=nearest)
 
 
 def load_tensor(image: NDArray[np.uint8], config: InputConfig, mpp: float | None = None) -> Tensor:
@@ -139,12 +126,10 @@ class Augment:
     def __init__(self, config: InputConfig) -> None:
         self.config = config
         steps: list[torch.nn.Module] = [v2.RandomCrop(config.crop)]
-        if any((config.brightness, config.contrast, config.saturation, config.hue)):
-            steps.append(v2.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue))
-        steps += [
-            v2.RandomHorizontalFlip(config.horizontal_flip),
-            v2.RandomVerticalFlip(config.vertical_flip),
-        ]
+        jitter = (config.brightness, config.contrast, config.saturation, config.hue)
+        if any(jitter):
+            steps.append(v2.ColorJitter(*jitter))
+        steps += [v2.RandomHorizontalFlip(config.horizontal_flip), v2.RandomVerticalFlip(config.vertical_flip)]
         self.steps = v2.Compose(steps)
 
     def __call__(self, pixels: Tensor, mask: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -160,8 +145,7 @@ class Augment:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            parts = [tv_tensors.Image(pixels)] + ([] if mask is None else [tv_tensors.Mask(mask)])
-            parts = list(self.steps(*parts)) if mask is not None else [self.steps(*parts)]
+            image, moved = self.steps(tv_tensors.Image(pixels), None if mask is None else tv_tensors.Mask(mask))
             turns = int(torch.randint(4, ())) if self.config.quarter_turns else 0
-        plain = [torch.rot90(p.as_subclass(Tensor), turns, dims=(-2, -1)) for p in parts]
-        return normalise(plain[0], self.config), None if mask is None else plain[1].float()
+        image, moved = (p if p is None else torch.rot90(p.as_subclass(Tensor), turns, (-2, -1)) for p in (image, moved))
+        return normalise(image, self.config), None if moved is None else moved.float()

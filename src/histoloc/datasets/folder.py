@@ -159,7 +159,7 @@ def _masks_by_image(folder: Path, images: list[Path], *, suffixes: Sequence[str]
         if len(candidates) > 1:
             names = ", ".join(p.name for p in candidates)
             raise InputError(f"{folder}: several masks for the image {image.name} ({names}); keep one")
-        masks |= {image: p for p in candidates}
+        masks.update((image, p) for p in candidates)
     return masks
 
 

@@ -5,8 +5,6 @@ Image Analysis 35, 2017. 165 images, 20x, 0.620 micrometres per pixel; instance 
 is the grade, benign or malignant.
 """
 
-import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -71,12 +69,12 @@ def glas_table(
     rows, warnings = _list_images(folder)
     if split == "official":
         folds_of = {f"train_{number}": str(fold) for fold, numbers in enumerate(FOLDS) for number in numbers}
-        rows["fold"] = [folds_of.get(Path(image).stem, "") for image in rows["image"]]
+        rows["fold"] = rows["name"].map(folds_of).fillna("")
     else:
         rows["fold"], remark = _folds_by_patient(folder, rows, seed, folds)
         warnings.append(remark)
     rows["split"] = np.where(rows["fold"] == "", "test", "train")
-    write_table(out, rows)
+    write_table(out, rows.drop(columns="name"))
     return TableResult(out, warnings)
 
 
@@ -97,67 +95,57 @@ def _find_folder(root: Path) -> Path:
     return alike[0]
 
 
-def _read_grades(path: Path) -> dict[str, tuple[str, str]]:
-    """Map names to (patient, label); cells carry stray blanks, and there are further columns."""
+def _read_grades(path: Path) -> pd.DataFrame:
+    """Patient (`group`) and label of each image; cells carry stray blanks, and there are further columns."""
     if not path.is_file():
         raise InputError(f"{path}: is absent; copy it from the official archive, it holds the classes")
+    columns = ["name", "group", "label"]
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [[cell.strip() for cell in line] for line in csv.reader(file)]
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = pd.read_csv(
+            path, header=0, names=columns, usecols=range(3), dtype=str, skip_blank_lines=False, encoding="utf-8-sig"
+        )
+    except ValueError as error:  # no UTF-8, no CSV, or empty
         raise InputError(f"{path}: is no readable CSV ({error}); copy it from the official archive") from error
-    grades: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        if not any(line):
-            continue
-        name, patient, label = [*line, "", ""][:3]
-        if not patient or label.lower() not in CLASSES:
-            raise InputError(
-                f"{path}: line {number} is not `name, patient, benign or malignant`; copy the official file"
-            )
-        if name in grades:
-            raise InputError(f"{path}: line {number} names {name} again; copy the official file")
-        grades[name] = patient, label.lower()
-    return grades
+    grades = rows.fillna("").apply(lambda column: column.str.strip())
+    grades = grades[(grades != "").any(axis=1)]
+    grades["label"] = grades["label"].str.lower()
+    foreign = ~grades["label"].isin(CLASSES) | (grades["group"] == "")
+    for wrong, problem in (
+        (foreign, "is not `name, patient, benign or malignant`"),
+        (grades["name"].duplicated(), "names an image again"),
+    ):
+        if wrong.any():
+            raise InputError(f"{path}: line {grades.index[wrong][0] + 2} {problem}; copy the official file")
+    return grades.set_index("name")
 
 
 def _list_images(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """The images that are there, in the order train, testA, testB, and a warning of absent splits."""
-    grades = _read_grades(folder / "Grade.csv")
-    rows: list[dict[str, object]] = []
-    absent: list[str] = []
-    problems: list[str] = []
-    for part, number in PARTS.items():
-        names = [f"{part}_{i}" for i in range(1, number + 1)]
-        images, masks = ([_find_file(folder, name + suffix) for name in names] for suffix in ("", "_anno"))
-        if not any(images):
-            absent.append(f"{part} ({number})")
-            continue
-        problems += _lacking(f"image(s) of {part}", names, images)
-        problems += _lacking(f"annotation(s) of {part}", [f"{name}_anno" for name in names], masks)
-        problems += _lacking(f"row(s) of {part} in Grade.csv", names, [name in grades for name in names])
-        for name, image, mask in zip(names, images, masks, strict=True):
-            patient, label = grades.get(name, ("", ""))
-            rows.append(
-                {"image": image, "label": label, "mask": mask, "group": patient, "mpp": MPP, "patient": patient}
-            )
+    names = [(part, f"{part}_{i}") for part, number in PARTS.items() for i in range(1, number + 1)]
+    files = [(part, name, _find_file(folder, name), _find_file(folder, f"{name}_anno")) for part, name in names]
+    table = pd.DataFrame(files, columns=["part", "name", "image", "mask"])
+    table = table.join(_read_grades(folder / "Grade.csv"), on="name")
+    absent = [part for part in PARTS if table.loc[table["part"] == part, "image"].isna().all()]
+    table = table[~table["part"].isin(absent)]
+    if table.empty:
+        raise InputError(f"{folder}: holds none of the GlaS images; copy them from the official archive")
+    problems = []
+    things = {"image": "image(s) of {}", "mask": "annotation(s) of {}", "label": "row(s) of {} in Grade.csv"}
+    for part, rows in table.groupby("part", sort=False):
+        for column, what in things.items():
+            if lacking := list(rows.loc[rows[column].isna(), "name"]):
+                examples = ", ".join([*lacking[:5], *["..."] * (len(lacking) > 5)])
+                problems.append(f"{len(lacking)} {what.format(part)} missing ({examples})")
     if problems:
         raise InputError(f"{folder}: {'; '.join(problems)}; copy them from the official archive")
-    if not rows:
-        raise InputError(f"{folder}: holds none of the GlaS images; copy them from the official archive")
+    listed = " and ".join(f"{part} ({PARTS[part]})" for part in absent)
     verb = "is" if len(absent) == 1 else "are"
-    warning = f"{len(rows)} of {sum(PARTS.values())} images: {' and '.join(absent)} {verb} absent"
-    return pd.DataFrame(rows), [warning] if absent else []
+    warning = f"{len(table)} of {sum(PARTS.values())} images: {listed} {verb} absent"
+    return table.assign(mpp=MPP, patient=table["group"]).drop(columns=["part"]), [warning] if absent else []
 
 
 def _find_file(folder: Path, stem: str) -> Path | None:
     return next((p for e in EXTENSIONS if (p := folder / (stem + e)).is_file()), None)
-
-
-def _lacking(what: str, names: Sequence[str], present: Sequence[object]) -> list[str]:
-    absent = [name for name, one in zip(names, present, strict=True) if not one]
-    more = ", ..." if len(absent) > 5 else ""
-    return [f"{len(absent)} {what} missing ({', '.join(absent[:5])}{more})"] if absent else []
 
 
 def _folds_by_patient(folder: Path, rows: pd.DataFrame, seed: int, folds: int) -> tuple[pd.Series, str]:

@@ -93,9 +93,8 @@ def render(
     haematoxylin, eosin = paint(rng, label, glands)
     inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
     image = _stain(rng, haematoxylin, eosin)[inner]
-    return SyntheticImage(
-        np.ascontiguousarray(image), relabel_sequential(glands.instances[inner])[0].astype(np.uint16), label
-    )
+    instances, _, _ = relabel_sequential(glands.instances[inner])  # of the glands that are still in the picture
+    return SyntheticImage(np.ascontiguousarray(image), instances.astype(np.uint16), label)
 
 
 def _stain(rng: np.random.Generator, haematoxylin: Field, eosin: Field) -> NDArray[np.uint8]:
@@ -156,9 +155,10 @@ def synthetic_table(
             label = CLASSES[index % 2]
             sample = render(label, seed=seed, index=index, height=height, width=width, scene=scene)
             image, mask = (out / folder / f"{label}_{index:05d}.png" for folder in ("images", "masks"))
-            deep = sample.instances.max() > 255  # viewers show 8 bits more readily
+            few = sample.instances.max() <= 255  # viewers show 8 bits more readily
             write_picture(image, sample.image, compress_level=_COMPRESS)
-            write_picture(mask, sample.instances.astype(np.uint16 if deep else np.uint8), compress_level=_COMPRESS)
+            instances = sample.instances.astype(np.uint8) if few else sample.instances
+            write_picture(mask, instances, compress_level=_COMPRESS)
             split = SPLITS[index // 2 % len(SPLITS)]
             rows.append({"image": image, "label": label, "mask": mask, "split": split, "mpp": MPP})
         write_table(table, pd.DataFrame(rows))
