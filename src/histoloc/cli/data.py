@@ -1,44 +1,44 @@
 """`histoloc data`: a data set becomes a table."""
 
 import sys
-from collections.abc import Callable, Iterable
-from functools import wraps
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from histoloc.datasets.folder import folder_table
-from histoloc.datasets.glas import glas_table
-from histoloc.datasets.result import TableResult
-from histoloc.datasets.synthetic.dataset import synthetic_table
-
-app = App(name="data", help="Turn a data set into a table (CSV); nothing downstream knows where it came from.")
+if TYPE_CHECKING:
+    from histoloc.datasets.result import TableResult
 
 
-def _command(name: str, make: Callable[..., TableResult]) -> None:
-    """Make a command of a data set's function, with its options, and tell what it made."""
+def tell(result: "TableResult | None") -> None:
+    """Tell what a data set became."""
+    if result is None:  # help was asked for
+        return
+    from histoloc.data.table import read_table
 
-    @wraps(make)
-    def command(*args: object, **options: object) -> None:
-        from histoloc.data.table import read_table
-
-        result = make(*args, **options)
-        table = read_table(result.table)
-        for warning in (*result.warnings, *table.notes):
-            print(f"warning: {warning}", file=sys.stderr)
-        for item, reason in result.failed.items():
-            print(f"failed: {item}: {reason}", file=sys.stderr)
-        print("\n".join([table.summary(), *result.remarks, str(result.table)]))
-        if result.failed:
-            raise SystemExit(1)
-
-    app.command(command, name=name)
+    table = read_table(result.table)
+    for warning in (*result.warnings, *table.notes):
+        print(f"warning: {warning}", file=sys.stderr)
+    for item, reason in result.failed.items():
+        print(f"failed: {item}: {reason}", file=sys.stderr)
+    print("\n".join([table.summary(), *result.remarks, str(result.table)]))
+    if result.failed:
+        raise SystemExit(1)
 
 
-_command("glas", glas_table)
-_command("folder", folder_table)
-_command("synthetic", synthetic_table)
+app = App(
+    name="data",
+    help="Turn a data set into a table (CSV); nothing downstream knows where it came from.",
+    result_action=tell,
+)
+# The functions of the data sets are the commands; they are imported when they are called.
+for name, function, about in (
+    ("glas", "glas:glas_table", "The GlaS challenge's folder -> a table with the published folds, or by patient."),
+    ("folder", "folder:folder_table", "One folder of images per class -> a table."),
+    ("synthetic", "synthetic.dataset:synthetic_table", "Procedural H&E glands with masks -> images and a table."),
+):
+    app.command(f"histoloc.datasets.{function}", name=name, help=about)
 
 
 @app.command

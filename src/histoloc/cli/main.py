@@ -27,6 +27,7 @@ app = App(
     name="histoloc",
     help="Weakly-supervised localization in histology: train on image labels, get class, region and certainty.",
     version_flags=["--version"],
+    result_action="return_value",
 )
 for _name, _help in GROUPS.items():
     app.command(f"histoloc.cli.{_name}:app", name=_name, help=_help)
@@ -42,7 +43,7 @@ PredictionFlags = Annotated[PredictionOptions, Parameter(name="*")]
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; what the user did wrong ends with one sentence and exit code 2."""
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        app(arguments, exit_on_error=False, print_error=False)
     except (InputError, CycloptsError) as error:
         print(f"histoloc: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
         raise SystemExit(2) from None

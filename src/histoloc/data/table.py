@@ -211,10 +211,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
     # Not other spaces: in a label or group they are refused, where they could make two of one.
     raw = raw.fillna("").apply(lambda column: column.str.strip(string.whitespace))
     raw = raw[(raw != "").any(axis=1)]
+    columns = [] if raw.empty else raw.iloc[0].str.strip().tolist()
+    refuse(path, header_problems(columns, REQUIRED, OPTIONAL) if columns else ())
     if len(raw) < 2:
         raise InputError(f"{path}: the table is empty; list one image per row")
-    columns = raw.iloc[0].str.strip().tolist()
-    refuse(path, header_problems(columns, REQUIRED, OPTIONAL))
     rows = raw.iloc[1:].set_axis(columns, axis=1).set_axis(raw.index[1:] + 1, axis=0)
     return rows.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
 

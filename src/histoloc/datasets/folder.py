@@ -34,11 +34,12 @@ def folder_table(
 
     Each class is shuffled on its own and cut into test, valid and train, so that the shares hold within every class;
     the result depends on file names and seed alone. Folders of splits (train, valid or val, test) that hold the class
-    folders are kept as they are, and only a validation set that is absent is cut from train. A folder `a|b` holds
-    images of both classes. Hidden entries, and files that are no images, are ignored.
+    folders are kept as they are, and only a validation set that is absent is cut from train. Hidden entries, and files
+    that are no images, are ignored.
 
     Args:
-        root: holds one folder per class, or train/valid/test folders that hold them.
+        root: holds one folder per class, or train/valid/test folders that hold them; a folder `a|b` holds images of
+            both classes.
         out: the table to write (CSV).
         masks: parallel folder of masks, used only to evaluate: the mask of NAME.EXT is called NAME, NAME_mask or
             NAME_anno, with any image extension. It may be root itself. Images without a mask stay.
@@ -47,16 +48,13 @@ def folder_table(
         seed: of the random splits.
         mpp: micrometres per pixel of the images, for areas in mm².
         group: keep patients or slides together: a regular expression that is searched for in each image's path below
-            root; its first group, or all that it matches, is the patient or slide. Splits are made of whole groups, so
-            that the shares hold as well as they can.
+            root; its first group, or all that it matches, is the patient or slide. Splits are made of whole groups.
 
     Returns:
         The table, with a warning where file names look like patients or slides on both sides of a split.
 
     Raises:
-        InputError: no folder, fewer than two classes, classes or groups whose names cannot be told apart, a class with
-            too few images or groups to be cut, images that `group` does not match, folders where images are expected,
-            masks among the images, or masks that belong to no image.
+        InputError: there is no folder, or what it holds is not as above.
     """
     root, masks = Path(root).absolute(), None if masks is None else Path(masks).absolute()
     _check_arguments(root, masks, test, valid, seed, mpp)
@@ -65,12 +63,10 @@ def folder_table(
     paths = [Path(image).relative_to(root).as_posix() for image in rows["image"]]
     if group is not None:
         rows["group"] = _group_names(paths, group, root)
-    cut = _cut if group is None else _cut_groups
-    given = {split for split, _ in folders}
-    if given == {None}:
-        cut(rows, {"test": test, "valid": valid}, seed, root)
-    elif "train" in given and "valid" not in given:
-        cut(rows, {"valid": valid}, seed, root)
+    splits = {split for split, _ in folders}
+    if splits & {None, "train"} and "valid" not in splits:
+        cut = _cut if group is None else _cut_groups
+        cut(rows, {"test": test, "valid": valid} if None in splits else {"valid": valid}, seed, root)
     write_table(out, rows if mpp is None else rows.assign(mpp=float(mpp)))
     return TableResult(out, [] if group else torn_names(paths, list(rows["label"]), list(rows["split"])))
 
