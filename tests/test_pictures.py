@@ -2,13 +2,11 @@ import base64
 import io
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from histoloc.pictures import agreement, data_uri, heat_scale, outline, overlay
-from histoloc.report.gallery import choose
 
 # Machado, Oliveira and Fernandes (2009), complete deficiency, linear RGB.
 DEFICIENCIES = {
@@ -85,20 +83,3 @@ def test_data_uri_is_the_picture():
     picture = heat_scale(40, 5)
     content = base64.b64decode(data_uri(picture, photo=False).split(",")[1])
     assert (np.asarray(Image.open(io.BytesIO(content))) == picture).all()
-
-
-def frame(scores, labels):
-    names = [f"i{number}" for number in range(len(scores))]
-    return pd.DataFrame({"name": names, "label": labels, "f1_plus": scores, "f1_minus": scores})
-
-
-def test_best_median_and_worst_are_chosen_and_every_class_appears():
-    chosen = choose(frame(np.linspace(0, 1, 21), ["a"] * 5 + ["b"] + ["a"] * 15), 3)
-    assert chosen[:3] == [("i20", "best"), ("i19", "best"), ("i18", "best")]
-    assert chosen[3:6] == [("i11", "median"), ("i10", "median"), ("i9", "median")]
-    assert chosen[6:9] == [("i2", "worst"), ("i1", "worst"), ("i0", "worst")]
-    assert chosen[9:] == [("i5", "median of b")]
-
-
-def test_without_truth_the_first_images_are_chosen():
-    assert choose(frame([np.nan] * 5, ["a"] * 5), 1) == [(f"i{n}", "no truth") for n in range(3)]

@@ -262,7 +262,7 @@ def test_a_damaged_file_is_named(tmp_path, text):
     path = tmp_path / "settings.json"
     assert read_json(path) is None
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(InputError, match=r"settings\.json: cannot be read \(.+\); restore it, or choose another --out"):
+    with pytest.raises(InputError, match=r"settings\.json: cannot be read \(.+\); restore it, or name another folder"):
         read_json(path)
 
 

@@ -17,7 +17,7 @@ from histoloc.errors import InputError
 from histoloc.methods import METHODS
 from histoloc.nn.backbone import BackboneConfig, statistics
 from histoloc.types import Range
-from histoloc.work_folder import write_text
+from histoloc.work_folder import read_yaml, write_text
 
 T = TypeVar("T")
 SelectionRule = Literal["error-loss", "error-latest", "last", "pxap-masks"]
@@ -180,23 +180,6 @@ def _sentence(kind: Any, error: ValidationError) -> str:
     if isinstance(own, InputError):  # raised by a dataclass about its own values: it says all there is to say
         return str(own)
     return f"{key} = {first['input']!r} is wrong ({first['msg'][:1].lower()}{first['msg'][1:]}); correct it"
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping.
-
-    Raises:
-        InputError: absent, unreadable or no mapping.
-    """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give an existing YAML file") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must hold `key: value` lines; correct it")
-    return value
 
 
 def recipe_names() -> list[str]:

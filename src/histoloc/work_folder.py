@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import yaml
 from filelock import FileLock, Timeout
 
 from histoloc.errors import InputError
@@ -283,6 +284,23 @@ def check_inputs(folder: Path, before: Mapping[str, Any] | None, now: Mapping[st
         )
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        InputError: absent, unreadable or no mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give an existing YAML file") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold `key: value` lines; correct it")
+    return value
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The values in a file of a work folder; None where there is no such file.
 
@@ -296,7 +314,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore it, or choose another --out") from error
+        raise InputError(f"{path}: cannot be read ({error}); restore it, or name another folder") from error
     return values
 
 

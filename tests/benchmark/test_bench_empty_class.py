@@ -164,6 +164,7 @@ def fake(folder: Path, **settings) -> Path:
             run = write_cell(folder, row, None, seed, flat(70.0), flat(math.nan), split="test")
             path = run / "evaluation/test/metrics.json"
             content = json.loads(path.read_text())
+            content["empty_class"] = settings.get("empty_class", "normal")
             content["metrics"]["specificity_without_roi"] = {"value": specificity + 4 * seed, "low": 0.0, "high": 100.0}
             path.write_text(json.dumps(content))
     options = {"normalisation": "none", "slope": 5.0, "kmax": 0.3}
@@ -176,8 +177,8 @@ def fake(folder: Path, **settings) -> Path:
 def columns(folder: Path) -> dict[str, list[str]]:
     """Entries of every column from above, by heading."""
     table = benchmark_table(read_bench(folder))
-    texts = zip(*[[f"{e.text} {e.spread}".strip() for e in line.entries] for line in table.lines], strict=True)
-    heads = [f"{heading.prefix} {heading.text}".strip() for heading in table.headings]
+    texts = zip(*[[f"{e.text} {e.spread}".strip() for e in line.cells] for line in table.rows], strict=True)
+    heads = [f"{group} {text}".strip().removeprefix("ours ") for group, text in table.headings]
     return dict(zip(heads, map(list, texts), strict=True))
 
 
@@ -185,8 +186,8 @@ def test_the_specificity_has_a_column_where_a_class_is_named(tmp_path):
     folder = fake(tmp_path / "bench")
     assert columns(folder)["specificity on normal images"] == ["62.00 ± 2.83", "92.00 ± 2.83"]
     table = benchmark_table(read_bench(folder))
-    (place,) = [number for number, h in enumerate(table.headings) if h.text.startswith("specificity")]
-    assert [line.entries[place].bold for line in table.lines] == [False, True]
+    (place,) = [number for number, (_, text) in enumerate(table.headings) if text.startswith("specificity")]
+    assert [line.cells[place].bold for line in table.rows] == [False, True]
     assert "Images of class normal have no ROI: F1⁺ leaves them out" in " ".join(table.general)
     assert "Because images of class normal have no ROI: normalisation none, slope 5.0." in table.notes
     assert not any("specificity" in heading for heading in columns(write_bench(tmp_path / "other")))
@@ -194,12 +195,16 @@ def test_the_specificity_has_a_column_where_a_class_is_named(tmp_path):
 
 def test_published_numbers_are_those_that_are_named(tmp_path):
     shown = columns(fake(tmp_path / "named", published="camelyon16"))
-    assert shown["published F1⁺"] == ["62.75", "68.26"]
-    assert shown["published F1⁻"] == ["79.05", "88.55"]
-    assert shown["published Cl. error"] == ["2.40", "6.95"]
+    assert shown["published (Camelyon16-P512, test) F1⁺"] == ["62.75", "68.26"]
+    assert shown["published (Camelyon16-P512, test) F1⁻"] == ["79.05", "88.55"]
+    assert shown["published (Camelyon16-P512, test) Cl. error"] == ["2.40", "6.95"]
     headings = benchmark_table(read_bench(tmp_path / "named")).headings
-    assert {h.group for h in headings} == {"", "ours", "published (Camelyon16-P512, test)"}
-    assert "published F1⁺" not in columns(fake(tmp_path / "not"))
-    assert "published F1⁺" not in columns(fake(tmp_path / "a", data="camelyon16.csv"))
-    assert "published F1⁺" not in columns(fake(tmp_path / "b", data="glas.csv", published="none"))
-    assert columns(fake(tmp_path / "c", data="glas.csv"))["published F1⁺"] == ["66.90", "71.94"]
+    assert {group for group, _ in headings} == {"", "ours", "published (Camelyon16-P512, test)"}
+    assert not has_published(fake(tmp_path / "not"))
+    assert not has_published(fake(tmp_path / "a", data="camelyon16.csv"))
+    assert not has_published(fake(tmp_path / "b", data="glas.csv", published="none"))
+    assert columns(fake(tmp_path / "c", data="glas.csv"))["published (GlaS, test) F1⁺"] == ["66.90", "71.94"]
+
+
+def has_published(folder: Path) -> bool:
+    return any(heading.startswith("published") for heading in columns(folder))

@@ -120,8 +120,8 @@ def test_rows_without_groups_are_named(tmp_path):
 
 def test_a_difference_without_interval_is_shown_without_one(tmp_path):
     folder = bench(tmp_path, groups=["P"] * 24)
-    (line,) = [line for line in benchmark_table(read_bench(folder)).lines if line.name == "maxmin-sem"]
-    assert [(e.text, e.spread) for e in line.entries if e.text.startswith("+")] == [("+4.00", "")]
+    (line,) = [line for line in benchmark_table(read_bench(folder)).rows if line.title == "Max-min (SEM)"]
+    assert [(e.text, e.spread) for e in line.cells if e.text.startswith("+")] == [("+4.00", "")]
     page = write_benchmark_report(folder).read_text("utf-8")
     assert "+4.00 points against GAP on the images that both have (no interval: too few images or groups)." in page
     assert "nan" not in page.split("<body>")[1].split("base64")[0]
@@ -143,13 +143,13 @@ def test_results_name_what_was_resampled_and_every_class(tmp_path):
 
 def test_pxap_over_the_images_with_roi_stands_beside_that_over_all(tmp_path):
     folder = bench(tmp_path)
-    plain = [heading.text for heading in benchmark_table(read_bench(folder)).headings]
+    plain = [text for _, text in benchmark_table(read_bench(folder)).headings]
     path = folder / "cells" / "gap" / "fold0-seed0" / "evaluation" / "valid" / "metrics.json"
     content = json.loads(path.read_text())
     content["metrics"] |= {"pxap_with_roi": {"value": 71.0, "low": None, "high": None, "n": 4}}
     content["metrics"] |= {"pxap_images_without_roi": 20}
     path.write_text(json.dumps(content))
     table = benchmark_table(read_bench(folder))
-    assert [heading.text for heading in table.headings if heading.text not in plain] == ["PxAP, images with ROI"]
-    assert "71.00" in [entry.text for entry in table.lines[0].entries]
+    assert [text for _, text in table.headings if text not in plain] == ["PxAP, images with ROI"]
+    assert "71.00" in [cell.text for cell in table.rows[0].cells]
     assert "known, 20 of them without ROI" in " ".join(table.general)

@@ -13,18 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from written_runs import write_run
 
-from histoloc.benchmark.charts import mean_curve, place_labels
-from histoloc.benchmark.report import (
-    choose_images,
-    figure,
-    named_images,
-    pixel_matrices,
-    report,
-    write_benchmark_report,
-)
+from histoloc.benchmark.report import figure, report, write_benchmark_report
 from histoloc.benchmark.results import read_bench
 from histoloc.cli.main import main
 from histoloc.errors import InputError
+from histoloc.report.charts import confusion, mean_curve, place_labels
+from histoloc.report.gallery import choose, named
 
 ROWS = ("gap", "lse", "maxmin-sem")
 FILES = {"results.csv", "tables.md", "tables.html", "tables.tex", "report.html"}
@@ -38,7 +32,7 @@ def finish(run: Path, row: str, fold: int, seed: int, shift: float) -> None:
     metrics = content["metrics"]
     metrics["f1_plus"]["value"] += shift
     metrics["f1_mean"]["value"] = (metrics["f1_plus"]["value"] + metrics["f1_minus"]["value"]) / 2
-    metrics["pixel_confusion"] = [[60.0 + shift, 20.0], [40.0 - shift, 80.0]]
+    metrics["tnr"]["value"] = 60.0 + shift
     metrics["threshold_curve"]["f1_plus"][0] += shift
     path.write_text(json.dumps(content))
     images = pd.read_csv(path.with_name("per_image.csv"))
@@ -102,9 +96,9 @@ def test_the_page_needs_nothing_but_itself_and_is_repeatable(bench, text):
 
 
 def test_the_figure_shows_the_same_images_for_every_method(text):
-    assert text.count('alt="Predicted mask and truth: ') == 4 * 3  # three benign images and the malignant one
-    assert text.count('alt="ROI map: ') == 4 * 3
-    assert text.count('alt="Predicted mask and truth: CAM-LSE') == 4
+    assert text.count('alt="Agreement with the truth of ') == 4 * 3  # three benign images and the malignant one
+    assert text.count('alt="ROI map of ') == 4 * 3
+    assert text.count('alt="ROI map of CAM-LSE') == 4
 
 
 def test_an_unfinished_bench_says_so_and_lists_failures(bench):
@@ -155,14 +149,18 @@ def test_a_mixture_is_refused(bench, runs, capsys):
 
 
 def test_pixel_matrices_are_means_over_cells(finished):
-    matrices = pixel_matrices(read_bench(finished))
-    assert [matrix.title for matrix in matrices] == ["CAM-LSE", "GAP", "Max-min (SEM)"]
-    assert matrices[0].cells == [[65.0, 20.0], [35.0, 80.0]]  # shifts 4 and 6
+    found = read_bench(finished)
+    matrices = confusion({row.title: [cell.result for cell in found.of(row)] for row in found.rows})
+    assert [title for title in matrices if "pixels" not in title] == ["CAM-LSE", "GAP", "Max-min (SEM)"]
+    assert matrices["CAM-LSE: pixels"].to_numpy().tolist() == [[75.0, 25.0], [35.0, 65.0]]  # TNR 60 plus shifts 4 and 6
+    images = matrices["CAM-LSE"]
+    assert images.index.tolist() == ["benign (12)", "malignant (12)"]
+    assert images.to_numpy()[1].tolist() == pytest.approx([100 / 3, 200 / 3])  # 3 images in each of 4 cells
 
 
 def test_mean_curve_by_hand(finished):
     found = read_bench(finished)
-    curve = mean_curve(found.of(found.rows[0]))
+    curve = mean_curve([cell.result for cell in found.of(found.rows[0])])
     assert curve is not None
     threshold, mean, std = curve
     assert threshold.tolist() == [0.0, 0.5, 1.0]
@@ -177,27 +175,26 @@ def test_images_are_chosen_by_all_methods_and_from_every_class():
     label = ["benign"] * 5 + ["malignant"] * 3
     scores = ([90, 70, 50, 30, 10, 80, 40, 20], [10, 70, 50, 30, 20, 80, 40, 20])  # i0 is easy for one method only
     tables = [
-        pd.DataFrame({"label": label, "f1_plus": score, "f1_minus": [np.nan] * 8}, index=names) for score in scores
+        pd.DataFrame({"label": label, "f1_plus": score, "f1_minus": np.nan, "roi_fraction": 0.5}, index=names)
+        for score in scores
     ]
-    assert choose_images(tables, count=6) == [
-        ("i1", "easiest"),
-        ("i2", "middle"),
-        ("i4", "hardest"),
-        ("i5", "easiest"),
-        ("i6", "middle"),
-        ("i7", "hardest"),
-    ]
-    assert choose_images(tables, count=2) == [("i1", "middle"), ("i5", "middle")]
+    ranks = ["easiest", "middle", "hardest"] * 2
+    assert choose(tables, set(), 6) == dict(zip(["i1", "i2", "i4", "i5", "i6", "i7"], ranks, strict=True))
+    assert choose(tables, set(), 2) == {"i1": "middle", "i5": "middle"}
+    without_truth = [tables[0].assign(f1_plus=np.nan)]
+    assert choose(without_truth, set(), 4) == dict.fromkeys(["i0", "i4", "i5", "i7"], "no truth")
 
 
 def test_labels_of_crowded_points_do_not_overlap():
     figure = Figure(figsize=(7, 5))
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    points = [(20 + x, 65 + y) for x, y in ((0, 0), (0.5, 0.5), (1, 0), (0.2, 1), (60, 20), (-20, -5))]
-    axis.plot(*zip(*points, strict=True), "o")
     names = ["Max-pooling", "CAM-LSE", "Grad-CAM", "WILDCAT", "U-Net", "All-ones"]
-    labels = place_labels(axis, points, [(0.5, 0.5)] * 6, names, ["black"] * 6)
+    points = pd.DataFrame({"f1_minus": [20, 20.5, 21, 20.2, 80, 0], "f1_plus": [65, 65.5, 65, 66, 85, 60]}, names)
+    axis.plot(points["f1_minus"], points["f1_plus"], "o")
+    axis.margins(0.12)
+    figure.draw_without_rendering()
+    labels = place_labels(axis, points.assign(colour="black"))
     figure.draw_without_rendering()
     boxes = [Text.get_window_extent(label) for label in labels]  # of the words, without their lines
     for number, box in enumerate(boxes):
@@ -248,12 +245,11 @@ def test_a_row_that_learns_nothing_and_is_as_good_is_named(bench, shift, said):
 
 def test_the_figure_shows_the_images_asked_for(bench, tmp_path):
     names = read_bench(bench).cells[0].evaluation.images["name"].tolist()
-    (gallery,), _ = figure(read_bench(bench), [names[3], Path(names[1]).stem])
+    (gallery,) = figure(read_bench(bench), [names[3], Path(names[1]).stem])
     assert [row.name for row in gallery.rows] == [names[3], names[1]]
     with pytest.raises(InputError, match="--images nowhere: no image of this name"):
         figure(read_bench(bench), ["nowhere"])
-    table = pd.DataFrame(index=["a/x.png", "b/x.png"])
     with pytest.raises(InputError, match="--images x: several images"):
-        named_images([table], wanted=["x"])
+        named(["a/x.png", "b/x.png"], ["x"])
     with pytest.raises(InputError, match="--images chooses the figure of a benchmark"):
         report([bench / "cells" / "gap" / "fold0-seed0"], tmp_path / "r.html", images=["a"])

@@ -10,11 +10,10 @@ import pytest
 from written_runs import metric, write_run
 
 from histoloc.cli.main import main
-from histoloc.report import read_runs, results_frame, to_html, to_markdown, write_report
+from histoloc.report import read_runs, runs_table, write_report
 from histoloc.report.gallery import galleries
 from histoloc.report.html import render
-from histoloc.report.rows import table_rows
-from histoloc.report.tables import METRICS, percent
+from histoloc.report.tables import METRICS, Cell, percent
 
 ASKED = ("fold", "threshold", "range", "map_class", "empty_class")
 
@@ -52,6 +51,17 @@ def options(runs) -> list[Path]:
     return runs
 
 
+def rows_of(paths: list[Path]) -> list[tuple[str, dict[str, Cell]]]:
+    """The run and the cells by heading of every evaluation."""
+    table = runs_table(read_runs(paths)[0])
+    heads = [" ".join(filter(None, heading)) for heading in table.headings]
+    return [(line.title, dict(zip(heads, line.cells, strict=True))) for line in table.rows if not line.aside]
+
+
+def has_best(paths: list[Path]) -> bool:
+    return any(cell.bold for _, row in rows_of(paths) for cell in row.values())
+
+
 MAIN = ("cl_error", "f1_plus", "f1_minus", "f1_mean", "pxap")
 LABELS = [
     "test",
@@ -64,21 +74,22 @@ LABELS = [
 
 
 def test_every_row_has_its_own_numbers_and_says_what_is_not_the_default(options):
-    rows, _ = table_rows(read_runs(options)[0])
-    shown = {(row.run, row.label): row.cells[1]["value"] for row in rows}
-    assert [row.label for row in rows[:6]] == LABELS
+    rows = rows_of(options)
+    shown = {(name, row["Evaluation"].text): float(row["F1⁺"].text) for name, row in rows}
+    assert [row["Evaluation"].text for _, row in rows[:6]] == LABELS
     assert shown == {
         (run, label): value
         for run, values in (("first", (70, 50, 60, 40, 30, 20)), ("second", (71, 51, 59, 39, 31, 20)))
         for label, value in zip(LABELS, values, strict=True)
     }
-    assert [row.threshold for row in rows[:6]] == ["0.5 (fixed)"] * 2 + ["0.4 (given)"] + ["0.5 (fixed)"] * 3
+    assert [row["Threshold"].text for _, row in rows[:6]] == ["0.5 (fixed)"] * 2 + ["0.4 (given)"] + ["0.5 (fixed)"] * 3
 
 
 def test_best_is_among_evaluations_of_one_identity(options):
-    frame = results_frame(read_runs(options)[0])
-    plus = frame[frame["metric"] == "f1_plus"]
-    best = plus[plus["best"]].groupby("evaluation")["run"].agg(list).to_dict()
+    best: dict[str, list[str]] = {}
+    for name, row in rows_of(options):
+        if row["F1⁺"].bold:
+            best.setdefault(row["Evaluation"].text, []).append(name)
     assert best == {
         "test": ["second"],
         "test, --range image": ["second"],
@@ -87,27 +98,21 @@ def test_best_is_among_evaluations_of_one_identity(options):
         "test, no ROI in benign": ["second"],
         "valid": ["first", "second"],
     }
-    assert not results_frame(read_runs(options[:1])[0])["best"].any(), "one run is compared with nobody"
-
-
-def test_markdown_and_html_have_a_row_for_each_evaluation(options):
-    frame = results_frame(read_runs(options[:1])[0])
-    lines = to_markdown(frame).splitlines()[2:]
-    assert [line.split(" | ")[1] for line in lines] == LABELS
-    assert [float(line.split(" | ")[4].split()[0]) for line in lines] == [70, 50, 60, 40, 30, 20]
-    assert to_html(frame).count("<tr>") == 7
+    assert not has_best(options[:1]), "one run is compared with nobody"
 
 
 def test_figures_charts_and_matrices_are_of_one_evaluation(options):
     found, _ = read_runs(options)
     made = galleries(found)
-    assert [gallery.evaluation for gallery in made if not gallery.without_roi] == LABELS
+    assert [gallery.title for gallery in made if not gallery.without_roi] == [
+        f"{label} of glands.csv" for label in LABELS
+    ]
     assert all(gallery.runs == ["first", "second"] for gallery in made)
     page = render(found)
     for label in LABELS:
-        assert page.count(f"<figcaption>first, {label}</figcaption>") == 1
-        assert page.count(f"<caption>Evaluation on {label}</caption>") == 2
-        assert re.search(rf'alt="F1 plus and F1 minus over[^"]*first on {label}[,.]', page)
+        assert page.count(f"evaluation on {label}</summary>") == 2
+        assert re.search(rf'alt="F1 plus and F1 minus over[^"]*first, {label}[;.]', page)
+        assert re.search(rf'alt="Confusion matrices[^"]*first, {label}: ', page)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +130,7 @@ def test_two_runs_are_compared_only_if_all_is_equal_but_the_weights(runs, one, o
     found, _ = read_runs(runs)
     assert [run.evaluations[0].label for run in found] == labels
     same = "fold" in other
-    assert results_frame(found)["best"].any() == same
+    assert has_best(runs) == same
     assert len(galleries(found)) == (1 if same else 2)
     names = {e.name for run in found for e in run.evaluations}
     assert len(names) == (1 if same else 2)
@@ -134,10 +139,9 @@ def test_two_runs_are_compared_only_if_all_is_equal_but_the_weights(runs, one, o
 def test_the_class_without_roi_that_the_model_names_is_the_same_as_the_one_asked_for(runs):
     evaluated(runs[0], f1_plus=70.0, asked_empty_class="benign")
     evaluated(runs[1], f1_plus=71.0)
-    assert not results_frame(read_runs(runs)[0])["best"].any()
+    assert not has_best(runs)
     evaluated(runs[1], f1_plus=71.0, empty_class="benign")
-    frame = results_frame(read_runs(runs)[0])
-    assert frame.loc[frame["best"] & (frame["metric"] == "f1_plus"), "run"].tolist() == ["second"]
+    assert [name for name, row in rows_of(runs) if row["F1⁺"].bold] == ["second"]
 
 
 def test_default_evaluations_with_and_without_such_a_class_are_told_apart(runs):
@@ -153,9 +157,9 @@ def test_an_evaluation_of_earlier_weights_is_a_row_of_its_own(runs):
     evaluated(runs[0], f1_plus=70.0, weights="old")
     evaluated(runs[0], "test-2", 75.0, weights="new")
     found, _ = read_runs(runs[:1])
-    rows, _ = table_rows(found)
-    assert [(row.label, row.cells[1]["value"]) for row in rows] == [("test, earlier weights", 70.0), ("test", 75.0)]
-    assert [row.cells[1]["best"] for row in rows] == [False, True]
+    rows = [row for _, row in rows_of(runs[:1])]
+    shown = [(row["Evaluation"].text, row["F1⁺"].text, row["F1⁺"].bold) for row in rows]
+    assert shown == [("test, earlier weights", "70.00", False), ("test", "75.00", True)]
     (gallery,) = galleries(found)
     assert gallery.runs == ["first, test, earlier weights", "first, test"]
 
@@ -183,11 +187,11 @@ def test_evaluations_of_histoloc_0_1_are_read_and_compared_with_each_other_only(
     evaluated(third, f1_plus=90.0)
     found, _ = read_runs([*runs, third])
     assert [run.evaluations[0].label for run in found] == ["test, content unknown"] * 2 + ["test, content c0ffee01"]
-    frame = results_frame(found)
-    assert set(frame.loc[frame["best"], "run"]) == {"first", "second"}
-    rows, notes = table_rows(found)
+    best = {name for name, row in rows_of([*runs, third]) if any(cell.bold for cell in row.values())}
+    assert best == {"first", "second"}
+    rows = [line for line in runs_table(found).rows if not line.aside]
     old = "An older histoloc did not write down which images it evaluated: compared with no newer evaluation."
-    assert [notes.index(old) + 1 in row.notes for row in rows] == [True, True, False]
+    assert [old in line.notes for line in rows] == [True, True, False]
     given = json.loads((runs[0] / "evaluation" / "test" / "metrics.json").read_text())
     given["threshold"] = {"rule": "given", "value": 0.3}
     (runs[0] / "evaluation" / "test" / "metrics.json").write_text(json.dumps(given))
@@ -208,17 +212,15 @@ def test_methods_that_learn_nothing_are_rows_and_are_named_where_they_are_better
     evaluated(runs[0], floors=FLOORS, metrics=means, notes=["a note of the table", said])
     evaluated(runs[1], floors={})
     found, _ = read_runs(runs)
-    rows, notes = table_rows(found)
-    assert rows[0].floors == {"All-ones": FLOORS["allones"], "Stain (per image)": FLOORS["stain"]}
-    assert rows[1].floors == {}
-    assert "A note of the table." in notes
-    assert not any("learns nothing" in note for note in notes), "it is a sentence of its own"
+    table = runs_table(found)
+    floors = [line.title for line in table.rows if line.title.startswith("learns nothing")]
+    assert floors == ["learns nothing: All-ones", "learns nothing: Stain (per image)"]
+    assert "A note of the table." in table.notes
+    assert not any("learns nothing" in note for note in table.notes), "it is a sentence of its own"
     page = render(found)
     assert f'<p class="warn">first, test: {said}.</p>' in page
-    assert page.count("learns nothing: All-ones") == page.count("learns nothing: Stain (per image)") == 1
-    cells = re.search(r"learns nothing: All-ones</th>(.*?)</tr>", page, re.DOTALL)
-    assert cells
-    assert re.findall(r'<td class="num">(.*?)</td>', cells[1]) == ["", "66.50", "0.00", "33.25", "41.50", "", ""]
+    (line,) = [line for line in table.rows if line.title == floors[0]]
+    assert [cell.text for cell in line.cells[4:]] == ["", "66.50", "0.00", "33.25", "41.50", "", ""]
 
 
 def test_numbers_by_the_per_image_rule_have_columns(runs):
@@ -231,10 +233,10 @@ def test_numbers_by_the_per_image_rule_have_columns(runs):
     evaluated(runs[0], per_image_rule=rule)
     evaluated(runs[1])
     found, _ = read_runs(runs)
-    assert "| F1⁺ per image (%) | F1⁻ per image (%) |" in to_markdown(results_frame(found))
-    assert "| 81.50 (70.0 to 90.0) | 44.25 |" in to_markdown(results_frame(found))
+    _, row = rows_of(runs)[0]
+    assert row["per image F1⁺"][:2] == ("81.50", "[70.0, 90.0]")
+    assert row["per image F1⁻"][:2] == ("44.25", "")
     page = render(found)
-    assert '<th scope="col" class="num long">F1⁺ per image</th>' in page
     assert "published numbers are made so" in page
     assert "compare with the columns per image" in page
     assert "per image" not in render(read_runs(runs[1:])[0])
@@ -244,7 +246,7 @@ def test_range_scale_and_class_of_the_maps_are_footnotes(runs):
     scale = {"shorter side to 216 px": 4, "1.5 µm/px in tiles": 2}
     evaluated(runs[0], asked_map_class="benign", range="learned", scale=scale)
     evaluated(runs[1], range="image and probability", scale={"as it is": 6})
-    _, notes = table_rows(read_runs(runs)[0])
+    notes = runs_table(read_runs(runs)[0]).notes
     for note in (
         "Maps: learned range (affine map and sigmoid, learned on training images without masks).",
         "How the network sees images: shorter side to 216 px (4 images), 1.5 µm/px in tiles (2 images).",
@@ -258,7 +260,8 @@ def test_range_scale_and_class_of_the_maps_are_footnotes(runs):
 
 def test_published_numbers_of_another_cut_are_called_incomparable(runs):
     evaluated(runs[0], asked_threshold=0.3)
-    assert "ours on test, cut at 0.30: not directly comparable" in table_rows(read_runs(runs)[0])[0][0].published
+    published = runs_table(read_runs(runs)[0]).rows[1].notes[0]
+    assert "ours on test, cut at 0.30: not directly comparable" in published
 
 
 def test_two_evaluations_through_the_command_line(tiny_flags, tiny_table, tmp_path, capsys):
@@ -273,17 +276,12 @@ def test_two_evaluations_through_the_command_line(tiny_flags, tiny_table, tmp_pa
     capsys.readouterr()
     main(["report", str(run), "--out", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text("utf-8")
-    body = page[page.index("<tbody>") : page.index("</tbody>")]
-    rows = [row for row in body.split("<tr") if 'class="value"' in row]
-    for row, (label, content) in zip(rows, made.items(), strict=True):
-        assert f"<td>{label}</td>" in row
-        shown = re.findall(r'<td class="num">(?:<b>)?([^<]*)', row)
-        names = re.findall(r'<th scope="col" class="num[^>]*>([^<]*)', page)
-        by_name = dict(zip(names, shown, strict=True))
-        assert [by_name[METRICS[name]] for name in MAIN] == [
-            percent(content["metrics"][name]["value"]) for name in MAIN
-        ]
-    assert body.count("learns nothing: All-ones") == 3
+    for (_, row), (label, content) in zip(rows_of([run]), made.items(), strict=True):
+        assert row["Evaluation"].text == label
+        numbers = [percent(content["metrics"][name]["value"]) for name in MAIN]
+        assert [row[METRICS[name]].text for name in MAIN] == numbers
+        assert all(f">{number}<" in page for number in numbers)
+    assert page.count("learns nothing: All-ones") == 3
     assert "Maps: learned range" in page
     assert "How the network sees images: shorter side to 64 px." in page
     assert write_report([run], tmp_path / "again.html").read_text("utf-8") == page

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from histoloc.errors import InputError
-from histoloc.report import read_runs
+from histoloc.results import read_runs
 
 
 def test_a_run_is_read_with_its_evaluation_and_selected_epoch(runs):
@@ -12,7 +12,7 @@ def test_a_run_is_read_with_its_evaluation_and_selected_epoch(runs):
     (evaluation,) = run.evaluations
     assert evaluation.key == ("glands.csv", None, "test", None, None, None, None)
     assert evaluation.images["f1_plus"].isna().tolist() == [False, False, True, False, False, False]
-    assert sorted(evaluation.result.metrics.oracles) == [
+    assert sorted(name for name in evaluation.result.record() if name.startswith("oracle")) == [
         "oracle_f1_mean",
         "oracle_f1_plus",
         "oracle_threshold",

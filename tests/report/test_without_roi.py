@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from written_runs import write_run
 
-from histoloc.benchmark.report import choose_images, figure, write_benchmark_report
+from histoloc.benchmark.report import figure, write_benchmark_report
 from histoloc.benchmark.results import read_bench
-from histoloc.report import read_runs, results_frame, to_html, to_markdown, write_report
+from histoloc.report import read_runs, runs_table, write_report
 from histoloc.report.gallery import choose, galleries, without_roi
 
 # Shares marked by two runs in the images 0, 1, 2 (normal); 3, 4, 5 are metastatic.
@@ -48,24 +48,23 @@ def tissue(runs) -> list[Path]:
 
 def test_normal_and_metastatic_samples_are_two_galleries(tissue):
     normal, metastatic = galleries(read_runs(tissue)[0])
-    assert (normal.samples, normal.without_roi) == ("normal samples", True)
-    assert (metastatic.samples, metastatic.without_roi) == ("metastatic samples", False)
-    # By what the first run marks, the least first.
+    assert (normal.classes, normal.without_roi) == (("normal",), True)
+    assert (metastatic.classes, metastatic.without_roi) == (("metastatic",), False)
+    # By what both runs mark, the least first: 0.0625, 0.175, 0.25.
     assert [(row.name, row.rank) for row in normal.rows] == [
-        (NORMAL[1], "best"),
-        (NORMAL[2], "median"),
-        (NORMAL[0], "worst"),
+        (NORMAL[2], "easiest"),
+        (NORMAL[0], "middle"),
+        (NORMAL[1], "hardest"),
     ]
     assert [row.name for row in metastatic.rows] == ["gland 3.png", "gland 4.png", "gland 5.png"]
     assert [[panel.score for panel in row.panels] for row in normal.rows] == [
-        ["0.0 %", "50.0 %"],
-        ["12.5 %", "0.0 %"],
-        ["30.0 %", "5.0 %"],
+        ["false alarm on 12.5 %", "no false alarm"],
+        ["false alarm on 30.0 %", "false alarm on 5.0 %"],
+        ["no false alarm", "false alarm on 50.0 %"],
     ]
-    assert normal.rows[0].panels[0].caption == "no false alarm\nsays normal, p = 0.80"
-    assert normal.rows[2].panels[0].caption == "false alarm on 30.0 %\nsays normal, p = 0.80"
-    assert metastatic.rows[0].panels[0].caption == "F1⁺ 60.0, F1⁻ 60.0\nsays normal, p = 0.80 (wrong)"
-    assert metastatic.rows[0].panels[0].score == "60.0 / 60.0"
+    assert normal.rows[0].panels[0].says == "says normal, p = 0.80"
+    panel = metastatic.rows[0].panels[0]
+    assert (panel.score, panel.says) == ("F1⁺ 60.0, F1⁻ 60.0", "says normal, p = 0.80 (wrong)")
     # Without a mask file every mask is compared with nothing; there is no outline to show.
     assert all(row.truth is None and not row.missing for row in normal.rows)
     assert all(panel.agreement and panel.heatmap for row in normal.rows for panel in row.panels)
@@ -86,14 +85,14 @@ def test_a_class_without_roi_need_not_be_named_where_every_image_has_a_truth(run
 
 def test_without_such_a_class_there_is_one_gallery(runs):
     (gallery,) = galleries(read_runs(runs)[0])
-    assert (gallery.samples, gallery.without_roi, len(gallery.rows)) == ("", False, 6)
+    assert (gallery.classes, gallery.without_roi, len(gallery.rows)) == ((), False, 5)
 
 
 def test_a_few_marked_pixels_are_not_none(runs):
     found, _ = read_runs([with_normal_tissue(runs[0], (0.0004, 0.0, np.nan))])
     by_name = {row.name: row.panels[0] for row in galleries(found)[0].rows}
-    assert by_name[NORMAL[0]].caption.startswith("false alarm on < 0.1 %")
-    assert by_name[NORMAL[1]].score == "0.0 %"
+    assert by_name[NORMAL[0]].score == "false alarm on < 0.1 %"
+    assert by_name[NORMAL[1]].score == "no false alarm"
     assert NORMAL[2] not in by_name  # nobody knows what was marked
 
 
@@ -101,26 +100,16 @@ def test_only_images_without_roi_are_one_gallery(tissue):
     path = tissue[0] / "evaluation" / "test" / "per_image.csv"
     pd.read_csv(path).head(3).to_csv(path, index=False)
     (gallery,) = galleries(read_runs(tissue[:1])[0])
-    assert (gallery.samples, len(gallery.rows)) == ("normal samples", 3)
+    assert (gallery.classes, len(gallery.rows)) == (("normal",), 3)
 
 
-def test_of_many_images_the_least_the_median_and_the_largest_false_alarms_are_shown():
-    share = np.random.default_rng(0).permutation(21) / 100
-    names = [f"i{number}" for number in range(21)]
-    images = pd.DataFrame({"name": names, "label": "normal", "roi_fraction": share, "f1_plus": np.nan, "f1_minus": 0.0})
-    by_share = [names[place] for place in np.argsort(share)]
-    chosen = choose(images, 2, set(names))
-    assert [rank for _, rank in chosen] == ["best"] * 2 + ["median"] * 2 + ["worst"] * 2
-    assert [name for name, _ in chosen] == [by_share[place] for place in (0, 1, 9, 10, 19, 20)]
-
-
-def test_a_benchmark_ranks_by_the_mean_false_alarm_of_all_methods():
+def test_images_without_roi_are_ranked_by_the_mean_false_alarm_of_all_runs():
     names = ["a", "b", "c"]
     tables = [
         pd.DataFrame({"label": "normal", "roi_fraction": share, "f1_plus": np.nan, "f1_minus": 50.0}, index=names)
         for share in ([0.1, 0.0, 0.3], [0.0, 0.5, 0.1])  # means 0.05, 0.25, 0.2
     ]
-    assert choose_images(tables, set(names)) == [("a", "easiest"), ("c", "middle"), ("b", "hardest")]
+    assert choose(tables, set(names), 6) == {"a": "easiest", "c": "middle", "b": "hardest"}
 
 
 def test_the_page_of_runs_shows_both_figures_and_the_specificity(tissue, tmp_path):
@@ -130,23 +119,20 @@ def test_the_page_of_runs_shows_both_figures_and_the_specificity(tissue, tmp_pat
         "metastatic samples, test of glands.csv",
     ]
     assert "Images of class normal have no ROI: whatever is marked is a false alarm" in page
-    assert page.count('alt="False alarms: gland') == page.count('alt="Agreement with the truth: gland') == 3 * 2
+    assert page.count('alt="False alarms of ') == page.count('alt="Agreement with the truth of ') == 3 * 2
     assert page.count("data:image/jpeg") == 3 * (1 + 2 * 2) + 3 * (2 + 2 * 2)
-    assert '<th scope="col" class="num long">specificity on normal images</th>' in page
+    assert "<th >specificity on normal images</th>" in page
     assert "<b>85.83</b>" in page
     assert "81.67" in page
 
 
-def test_the_frame_and_its_tables_have_the_specificity_only_where_a_class_is_named(tissue, tmp_path):
-    frame = results_frame(read_runs(tissue)[0])
-    own = frame[frame["metric"] == "specificity_without_roi"]
-    assert own["value"].tolist() == [85.833, 81.667]
-    assert own["best"].tolist() == [True, False]
-    assert "| specificity without ROI (%) |" in to_markdown(frame)
-    assert '<th scope="col">specificity without ROI (%)</th>' in to_html(frame)
-    other = results_frame(read_runs([write_run(tmp_path / "other" / "run", error=0.0, f1_plus=70.0, seed=3)])[0])
-    assert "specificity_without_roi" not in set(other["metric"])
-    assert "specificity" not in to_markdown(other)
+def test_the_table_has_the_specificity_only_where_a_class_is_named(tissue, tmp_path):
+    table = runs_table(read_runs(tissue)[0])
+    assert table.headings[-1] == ("", "specificity on normal images")
+    shown = [line.cells[-1][::2] for line in table.rows if not line.aside]
+    assert shown == [("85.83", True), ("81.67", False)]
+    other = runs_table(read_runs([write_run(tmp_path / "other" / "run", error=0.0, f1_plus=70.0, seed=3)])[0])
+    assert not any("specificity" in heading for _, heading in other.headings)
 
 
 @pytest.fixture
@@ -165,20 +151,19 @@ def bench(tmp_path) -> Path:
 
 def test_the_page_of_a_benchmark_shows_both_figures(bench):
     found = read_bench(bench)
-    (normal, metastatic), shown = figure(found)
-    assert (normal.samples, metastatic.samples, shown) == ("normal samples", "metastatic samples", "seed 0")
+    normal, metastatic = figure(found)
+    assert (normal.classes, metastatic.classes, normal.title) == (("normal",), ("metastatic",), "seed 0")
     assert [row.name for row in normal.rows] == [NORMAL[2], NORMAL[0], NORMAL[1]]  # means 0.0625, 0.175, 0.25
     page = write_benchmark_report(bench).read_text("utf-8")
     assert re.findall(r"<h2>Where: (.*)</h2>", page) == ["normal samples, seed 0", "metastatic samples, seed 0"]
-    assert page.count('alt="Predicted mask: ') == 3 * 2
-    assert page.count('alt="Predicted mask and truth: ') == 3 * 2
+    assert page.count('alt="False alarms of ') == page.count('alt="Agreement with the truth of ') == 3 * 2
     assert "specificity on normal images" in page
     assert "published (Camelyon16-P512, test)" in page
 
 
 def test_images_asked_for_keep_to_their_gallery(bench):
-    (normal, metastatic), _ = figure(read_bench(bench), ["gland 4", "gland 2", "gland 0"])
+    normal, metastatic = figure(read_bench(bench), ["gland 4", "gland 2", "gland 0"])
     assert [row.name for row in normal.rows] == ["gland 2.png", "gland 0.png"]
     assert [row.name for row in metastatic.rows] == ["gland 4.png"]
-    (alone,), _ = figure(read_bench(bench), ["gland 4"])
-    assert (alone.samples, alone.without_roi) == ("", False)
+    (alone,) = figure(read_bench(bench), ["gland 4"])
+    assert (alone.classes, alone.without_roi) == ((), False)

@@ -44,6 +44,9 @@ class Difference:
     ungrouped: int = 0
 
 
+Differences = Mapping[str, Mapping[str, Difference | None]]  # by name of the row and of the metric
+
+
 def per_image(cells: Sequence[Cell]) -> pd.DataFrame:
     """F1⁺ and F1⁻ of every image, averaged over the cells that evaluated it.
 
@@ -51,7 +54,7 @@ def per_image(cells: Sequence[Cell]) -> pd.DataFrame:
     image) is averaged over them too.
 
     Args:
-        cells: of one row.
+        cells: of one row, at least one.
 
     Returns:
         Columns f1_plus and f1_minus in percent, NaN where an image has no ROI or no background, and group, empty where
@@ -60,11 +63,8 @@ def per_image(cells: Sequence[Cell]) -> pd.DataFrame:
     Raises:
         InputError: an image is of one group in one cell and of another in another.
     """
-    pair = list(METRICS[:2])
-    if not cells:
-        return pd.DataFrame(columns=[*pair, "group"], index=pd.Index([], name="name"), dtype=float)
-    images = pd.concat([cell.evaluation.images[["name", *pair, "group"]] for cell in cells]).set_index("name")
-    means = images[pair].groupby(level="name").mean()
+    images = pd.concat([cell.evaluation.images for cell in cells]).set_index("name")
+    means = images[["f1_plus", "f1_minus"]].groupby(level="name").mean()
     return means.assign(group=_groups(means.index, [images["group"]]))
 
 
@@ -115,17 +115,10 @@ def best_baseline(bench: Bench) -> Row | None:
     The row of group `baseline` with the highest mean over its cells of the mean F1; in a table without such rows
     (the ablation) its first row. None while that has no finished cell.
     """
-    baselines = [row for row in bench.rows if row.group == "baseline"]
-    candidates = baselines if _expects_baselines(bench) else list(bench.rows[:1])
-    scores = {row.name: mean_f1(bench.of(row)) for row in candidates}
-    known = [row for row in candidates if not math.isnan(scores[row.name])]
-    return max(known, key=lambda row: scores[row.name]) if known else None
-
-
-def mean_f1(cells: Sequence[Cell]) -> float:
-    """Mean over cells of the mean F1; NaN where no cell defines it."""
-    values = [value for cell in cells if not math.isnan(value := cell.value("f1_mean"))]
-    return float(np.mean(values)) if values else math.nan
+    ablation = bench.settings["kind"] == "ablation"
+    candidates = bench.rows[:1] if ablation else [row for row in bench.rows if row.group == "baseline"]
+    scores = bench.spread(["f1_mean"])[0]["f1_mean"]
+    return max((row for row in candidates if scores[row.name] >= 0), key=lambda row: scores[row.name], default=None)
 
 
 def compare(bench: Bench, baseline: Row | None) -> dict[str, dict[str, Difference | None]]:
@@ -137,23 +130,22 @@ def compare(bench: Bench, baseline: Row | None) -> dict[str, dict[str, Differenc
     return {name: paired_difference(per_image(cells), reference) for name, cells in rows.items() if cells}
 
 
-def resampled(differences: Mapping[str, Mapping[str, Difference | None]], titles: Mapping[str, str]) -> str:
+def resampled(differences: Differences, titles: Mapping[str, str]) -> str:
     """What the intervals of the differences resample, as the end of `bootstrap over`.
 
     Args:
         differences: of `compare`.
         titles: of the rows, by name.
     """
-    first = {name: next((d for d in found.values() if d is not None), None) for name, found in differences.items()}
-    known = {titles[name]: difference for name, difference in first.items() if difference is not None}
-    groups = {difference.groups for difference in known.values()} - {None}
-    if not groups:
+    known = {titles[name]: next(filter(None, found.values()), None) for name, found in differences.items()}
+    known = {title: difference for title, difference in known.items() if difference is not None}
+    by_image = [title for title, difference in known.items() if difference.groups is None]
+    counts = sorted({difference.groups for difference in known.values() if difference.groups is not None})
+    if not counts:
         return "images (per_image.csv names no groups)" if known else "images"
-    counts = sorted({f"{count}" for count in groups}, key=int)
-    text = f"{' or '.join(counts)} groups (patients, slides), all images of a group together"
+    text = f"{' or '.join(map(str, counts))} groups (patients, slides), all images of a group together"
     if any(difference.ungrouped for difference in known.values()):
         text += "; images without a group are groups of their own"
-    by_image = [title for title, difference in known.items() if difference.groups is None]
     return text + (f"; over images for {', '.join(by_image)}, whose per_image.csv names no groups" if by_image else "")
 
 
@@ -161,17 +153,13 @@ def _groups(names: pd.Index, columns: Iterable[pd.Series]) -> list[str]:
     """The group of every image, empty where unknown, from columns of groups indexed by image name."""
     groups: dict[str, str] = {}
     for column in columns:
-        for name, group in zip(column.index, column, strict=True):
-            if group and groups.setdefault(name, group) != group:
+        for name, group in column.items():
+            if group and groups.setdefault(str(name), group) != group:
                 raise InputError(
-                    f"{name}: is of group {groups[name]} in one per_image.csv and of group {group} in another; "
+                    f"{name}: is of group {groups[str(name)]} in one per_image.csv and of group {group} in another; "
                     "evaluate all cells again with one table"
                 )
     return [groups.get(name, "") for name in names]
-
-
-def _expects_baselines(bench: Bench) -> bool:
-    return bench.settings["kind"] != "ablation"
 
 
 def _difference(value: float, samples: Floats | None, images: NDArray[np.bool_], units: Units) -> Difference | None:

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from histoloc.benchmark.rows import DATASETS, KINDS, Row, rows_of
 from histoloc.errors import InputError
-from histoloc.metrics.classification import BY_CLASS
-from histoloc.report.evaluation import Evaluation
-from histoloc.report.metrics_file import Metric
-from histoloc.report.read import read_evaluation
-from histoloc.work_folder import atomic_path
+from histoloc.results import Evaluation, Result, read_evaluation
+from histoloc.work_folder import atomic_path, read_json, read_yaml
 
 SETTINGS_FILE, CELL_FILE, ERROR_FILE = "benchmark.json", "cell.json", "error.txt"
 FORMAT = 1
-COST = (
-    "train_seconds",
-    "evaluate_seconds",
-    "peak_memory_mb",
-    "epochs",
-    "selected_epoch",
-    "parameters",
-    "device",
-)
-ARGMAX = ("f1_plus", "f1_minus", "f1_mean")
-PER_IMAGE = (*ARGMAX, "pxap")
-_IDENTITY = ("row", "title", "method", "group", "fold", "seed", "split", "table", "n_images")
-_RULES = ("threshold_rule", "threshold", "range", "selection_rule", "resampled", "image_groups")
+WHAT_IT_COST = {
+    "train_seconds": "training per cell",
+    "evaluate_seconds": "evaluation per cell",
+    "peak_memory_mb": "peak memory",
+    "epochs": "epochs",
+    "selected_epoch": "selected epoch",
+    "parameters": "parameters",
+    "device": "device",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,31 +56,15 @@ class Cell:
         """fold1-seed0, or nofold-seed0."""
         return cell_name(self.fold, self.seed)
 
-    def value(self, metric: str) -> float:
-        """A metric in percent; NaN where it is not defined."""
-        estimate = getattr(self.evaluation.result.metrics, metric, None)
-        found = estimate.get("value") if isinstance(estimate, dict) else getattr(estimate, "value", None)
+    @property
+    def result(self) -> Result:
+        """metrics.json."""
+        return self.evaluation.result
+
+    def value(self, name: str) -> float:
+        """A metric in percent (`Result.metric`), or a number of WHAT_IT_COST; NaN where it is not defined."""
+        found = self.cost.get(name) if name in WHAT_IT_COST else self.result.metric(name).value
         return math.nan if found is None else float(found)
-
-    def argmax(self, metric: str) -> float:
-        """A metric under the published CAM rule; NaN where the method has no class maps."""
-        found = self.argmax_rule.get(metric) or {}
-        return math.nan if found.get("value") is None else float(found["value"])
-
-    @property
-    def argmax_rule(self) -> dict[str, Any]:
-        """Estimates under the published CAM rule: a pixel is ROI where the predicted class has the largest map."""
-        return self.evaluation.result.argmax_rule or {}
-
-    def per_image(self, metric: str) -> float:
-        """A metric by the papers' per-image rule; NaN where it was not measured by it too."""
-        found = self.per_image_rule.get(metric)
-        return math.nan if found is None or found.value is None else found.value
-
-    @property
-    def per_image_rule(self) -> dict[str, Metric]:
-        """Estimates where each map is stretched in its own image, or made by the method's own rule of the papers."""
-        return self.evaluation.result.per_image_rule or {}
 
 
 @dataclass(frozen=True)
@@ -151,6 +127,20 @@ class Bench:
         """The finished cells of a row."""
         return [cell for cell in self.cells if cell.row.name == row.name]
 
+    def spread(self, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Mean and sample standard deviation (n - 1) over the cells of each row, by name of the row and metric.
+
+        Args:
+            names: as for `Cell.value`; NaN takes no part.
+
+        Returns:
+            Two frames; NaN where no cell, or for the deviation fewer than two, define the metric.
+        """
+        index = pd.Index([cell.row.name for cell in self.cells], dtype=object)
+        values = pd.DataFrame({name: [cell.value(name) for cell in self.cells] for name in names}, index, dtype=float)
+        by_row, rows = values.groupby(level=0), [row.name for row in self.rows]
+        return by_row.mean().reindex(rows), by_row.std().reindex(rows)
+
 
 def cell_name(fold: int | None, seed: int) -> str:
     """Name of a cell's folder."""
@@ -176,42 +166,57 @@ def read_bench(folder: Path) -> Bench:
     Raises:
         InputError: the folder is no benchmark, or a file of it is broken; the message names it.
     """
-    folder = Path(folder)
-    if not is_bench(folder):
+    file = Path(folder) / SETTINGS_FILE
+    settings = read_json(file)
+    if settings is None:
         raise InputError(f"{folder}: has no {SETTINGS_FILE}; name a folder that `histoloc benchmark` has written")
-    settings = _settings(folder / SETTINGS_FILE)
-    rows = tuple(row for row in rows_of(settings["kind"]) if row.name in settings["rows"])
+    if settings.get("kind") not in KINDS or settings.get("format", FORMAT) != FORMAT:
+        said = f"kind {settings.get('kind')!r} of format {settings.get('format', FORMAT)!r}"
+        known = f"{', '.join(KINDS)} of format {FORMAT}"
+        raise InputError(f"{file}: names {said}; this histoloc reads {known}: update histoloc")
+    for key in ("rows", "folds", "seeds"):
+        if not isinstance(settings.get(key), list):
+            raise InputError(f"{file}: `{key}` is no list; restore the file or run the benchmark into another folder")
+    bench = Bench(
+        Path(folder), settings, tuple(r for r in rows_of(settings["kind"]) if r.name in settings["rows"]), (), ()
+    )
     cells: list[Cell] = []
     failures: list[Failure] = []
-    for row in rows:
+    for row in bench.rows:
         for fold in settings["folds"]:
             for seed in settings["seeds"]:
-                run = folder / "cells" / row.name / cell_name(fold, seed)
+                run = bench.folder / "cells" / row.name / cell_name(fold, seed)
                 if (run / CELL_FILE).is_file():
-                    cells.append(_cell(row, fold, seed, run, str(settings.get("split") or "valid")))
+                    cells.append(_cell(row, fold, seed, run, bench.split))
                 elif (run / ERROR_FILE).is_file():
-                    failures.append(Failure(row, run.name, _last_line(run / ERROR_FILE)))
-    return Bench(folder, settings, rows, tuple(cells), tuple(failures))
+                    lines = (run / ERROR_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
+                    failures.append(Failure(row, run.name, next(filter(str.strip, reversed(lines)), "unknown reason")))
+    return Bench(bench.folder, settings, bench.rows, tuple(cells), tuple(failures))
 
 
 def results_frame(bench: Bench) -> pd.DataFrame:
     """One line per finished cell.
 
     Returns:
-        Columns row, title, method, group, fold, seed, split, table, n_images, threshold_rule, threshold, range,
-        selection_rule; resampled (images or groups, by the intervals), image_groups (their number); every metric of
-        metrics.json in percent with `_low` and `_high` (95 % interval), those by class as `recall_<class>`,
-        `precision_<class>` and `class_f1_<class>`; pxap_images_without_roi; `argmax_...` for the published CAM rule;
-        `per_image_...` for maps by the papers' per-image rule; `oracle_...` values, chosen on the evaluated images
+        Columns row, title, method, group, fold, seed; those of `histoloc.results.Result.record`: split, table, how maps
+        were cut, every metric in percent with `_low` and `_high` (95 % interval), by class as `recall_<class>`, by
+        other rules as `argmax_...` and `per_image_...`, and `oracle_...` values, chosen on the evaluated images
         themselves; and the cost: train_seconds, evaluate_seconds, peak_memory_mb, epochs, selected_epoch, parameters,
         device. Empty where undefined.
     """
-    frame = pd.DataFrame.from_records([_record(cell) for cell in bench.cells])
-    first = [*_IDENTITY, *_RULES]
-    metrics = [column for column in frame.columns if column not in (*first, *COST)]
-    frame = frame.reindex(columns=[*first, *metrics, *COST])
+    records = []
+    for cell in bench.cells:
+        named = {name: getattr(cell.row, name) for name in ("title", "method", "group")}
+        about = {"row": cell.row.name, **named, "fold": cell.fold, "seed": cell.seed}
+        records.append(about | cell.result.record() | {name: cell.cost.get(name) for name in WHAT_IT_COST})
+    empty = dict.fromkeys(
+        ("row", "title", "method", "group", "fold", "seed", "n_images", "image_groups", *WHAT_IT_COST)
+    )
+    frame = pd.DataFrame.from_records(records or [empty])
+    # The cost stays behind numbers that only some cells have.
+    frame = frame[[name for name in frame if name not in WHAT_IT_COST] + list(WHAT_IT_COST)]
     whole = ["fold", "seed", "n_images", "image_groups", "epochs", "selected_epoch", "parameters"]
-    return frame.astype(dict.fromkeys(whole, "Int64"))
+    return frame.astype(dict.fromkeys(whole, "Int64")).iloc[: len(records)]
 
 
 def write_results(bench: Bench, path: Path) -> pd.DataFrame:
@@ -222,89 +227,9 @@ def write_results(bench: Bench, path: Path) -> pd.DataFrame:
     return frame
 
 
-def _record(cell: Cell) -> dict[str, Any]:
-    result = cell.evaluation.result
-    record: dict[str, Any] = {
-        "row": cell.row.name,
-        "title": cell.row.title,
-        "method": cell.row.method,
-        "group": cell.row.group,
-        "fold": cell.fold,
-        "seed": cell.seed,
-        "split": result.split,
-        "table": result.table,
-        "n_images": result.n_images,
-        "threshold_rule": result.threshold.rule,
-        "threshold": result.threshold.value,
-        "range": result.range,
-        "selection_rule": (result.selection or {}).get("rule"),
-        "resampled": result.metrics.resampled,
-        "image_groups": result.metrics.groups,
-    }
-    metrics = result.metrics.model_dump()
-    by_class = {key: metrics.pop(key, None) or {} for key in BY_CLASS}
-    metrics |= {f"{key}_{name}": estimate for key, found in by_class.items() for name, estimate in found.items()}
-    for name, estimate in metrics.items():
-        record |= _columns(name, estimate)
-    record["pxap_images_without_roi"] = result.metrics.pxap_images_without_roi
-    none = dict.fromkeys(("value", "low", "high"))
-    for name in ARGMAX:
-        record |= _columns(f"argmax_{name}", cell.argmax_rule.get(name) or none)
-    for name in PER_IMAGE:
-        found = cell.per_image_rule.get(name)
-        record |= _columns(f"per_image_{name}", none if found is None else found.model_dump())
-    return record | {name: cell.cost.get(name) for name in COST}
-
-
-def _columns(name: str, estimate: Any) -> dict[str, float | None]:
-    """The columns of an estimate; nothing for what is no estimate (matrices, curves, counts)."""
-    if not isinstance(estimate, dict) or "value" not in estimate:
-        return {}
-    value = {name: estimate["value"]}
-    return value if name.startswith("oracle") else value | {f"{name}_{b}": estimate.get(b) for b in ("low", "high")}
-
-
 def _cell(row: Row, fold: int | None, seed: int, run: Path, split: str) -> Cell:
     evaluation = run / "evaluation" / split
     if not (evaluation / "metrics.json").is_file():
         raise InputError(f"{run}: {CELL_FILE} says finished, but {evaluation} has no metrics.json; remove {CELL_FILE}")
-    return Cell(row, fold, seed, run, _json(run / CELL_FILE), read_evaluation(evaluation), _yaml(run / "run.yaml"))
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    settings = _json(path)
-    if settings.get("kind") not in KINDS or settings.get("format", FORMAT) != FORMAT:
-        said = f"kind {settings.get('kind')!r} of format {settings.get('format', FORMAT)!r}"
-        raise InputError(
-            f"{path}: names {said}; this histoloc reads {', '.join(KINDS)} of format {FORMAT}: update histoloc"
-        )
-    for key in ("rows", "folds", "seeds"):
-        if not isinstance(settings.get(key), list):
-            raise InputError(f"{path}: `{key}` is no list; restore the file or run the benchmark into another folder")
-    return settings
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore it or run the benchmark again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no mapping of names to values; restore it or run the benchmark again")
-    return value
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read ({reason}); restore it or remove its cell") from error
-    return value if isinstance(value, dict) else {}
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "unknown reason"
+    settings = read_yaml(run / "run.yaml") if (run / "run.yaml").is_file() else {}
+    return Cell(row, fold, seed, run, read_json(run / CELL_FILE) or {}, read_evaluation(evaluation), settings)

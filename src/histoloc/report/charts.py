@@ -1,164 +1,244 @@
-"""Line charts as SVG: every logged term over epochs, F1 over the threshold."""
+"""Charts as SVG: logged terms over epochs, F1 over the threshold, confusion matrices, methods against each other."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from histoloc.report.evaluation import Evaluation
-from histoloc.report.read import Run
+from histoloc.results import Result, Run
 
 # Okabe and Ito's palette without its yellow, which is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-F1_PLUS, F1_MINUS = COLOURS[2], COLOURS[1]
+WRONG_OR_RIGHT = LinearSegmentedColormap.from_list("wrong or right", (COLOURS[1], "#ffffff", COLOURS[0]))
 COLUMNS, PANEL_WIDTH, PANEL_HEIGHT = 4, 2.85, 2.0  # panels per row; inches
 STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
     "font.size": 8,
     "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
     "axes.grid": True,
     "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.5,
     "lines.linewidth": 1.3,
-    "svg.fonttype": "path",
     "svg.hashsalt": "histoloc",
 }
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A finished chart: its heading, the SVG as a `data:` address, and in words what it shows."""
-
-    heading: str
-    uri: str
-    alt: str
-
-
-def run_colours(runs: Sequence[Run]) -> dict[str, str]:
-    """The line colour of each run, by name."""
-    return {run.name: COLOURS[number % len(COLOURS)] for number, run in enumerate(runs)}
-
-
-def curves(runs: Sequence[Run]) -> list[Chart]:
-    """One chart for each group of logged columns (`train/...`, `valid/...`), one small panel for each column.
+@matplotlib.rc_context(STYLE)
+def curves(runs: Sequence[Run]) -> dict[str, Markup]:
+    """A chart for each group of logged columns (`train/...`, `valid/...`), one small panel for each column.
 
     The selected epoch of each run is marked by a dot on its curve and a dotted line.
     """
-    logged = [run for run in runs if run.log is not None]
-    groups: dict[str, dict[str, None]] = {}
-    for run in logged:
-        assert run.log is not None
-        for column in run.log:
-            if "/" in str(column) and run.log[column].notna().any():
-                groups.setdefault(str(column).split("/")[0], {})[str(column)] = None
-    return [_curve_group(group, list(columns), logged, run_colours(runs)) for group, columns in groups.items()]
-
-
-def threshold_sensitivity(runs: Sequence[Run]) -> Chart | None:
-    """F1⁺ and F1⁻ over the threshold, a panel for each evaluation; None where no evaluation has the curve.
-
-    The threshold in use is a vertical line; the best mean of the two on this split is marked as an oracle.
-    """
-    pairs = [(run, e) for run in runs for e in run.evaluations if e.result.metrics.threshold_curve is not None]
-    if not pairs:
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panels(len(pairs))
-        for axis, (run, evaluation) in zip(axes, pairs, strict=True):
-            _sensitivity(axis, evaluation)
-            axis.set_title(f"{run.name}, {evaluation.name}", loc="left", fontweight="bold")
-        legend(figure, axes[0])
-        names = ", ".join(f"{run.name} on {evaluation.name}" for run, evaluation in pairs)
-        return Chart("", svg(figure), f"F1 plus and F1 minus over the threshold of the ROI map: {names}.")
-
-
-def _curve_group(group: str, columns: list[str], runs: Sequence[Run], colours: dict[str, str]) -> Chart:
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panels(len(columns))
-        for axis, column in zip(axes, columns, strict=True):
-            axis.set_title(column.split("/", 1)[1], loc="left", fontweight="bold")
-            for run in runs:
-                if run.log is not None and column in run.log:
-                    _curve(axis, run.log["epoch"], run.log[column], run.selected_epoch, colours[run.name])
+    logged = [(run, run.log.set_index("epoch")) for run in runs if run.log is not None]
+    named = [str(name) for _, log in logged for name in log if "/" in str(name) and log[name].notna().any()]
+    groups: dict[str, list[str]] = {}
+    for group, title in (name.split("/", 1) for name in dict.fromkeys(named)):
+        groups.setdefault(group, []).append(title)
+    charts = {}
+    for group, titles in groups.items():
+        figure, axes = panels(titles)
+        for axis, title in zip(axes, titles, strict=True):
+            for number, (run, log) in enumerate(logged):
+                if f"{group}/{title}" in log:
+                    colour = COLOURS[number % len(COLOURS)]
+                    values = log[f"{group}/{title}"].dropna()
+                    kept = values[values.index == run.selected_epoch]
+                    axis.plot(values, color=colour, label=run.name, marker="." if len(values) < 3 else None)
+                    axis.plot(kept, "o", color=colour, markersize=4, markeredgecolor="white")
+                    if run.selected_epoch is not None:
+                        axis.axvline(run.selected_epoch, color=colour, linestyle=":", linewidth=0.9)
             axis.set_xlabel("epoch")
-            axis.margins(x=0.02)
             axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        alt = f"Curves over epochs, {group}: {', '.join(column.split('/', 1)[1] for column in columns)}."
-        return Chart(group, svg(figure), alt)
+        charts[group] = _svg(figure, f"Curves over epochs, {group}: {', '.join(titles)}.", axes)
+    return charts
 
 
-def _curve(axis: Axes, epoch: pd.Series, values: pd.Series, selected: float | None, colour: str) -> None:
-    known = values.notna()
-    axis.plot(epoch[known], values[known], color=colour, marker="." if known.sum() < 3 else None)
-    if selected is None:
-        return
-    axis.axvline(selected, color=colour, linestyle=":", linewidth=0.9)
-    at = values[(epoch == selected) & known]
-    if not at.empty:
-        axis.plot([selected], [at.iloc[0]], "o", color=colour, markersize=4, markeredgecolor="white")
+@matplotlib.rc_context(STYLE)
+def thresholds(results: Mapping[str, Sequence[Result]]) -> Markup | None:
+    """F1⁺ and F1⁻ over the threshold, a panel for each name; None where no result has the curve.
+
+    The mean over the results with a band of one standard deviation; a line at each threshold in use; the best mean of
+    the two is marked as an oracle.
+    """
+    known = {name: curve for name, of in results.items() if (curve := mean_curve(of)) is not None}
+    if not known:
+        return None
+    figure, axes = panels(list(known))
+    for axis, (name, (threshold, mean, std)) in zip(axes, known.items(), strict=True):
+        for part, label, colour, line in ((0, "F1⁺", COLOURS[2], "-"), (1, "F1⁻", COLOURS[1], "--")):
+            axis.plot(threshold, mean[part], color=colour, linestyle=line, label=label)
+            low, high = mean[part] - std[part], mean[part] + std[part]
+            axis.fill_between(threshold, low, high, color=colour, alpha=0.2, linewidth=0)
+        for used in {used for result in results[name] if (used := result.threshold.value) is not None}:
+            axis.axvline(used, color="black", linewidth=0.9, label="threshold used")
+        if np.isfinite(mean.mean(axis=0)).any():
+            best = int(np.nanargmax(mean.mean(axis=0)))
+            label = "oracle: best mean on this split, no fair choice"
+            axis.plot([threshold[best]] * 2, mean[:, best], "D:", mfc="white", ms=4.5, color="#555555", label=label)
+        axis.set(xlim=(-0.01, 1.01), ylim=(-2, 102), xlabel="threshold τ", ylabel="%")
+    return _svg(figure, f"F1 plus and F1 minus over the threshold of the ROI map: {'; '.join(known)}.", axes)
 
 
-def _sensitivity(axis: Axes, evaluation: Evaluation) -> None:
-    curve = evaluation.result.metrics.threshold_curve
-    assert curve is not None
-    threshold = np.array(curve.threshold)
-    plus = np.array(curve.f1_plus, dtype=float)
-    minus = np.array(curve.f1_minus, dtype=float)
-    axis.plot(threshold, plus, color=F1_PLUS, label="F1⁺")
-    axis.plot(threshold, minus, color=F1_MINUS, linestyle="--", label="F1⁻")
-    used = evaluation.result.threshold.value
-    if used is not None:
-        axis.axvline(used, color="black", linewidth=0.9, label="threshold used")
-    mean = (plus + minus) / 2
-    if np.isfinite(mean).any():
-        best = int(np.nanargmax(mean))
-        label = "oracle: best mean on this split, no fair choice"
-        points = [plus[best], minus[best]]
-        axis.plot(
-            [threshold[best]] * 2,
-            points,
-            "D",
-            mfc="white",
-            mec="#555555",
-            ms=4.5,
-            color="#555555",
-            linestyle=":",
-            label=label,
-        )
-    axis.set(xlim=(-0.01, 1.01), ylim=(-2, 102), xlabel="threshold τ", ylabel="%")
+def mean_curve(results: Sequence[Result]) -> tuple[NDArray, NDArray, NDArray] | None:
+    """The threshold curves of several results.
+
+    Returns:
+        Thresholds (T,); mean and sample standard deviation (2, T) of F1⁺ and F1⁻ in percent, NaN where undefined (the
+        deviation of one result is 0, no band). None where no result has a curve.
+    """
+    found = [curve for result in results if (curve := result.metrics.threshold_curve) is not None]
+    if not found:
+        return None
+    values = np.array([[curve["f1_plus"], curve["f1_minus"]] for curve in found], dtype=float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all undefined at a threshold: NaN is the answer
+        mean = np.nanmean(values, axis=0)
+        std = np.nanstd(values, axis=0, ddof=1) if len(found) > 1 else np.zeros_like(mean)
+    return np.array(found[0]["threshold"]), mean, std
 
 
-def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` equal small axes, four in a row."""
-    rows = -(-count // COLUMNS)
+def confusion(results: Mapping[str, Sequence[Result]]) -> dict[str, pd.DataFrame]:
+    """Confusion matrices by title, of images (where it is known) and of pixels, for each name.
+
+    Returns:
+        Percentages of the true class (row) that are called another (column): of the images of all results together,
+        and the mean over results of TPR and TNR.
+    """
+    made = {}
+    for name, of in results.items():
+        classes = next((result.metrics.classes for result in of if result.metrics.confusion), [])
+        counts = np.sum([result.metrics.confusion for result in of if result.metrics.confusion], axis=0)
+        if np.any(counts):
+            total = counts.sum(axis=1)
+            names = [f"{name} ({count})" for name, count in zip(classes, total, strict=True)]
+            made[name] = pd.DataFrame(100 * counts / np.maximum(total, 1)[:, None], names, classes)
+        rates = np.array([[result.metric(rate).value for rate in ("tpr", "tnr")] for result in of], dtype=float)
+        if rates.size and not np.isnan(rates).all():
+            tpr, tnr = rates.mean(axis=0)
+            shares = [[tpr, 100 - tpr], [100 - tnr, tnr]]
+            made[f"{name}: pixels"] = pd.DataFrame(shares, ["ROI", "background"], ["marked", "unmarked"])
+    return made
+
+
+@matplotlib.rc_context(STYLE)
+def matrices(found: Mapping[str, pd.DataFrame]) -> Markup | None:
+    """A panel for each of `confusion`: blue what is right, orange what is wrong; None where there is none."""
+    if not found:
+        return None
+    figure, axes = panels(list(found))
+    for axis, shares in zip(axes, found.values(), strict=True):
+        right = 2 * np.eye(len(shares)) - 1
+        axis.grid(visible=False)
+        axis.imshow(shares * right, WRONG_OR_RIGHT, vmin=-100, vmax=100, aspect="auto")
+        axis.set_xticks(range(len(shares.columns)), shares.columns)
+        axis.set_yticks(range(len(shares.index)), shares.index)
+        axis.tick_params(length=0, labeltop=True, labelbottom=False)
+        for (row, column), share in np.ndenumerate(shares.to_numpy()):
+            colour = "white" if share > 70 else "black"
+            axis.text(column, row, f"{share:.2f} %", ha="center", va="center", color=colour)
+    said = "; ".join(f"{title}: {shares.round(2).to_dict('index')}" for title, shares in found.items())
+    return _svg(figure, f"Confusion matrices in percent of the true class. {said}")
+
+
+@matplotlib.rc_context(STYLE)
+def scatter(points: pd.DataFrame) -> Markup | None:
+    """F1⁺ against F1⁻, a labelled point with its standard deviation for each method; None while there is no point.
+
+    Args:
+        points: columns f1_plus, f1_minus, f1_plus_std, f1_minus_std (NaN for none), kind and colour; index: titles.
+    """
+    points = points.dropna(subset=["f1_plus", "f1_minus"]).fillna(0)
+    if points.empty:
+        return None
+    figure = Figure(figsize=(7.6, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)  # measures the labels
+    axis = figure.subplots()
+    rows: list[Any] = list(points.itertuples())
+    for row in rows:
+        bars: dict[str, Any] = {"xerr": row.f1_minus_std, "yerr": row.f1_plus_std, "color": row.colour}
+        axis.errorbar(row.f1_minus, row.f1_plus, **bars, fmt="o", ms=5, elinewidth=0.8, capsize=2, label=row.kind)
+    axis.set(xlabel="F1⁻: background (%)", ylabel="F1⁺: region of interest (%)")
+    axis.margins(0.12)
+    figure.draw_without_rendering()  # fixes the limits that the layout depends on
+    place_labels(axis, points)
+    numbers = "; ".join(f"{row.Index} {row.f1_plus:.1f} and {row.f1_minus:.1f}" for row in rows)
+    return _svg(figure, f"F1 plus and F1 minus of every method: {numbers}.", [axis])
+
+
+def place_labels(axis: Axes, points: pd.DataFrame) -> list[Text]:
+    """Write every point's name beside it so that it covers no other name and no point, where possible."""
+    from adjustText import adjust_text  # here, because it loads pyplot
+
+    rows: list[Any] = list(points.itertuples())
+    labels = [axis.text(row.f1_minus, row.f1_plus, row.Index, color=row.colour) for row in rows]
+    x, y = points["f1_minus"].to_numpy(), points["f1_plus"].to_numpy()
+    lines = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6}
+    adjust_text(labels, x, y, ax=axis, iter_lim=500, expand=(1.3, 2.0), arrowprops=lines)
+    return labels
+
+
+@matplotlib.rc_context(STYLE)
+def forest(differences: Mapping[str, pd.DataFrame], colours: Sequence[str]) -> Markup | None:
+    """Differences to a baseline with their 95 % intervals: a panel per heading, a line per method; None without any.
+
+    Args:
+        differences: by heading; columns value, low, high (NaN for none), index: titles, the same everywhere.
+        colours: of the methods.
+    """
+    titles = next(iter(differences.values())).index
+    if titles.empty:
+        return None
+    figure = Figure(figsize=(COLUMNS * PANEL_WIDTH, 0.7 + 0.26 * len(titles)), layout="constrained")
+    axes = figure.subplots(1, len(differences), sharey=True, squeeze=False)[0]
+    for axis, (heading, of) in zip(axes, differences.items(), strict=True):
+        for place, ((value, low, high), colour) in enumerate(zip(of.to_numpy(), colours, strict=True)):
+            bars = [[value - low], [high - value]]
+            axis.errorbar(value, place, xerr=bars, fmt="o", color=colour, markersize=4, capsize=2)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(title=heading, ylim=(len(titles) - 0.5, -0.5))
+        axis.set_yticks(range(len(titles)), titles)
+    return _svg(figure, f"Difference of every method to the baseline: {', '.join(differences)}.")
+
+
+def panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A figure of equal small axes with these titles, four in a row."""
+    rows = math.ceil(len(titles) / COLUMNS)
     figure = Figure(figsize=(COLUMNS * PANEL_WIDTH, rows * PANEL_HEIGHT), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel().tolist()
-    for axis in grid[count:]:
+    for axis in grid[len(titles) :]:
         axis.remove()
-    return figure, grid[:count]
+    for axis, title in zip(grid, titles, strict=False):
+        axis.set_title(title)
+    return figure, grid[: len(titles)]
 
 
-def legend(figure: Figure, axis: Axes) -> None:
-    """One legend above all panels, with the entries of one of them."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
-
-
-def svg(figure: Figure) -> str:
-    """A figure as a `data:` address; the same figure gives the same text."""
+def _svg(figure: Figure, alt: str, legend_of: Sequence[Axes] = ()) -> Markup:
+    """A figure as an `<img>` that holds its SVG, with one legend of axes above it; the same figure, the same text."""
+    entries = {label: handle for a in legend_of for handle, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    if entries:
+        figure.legend(entries.values(), entries, loc="outside upper left", ncols=len(entries), frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    uri = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return Markup('<img class="chart" style="max-width:{}rem" src="{}" alt="{}">').format(
+        round(8 * figure.get_figwidth()), uri, alt
+    )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from histoloc import pictures
-from histoloc.report.charts import curves, run_colours, threshold_sensitivity
+from histoloc.report.charts import confusion, curves, matrices, thresholds
 from histoloc.report.gallery import galleries
-from histoloc.report.metrics_file import Metric
-from histoloc.report.read import Run, read_runs
-from histoloc.report.rows import exceeded_by_floors, resampling, table_rows
-from histoloc.report.tables import headings, interval, percent
+from histoloc.report.rows import COLUMNS, exceeded_by_floors, resampling, runs_table
+from histoloc.report.tables import headings, to_html
+from histoloc.results import Run, read_runs
 from histoloc.work_folder import write_text
-
-
-@dataclass(frozen=True)
-class ConfusionCell:
-    """One cell of a confusion matrix, with its share of the true class (row) in [0, 1]."""
-
-    count: str
-    share: float
-    correct: bool
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """The confusion matrices of one evaluation: images by class, and pixels by ROI and background."""
-
-    run: str
-    evaluation: str
-    classes: list[str]
-    cells: list[list[ConfusionCell]]
-    pixels: list[list[ConfusionCell]]
-    intervals: list[str]  # 95 % interval of TPR and of TNR
 
 
 def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
@@ -68,27 +45,25 @@ def render(runs: Sequence[Run], skipped: Sequence[str] = (), *, title: str | Non
         skipped: sentences about paths that are no run.
         title: headline; by default the runs' names.
     """
-    rows, notes = table_rows(runs)
+    pairs = [(run, evaluation) for run in runs for evaluation in run.evaluations]
+    named = {f"{run.name}, {evaluation.name}": evaluation.result for run, evaluation in pairs}
+    names = [run.name for run in runs]
+    results = {name: [of] for name, of in named.items()}
     return template("report.html.j2").render(
-        title=title or _default_title(runs),
-        introduction=_introduction(runs),
+        title=title or f"Localization report: {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}",
+        runs=runs,
+        classes=next((of.metrics.classes for of in named.values() if of.metrics.classes), []),
         skipped=skipped,
-        metrics=headings(runs),
+        table=to_html(runs_table(runs)) if named else "",
+        columns=headings(list(named.values()), COLUMNS),
+        floors=any(of.floors for of in named.values()),
         resampling=resampling(runs),
-        interval=interval,
-        rows=rows,
-        several_tables=len({row.table for row in rows}) > 1,
-        notes=notes,
-        exceeded=_exceeded(runs),
-        without=[run.name for run in runs if not run.evaluations],
+        exceeded={name: said for name, of in named.items() if (said := exceeded_by_floors(of))},
         galleries=galleries(runs),
-        colours=agreement_colours(),
-        heat_scale=pictures.data_uri(pictures.heat_scale(), photo=False),
         curves=curves(runs),
-        run_colours=run_colours(runs),
-        confusions=_confusions(runs),
-        sensitivity=threshold_sensitivity(runs),
-        settings=[(run.name, _settings(run)) for run in runs],
+        confusion=matrices(confusion(results)),
+        thresholds=thresholds(results),
+        settings=[(f"{run.name}: {heading}", pairs) for run in runs for heading, pairs in _settings(run)],
     )
 
 
@@ -101,107 +76,27 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent}
+    colours = {"tp": pictures.TRUE_POSITIVE, "fp": pictures.FALSE_POSITIVE, "fn": pictures.FALSE_NEGATIVE}
+    environment.globals["colours"] = {name: Markup("rgb({},{},{})").format(*colour) for name, colour in colours.items()}
+    environment.globals["heat_scale"] = pictures.data_uri(pictures.heat_scale(), photo=False)
     return environment.get_template(name)
-
-
-def agreement_colours() -> dict[str, Markup]:
-    """The colours of `pictures.agreement` in CSS: tp, fp, fn."""
-    named = {"tp": pictures.TRUE_POSITIVE, "fp": pictures.FALSE_POSITIVE, "fn": pictures.FALSE_NEGATIVE}
-    return {name: Markup("rgb({},{},{})").format(*colour) for name, colour in named.items()}
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested mappings as pairs of dotted name and value; lists are joined by commas."""
     if isinstance(value, dict) and value:
-        pairs = []
-        for key, part in value.items():
-            pairs += flatten(part, f"{prefix}.{key}" if prefix else str(key))
-        return pairs
+        return [
+            pair for key, part in value.items() for pair in flatten(part, f"{prefix}.{key}" if prefix else str(key))
+        ]
     if isinstance(value, list | tuple) and not any(isinstance(part, dict | list) for part in value):
         return [(prefix, ", ".join(map(str, value)) or "none")]
     return [(prefix, "none" if value is None or value == {} else str(value))]
 
 
-def _default_title(runs: Sequence[Run]) -> str:
-    names = [run.name for run in runs]
-    return f"Localization report: {', '.join(names[:4])}" + (" and others" if len(names) > 4 else "")
-
-
-def _introduction(runs: Sequence[Run]) -> str:
-    """What is shown, in words for a pathologist."""
-    classes = next((e.result.metrics.classes for r in runs for e in r.evaluations if e.result.metrics.classes), [])
-    named = f" ({_and(classes)})" if classes else ""
-    who = "One computer model was" if len(runs) == 1 else f"{len(runs)} computer models were"
-    them = "it names" if len(runs) == 1 else "each of them names"
-    return (
-        f"{who} asked two questions about every image: which class{named}, and where in the image is the "
-        "tissue that shows it, the region of interest (ROI). Unless a footnote says otherwise, training used "
-        "one label for each whole image and no outlines. "
-        f"This page shows how often {them} the right class, and how "
-        "well the region that it marks agrees with the region that experts outlined."
-    )
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def _exceeded(runs: Sequence[Run]) -> list[str]:
-    """One sentence for each evaluation that a method without learning exceeds."""
-    found = [(run, evaluation, exceeded_by_floors(evaluation)) for run in runs for evaluation in run.evaluations]
-    return [f"{run.name}, {evaluation.name}: {' '.join(said)}" for run, evaluation, said in found if said]
-
-
-def _confusions(runs: Sequence[Run]) -> list[Confusion]:
-    made = []
-    for run in runs:
-        for evaluation in run.evaluations:
-            metrics = evaluation.result.metrics
-            matrix = metrics.confusion or []
-            classes = metrics.classes or [str(number) for number in range(len(matrix))]
-            if not matrix and metrics.tpr is None and metrics.tnr is None:
-                continue
-            pixels = [_pixel_row(metrics.tpr, 0), _pixel_row(metrics.tnr, 1)]
-            made.append(
-                Confusion(
-                    run=run.name,
-                    evaluation=evaluation.name,
-                    classes=classes,
-                    cells=[_count_row(row, number) for number, row in enumerate(matrix)],
-                    pixels=pixels if any(pixels) else [],
-                    intervals=[_interval(metrics.tpr), _interval(metrics.tnr)],
-                )
-            )
-    return made
-
-
-def _count_row(counts: Iterable[int], own: int) -> list[ConfusionCell]:
-    counts = list(counts)
-    total = max(1, sum(counts))
-    return [ConfusionCell(str(n), n / total, column == own) for column, n in enumerate(counts)]
-
-
-def _pixel_row(metric: Metric | None, own: int) -> list[ConfusionCell]:
-    if metric is None or metric.value is None:
-        return []
-    shares = [100 - metric.value, 100 - metric.value]
-    shares[own] = metric.value
-    return [ConfusionCell(f"{percent(s)} %", s / 100, column == own) for column, s in enumerate(shares)]
-
-
-def _interval(metric: Metric | None) -> str:
-    if metric is None or metric.low is None or metric.high is None:
-        return ""
-    return interval(metric.low, metric.high)
-
-
 def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     """Sections of (name, value) pairs: run.yaml, the model folder, each evaluation."""
-    sections = [("Training (run.yaml)", flatten(run.settings))] if run.settings else []
-    if run.model:
-        sections.append(("Model (model/config.json)", flatten(run.model)))
+    sections = {"training (run.yaml)": run.settings, "model (model/config.json)": run.model}
     for evaluation in run.evaluations:
         stated = evaluation.result.model_dump(exclude={"metrics", "per_image_rule", "floors"}, exclude_none=True)
-        sections.append((f"Evaluation on {evaluation.name}", flatten(stated)))
-    return sections
+        sections[f"evaluation on {evaluation.name}"] = stated
+    return [(heading, flatten(values)) for heading, values in sections.items() if values]

@@ -1,16 +1,14 @@
-"""Rows of the report's table, and the footnotes that say what their numbers rest on."""
+"""The table of runs: a row for each evaluation, and the footnotes that say what its numbers rest on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from histoloc.report.evaluation import UNKNOWN_CONTENT, Evaluation
-from histoloc.report.read import Run
-from histoloc.report.tables import METRICS, headings, percent, results_frame
+from histoloc.report.tables import METRICS, Cell, Line, Table, best, headings, interval, percent
+from histoloc.results import UNKNOWN_CONTENT, Evaluation, Metrics, Result, Run, results_frame
 
+COLUMNS = (*METRICS, "per_image_f1_plus", "per_image_f1_minus")
 FLOORS = {"allones": "All-ones", "stain": "Stain (per image)"}  # learn nothing
 RANGES = {
     "probability": "evidence that is a probability already",
@@ -19,80 +17,70 @@ RANGES = {
 }
 
 
-@dataclass(frozen=True)
-class TableRow:
-    """One evaluation of one run as the table shows it; `cells` holds one mapping for each of `headings`."""
+def runs_table(runs: Sequence[Run], title: str = "") -> Table:
+    """The table of every evaluation of runs, with methods that learn nothing and published numbers below each.
 
-    run: str
-    method: str
-    table: str
-    label: str  # of the evaluation
-    n_images: int
-    threshold: str
-    cells: list[dict[str, Any]]
-    floors: dict[str, dict[str, float | None]]  # by title of a method that learns nothing: percentages
-    notes: list[int]  # 1-based numbers of the footnotes
-    published: str  # where the published numbers come from, empty where there are none
+    Args:
+        runs: what `histoloc.results.read_runs` returned.
+        title: its caption.
 
-
-def table_rows(runs: Sequence[Run]) -> tuple[list[TableRow], list[str]]:
-    """Rows of the report's table and the footnotes that they refer to.
-
-    A footnote names every use of masks: to select the epoch, to set the threshold, by the evaluation itself,
-    and every number chosen on the evaluated split (an oracle); and what intervals and PxAP are computed over. Equal
-    footnotes are given once.
+    Returns:
+        The table. A footnote names every use of masks: to select the epoch, to set the threshold, by the evaluation
+        itself, and every number chosen on the evaluated split (an oracle); and what intervals and PxAP are computed
+        over. Bold is the best among evaluations of equal keys.
     """
-    frame = results_frame(runs)
-    width = len(headings(runs))
     pairs = [(run, evaluation) for run in runs for evaluation in run.evaluations]
-    notes: list[str] = []
-    rows: list[TableRow] = []
-    for run, evaluation in pairs:
-        own = frame.iloc[len(rows) * width : (len(rows) + 1) * width]
-        mine = footnotes(run, evaluation)
-        notes += [note for note in mine if note not in notes]
-        rows.append(
-            TableRow(
-                run=run.name,
-                method=run.method,
-                table=Path(evaluation.result.table or "").name,
-                label=evaluation.label,
-                n_images=evaluation.result.n_images,
-                threshold=describe_threshold(evaluation),
-                cells=own.to_dict("records"),  # pyright: ignore[reportArgumentType]
-                floors={FLOORS.get(name, name): values for name, values in evaluation.result.floors.items()},
-                notes=sorted(notes.index(note) + 1 for note in mine),
-                published=published_source(run, evaluation) if own["published"].notna().any() else "",
-            )
-        )
-    return rows, notes
+    columns = headings([evaluation.result for _, evaluation in pairs], COLUMNS)
+    bold = best(
+        results_frame(runs).reindex(columns=list(columns)),
+        [repr(evaluation.key) for _, evaluation in pairs],
+        [f"{run.name}/{evaluation.result.asked.weights_sha256}" for run, evaluation in pairs],
+    )
+    rows: list[Line] = []
+    for number, (run, evaluation) in enumerate(pairs):
+        result, group = evaluation.result, str(number)
+        cells = [Cell(text) for text in (run.method, evaluation.name, str(result.n_images), _threshold(result))]
+        for name in columns:
+            metric = result.metric(name)
+            best_one = bool(bold[name].iloc[number])
+            cells.append(Cell(percent(metric.value), interval(metric.low, metric.high), best_one))
+        rows.append(Line(run.name, cells, group, footnotes(run, evaluation)))
+        beside = [(f"learns nothing: {FLOORS.get(name, name)}", values, []) for name, values in result.floors.items()]
+        published = {name: value for name, value in run.published.items() if name in columns}
+        beside += [("published", published, [published_source(run, evaluation)])] if published else []
+        for name, values, notes in beside:
+            numbers = [Cell(percent(values[key]) if key in values else "") for key in columns]
+            rows.append(Line(name, [Cell()] * 4 + numbers, group, notes, aside=True))
+    about = [("", name) for name in ("Method", "Evaluation", "Images", "Threshold")]
+    return Table(title, [*about, *columns.values()], rows, corner="Run")
 
 
 def footnotes(run: Run, evaluation: Evaluation) -> list[str]:
     """What must be known of the numbers of an evaluation, one sentence each."""
-    exceeded = exceeded_by_floors(evaluation)
+    exceeded = exceeded_by_floors(evaluation.result)
     notes = [note for text in evaluation.result.notes if (note := sentence(text)) not in exceeded]
-    made = [*mask_notes(run, evaluation), *map_notes(evaluation), *pool_notes(evaluation), *notes]
+    made = [*_mask_notes(run, evaluation), *_map_notes(evaluation), *_pool_notes(evaluation.result.metrics), *notes]
     return list(dict.fromkeys(made))
 
 
-def exceeded_by_floors(evaluation: Evaluation) -> list[str]:
+def exceeded_by_floors(result: Result) -> list[str]:
     """One sentence for each number of a method that learns nothing which is above that of the evaluation."""
-    result, found = evaluation.result, []
-    for key, what in (("f1_mean", "mean F1"), ("pxap", "PxAP")):
-        own = result.metrics.value(key)
+    said = []
+    for key in ("f1_mean", "pxap"):
+        own = result.metric(key).value
         for name, values in result.floors.items():
-            low = values.get(key)
-            if own is not None and low is not None and low > own:
-                title = FLOORS.get(name, name)
-                found.append(f"{title}, which learns nothing, has {what} {percent(low)}, above {percent(own)}.")
-    return found
+            floor = values.get(key)
+            if own is not None and floor is not None and floor > own:
+                what = f"has {METRICS[key]} {percent(floor)}, above {percent(own)}."
+                said.append(f"{FLOORS.get(name, name)}, which learns nothing, {what}")
+    return said
 
 
-def map_notes(evaluation: Evaluation) -> list[str]:
+def _map_notes(evaluation: Evaluation) -> list[str]:
     """How the maps were made and whose they are, at which scale images were seen, and which have no ROI."""
-    result = evaluation.result
-    notes = [f"Maps: {_and(RANGES.get(name, name) for name in result.range.split(' and '))}."] if result.range else []
+    result, notes = evaluation.result, []
+    if result.range:
+        notes.append(f"Maps: {' and '.join(RANGES.get(name, name) for name in result.range.split(' and '))}.")
     if result.scale:
         counted = [f"{name} ({n} images)" if len(result.scale) > 1 else name for name, n in result.scale.items()]
         notes.append(f"How the network sees images: {', '.join(counted)}.")
@@ -107,29 +95,28 @@ def map_notes(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def mask_notes(run: Run, evaluation: Evaluation) -> list[str]:
+def _mask_notes(run: Run, evaluation: Evaluation) -> list[str]:
     """One sentence for each use of masks that made or chose the numbers of an evaluation."""
-    notes = [sentence(text) for text in evaluation.result.uses_masks]
-    selection, threshold = run.model.get("selection") or {}, run.model.get("threshold") or {}
-    # The evaluation knows best; the model folder is asked only where the evaluation noted nothing.
-    if not notes and selection.get("uses_masks"):
-        count = selection.get("masks_used") or "an unknown number of"
-        notes.append(f"The epoch was chosen on {count} masks (rule {selection.get('rule', 'unknown')}).")
-    same_rule = threshold.get("rule") == evaluation.result.threshold.rule
-    if not evaluation.result.uses_masks and same_rule and threshold.get("masks_used"):
-        notes.append(f"The threshold was chosen on {threshold['masks_used']} masks.")
-    oracles = evaluation.result.metrics.oracles.items()
-    if known := [text for name, value in oracles if (text := _oracle(name, value))]:
+    result = evaluation.result
+    notes = [sentence(text) for text in result.uses_masks]
+    if not notes:  # the evaluation knows best; the model folder is asked only where the evaluation noted nothing
+        selection, threshold = run.model.get("selection") or {}, run.model.get("threshold") or {}
+        if selection.get("uses_masks"):
+            count = selection.get("masks_used") or "an unknown number of"
+            notes.append(f"The epoch was chosen on {count} masks (rule {selection.get('rule', 'unknown')}).")
+        if threshold.get("rule") == result.threshold.rule and threshold.get("masks_used"):
+            notes.append(f"The threshold was chosen on {threshold['masks_used']} masks.")
+    extra = (result.metrics.model_extra or {}).items()
+    if known := [text for name, value in extra if name.startswith("oracle") and (text := _oracle(name, value))]:
         notes.append(
             f"Oracle on {evaluation.name}, chosen on the evaluated images themselves and therefore no fair "
             f"result, for {run.name}: {', '.join(known)}."
         )
-    return list(dict.fromkeys(notes))
+    return notes
 
 
-def pool_notes(evaluation: Evaluation) -> list[str]:
+def _pool_notes(metrics: Metrics) -> list[str]:
     """What the intervals resample where it is not single images, and which images PxAP pools where not all have ROI."""
-    metrics = evaluation.result.metrics
     notes = [sentence(text) for text in metrics.notes]
     if metrics.resampled == "groups":
         notes.insert(0, f"Intervals: bootstrap over {metrics.groups} groups, all images of a group together.")
@@ -154,15 +141,19 @@ def published_source(run: Run, evaluation: Evaluation) -> str:
     split = str(run.published.get("split") or "test")
     asked = evaluation.result.asked
     if split == evaluation.result.split and asked.threshold is None and asked.map_class is None:
-        return source
-    return f"{source}; measured on the {split} split, ours on {evaluation.label}: not directly comparable"
+        return f"Published: {source}."
+    return f"Published: {source}; measured on the {split} split, ours on {evaluation.label}: not directly comparable."
 
 
-def describe_threshold(evaluation: Evaluation) -> str:
-    """The threshold's value and rule in words."""
-    threshold = evaluation.result.threshold
-    value = "per image" if threshold.value is None else f"{threshold.value:.3g}"
-    return f"{value} ({threshold.rule})"
+def sentence(text: str) -> str:
+    """A note as a sentence: with a capital letter and a full stop."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def _threshold(result: Result) -> str:
+    value = "per image" if result.threshold.value is None else f"{result.threshold.value:.3g}"
+    return f"{value} ({result.threshold.rule})"
 
 
 def _oracle(name: str, value: Any) -> str:
@@ -172,13 +163,3 @@ def _oracle(name: str, value: Any) -> str:
     if not isinstance(number, int | float):
         return ""
     return f"{METRICS[key]} {percent(number)} %" if key in METRICS else f"{key.replace('_', ' ')} {number:.3g}"
-
-
-def sentence(text: str) -> str:
-    """A note as a sentence: with a capital letter and a full stop."""
-    text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
-
-
-def _and(words: Iterable[str]) -> str:
-    return " and ".join(words)

@@ -1,117 +1,149 @@
-"""The table of metrics: one tidy frame, and the same numbers as Markdown or HTML."""
+"""Tables of results: their columns, what is best in them, and one writer of HTML, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pandas as pd
+from markupsafe import Markup, escape
+from pandas.io.formats.style import Styler
 
-from histoloc.report.evaluation import Evaluation
-from histoloc.report.read import Run
+from histoloc.results import Result
 
-# name in metrics.json -> heading; classification error is the only one where less is better
+# Name in metrics.json -> heading, in the order of the columns. Classification error alone is better where it is less.
 METRICS = {
     "cl_error": "Cl. error",
+    "balanced_accuracy": "balanced accuracy",
+    "auc": "AUC",
+    "kappa": "kappa",
     "f1_plus": "F1⁺",
     "f1_minus": "F1⁻",
     "f1_mean": "mean F1",
     "pxap": "PxAP",
+    "pxap_with_roi": "PxAP, images with ROI",
     "tpr": "TPR",
     "tnr": "TNR",
+    "specificity_without_roi": "specificity",
 }
-SPECIFICITY = "specificity_without_roi"  # shown only where a class is named that has no ROI
-PXAP_WITH_ROI, PXAP_WITH_ROI_HEADING = "pxap_with_roi", "PxAP, images with ROI"  # only where it differs from `pxap`
-CLASSIFICATION = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "kappa": "kappa"}  # shown where defined
-LESS_IS_BETTER = frozenset({"cl_error"})
+ALWAYS = ("cl_error", "f1_plus", "f1_minus", "f1_mean", "pxap", "tpr", "tnr")
+RULES = {"argmax": "argmax rule", "per_image": "per image"}  # other rules of making maps: headings above their columns
 NOT_DEFINED = "–"
-PER_IMAGE = {"per_image_f1_plus": "F1⁺ per image", "per_image_f1_minus": "F1⁻ per image"}  # shown where measured
-_ROW = ["run", "method", "table", "split", "evaluation", "n_images", "threshold_rule", "threshold", "range"]
+SYMBOLS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "–": "--",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "µ": r"$\mu$",
+    "Δ": r"$\Delta$",
+    "λ": r"$\lambda$",
+    "τ": r"$\tau$",
+    "⁺": "$^{+}$",
+    "⁻": "$^{-}$",
+}
 
 
-def headings(runs: Sequence[Run]) -> dict[str, str]:
-    """Headings by name of the metric: those of METRICS, and others where they say something.
+class Cell(NamedTuple):
+    """What stands in one place of a table; `spread` is the smaller text behind or below it."""
 
-    PxAP over the images with ROI where the pool of PxAP has others, the specificity where a class is named without
-    ROI, F1 by the papers' per-image rule where it was measured too, and of CLASSIFICATION what is defined.
+    text: str = ""
+    spread: str = ""
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table.
+
+    Attributes:
+        title: its name.
+        cells: one for each heading.
+        group: a line is drawn between neighbours of different groups.
+        notes: its footnotes.
+        aside: whether it only stands for comparison.
     """
-    results = [evaluation.result for run in runs for evaluation in run.evaluations]
+
+    title: str
+    cells: Sequence[Cell]
+    group: str = ""
+    notes: Sequence[str] = ()
+    aside: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table, before it is HTML, Markdown or LaTeX.
+
+    Attributes:
+        title: its caption.
+        headings: of the columns behind the rows' titles: what stands above neighbouring ones, and their own.
+        rows: from above.
+        general: sentences about all of it.
+        corner: the heading of the titles.
+    """
+
+    title: str
+    headings: Sequence[tuple[str, str]]
+    rows: Sequence[Line]
+    general: Sequence[str] = ()
+    corner: str = "Method"
+
+    @property
+    def notes(self) -> list[str]:
+        """The footnotes; equal ones are given once."""
+        return list(dict.fromkeys(note for row in self.rows for note in row.notes))
+
+    def marks(self, row: Line) -> str:
+        """The numbers of a row's footnotes, from 1: `1,3`."""
+        return ",".join(str(number) for number, note in enumerate(self.notes, 1) if note in row.notes)
+
+    def begins_group(self, number: int) -> bool:
+        """Whether a row is of another group than the one above."""
+        return number > 0 and self.rows[number].group != self.rows[number - 1].group
+
+
+def headings(results: Sequence[Result], names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Headings of those of `names` that are always shown or say something of the results, by name.
+
+    Shown is the specificity where a class is named without ROI, PxAP over the images with ROI where its pool has
+    others, and of the rest what is defined.
+    """
     empty = sorted({result.empty_class for result in results if result.empty_class is not None})
-    metrics = [result.metrics for result in results]
-    shown = {name for name in CLASSIFICATION if any(m.value(name) is not None for m in metrics)}
-    if any(m.pools_without_roi for m in metrics):
-        shown.add(PXAP_WITH_ROI)
-    if empty:
-        shown.add(SPECIFICITY)
-    if any(result.per_image_rule for result in results):
-        shown |= set(PER_IMAGE)
-    return {name: heading for name, heading in _all_headings(empty).items() if name in METRICS or name in shown}
+    shown = {}
+    for name in names:
+        rule = next((rule for rule in RULES if name.startswith(f"{rule}_")), "")
+        heading = METRICS[name.removeprefix(f"{rule}_")]
+        if name == "specificity_without_roi":
+            says, heading = bool(empty), f"specificity on {' or '.join(empty)} images"
+        elif name == "pxap_with_roi":
+            says = any(result.metrics.pools_without_roi for result in results)
+        else:
+            says = name in ALWAYS or any(result.metric(name).value is not None for result in results)
+        if says:
+            shown[name] = (RULES.get(rule, ""), heading)
+    return shown
 
 
-def _all_headings(empty_classes: Sequence[str] = ()) -> dict[str, str]:
-    """Headings of all metrics in the order of the table."""
-    made: dict[str, str] = {}
-    for name, heading in METRICS.items():
-        made[name] = heading
-        made |= CLASSIFICATION if name == "cl_error" else {}
-        made |= {PXAP_WITH_ROI: PXAP_WITH_ROI_HEADING} if name == "pxap" else {}
-    return made | {SPECIFICITY: specificity_heading(empty_classes)} | PER_IMAGE
-
-
-def specificity_heading(empty_classes: Sequence[str]) -> str:
-    """`specificity on normal images`; without the names of classes `specificity without ROI`."""
-    return f"specificity on {' or '.join(empty_classes)} images" if empty_classes else "specificity without ROI"
-
-
-def results_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """Every metric of every evaluation, tidy: one row per run, evaluation and metric.
+def best(values: pd.DataFrame, keys: Sequence[Any], models: Sequence[str]) -> pd.DataFrame:
+    """Where the best values are, at the two decimals shown, equal ones together.
 
     Args:
-        runs: what `histoloc.report.read_runs` returned.
-
-    Returns:
-        Columns run, method, table, split, evaluation (its name: the split and what is not the default), n_images,
-        threshold_rule, threshold, range, metric, value, low, high, n, published, best. `value`, `low`, `high` (95 %
-        interval) and `published` are percentages, NaN where undefined. `best` marks the best value, at the decimals
-        shown, among evaluations with equal keys (table and its content, split, fold, options); nothing is best among
-        fewer than two models. The metrics are those of `headings`.
+        values: in percent, a column for each metric.
+        keys: of the rows, hashable: only those of equal keys are compared, and None takes no part.
+        models: of the rows; nothing is best among fewer than two.
     """
-    names = headings(runs)
-    pairs = [(run, evaluation) for run in runs for evaluation in run.evaluations]
-    records: list[dict[str, Any]] = []
-    keys: list[str] = []
-    models: list[str] = []
-    for run, evaluation in pairs:
-        records += [_record(run, evaluation, name) for name in names]
-        keys += [repr(evaluation.key)] * len(names)
-        models += [f"{run.name}/{evaluation.result.asked.weights_sha256}"] * len(names)
-    columns = [*_ROW, "metric", "value", "low", "high", "n", "published"]
-    frame = pd.DataFrame.from_records(records, columns=columns)
-    frame["best"] = _best(frame, pd.Series(keys, dtype=object), pd.Series(models, dtype=object))
-    return frame
-
-
-def _record(run: Run, evaluation: Evaluation, name: str) -> dict[str, Any]:
-    """One metric of one evaluation."""
-    result = evaluation.result
-    rule = name.removeprefix("per_image_")
-    metric = (result.per_image_rule or {}).get(rule) if name in PER_IMAGE else getattr(result.metrics, name)
-    return {
-        "run": run.name,
-        "method": run.method,
-        "table": result.table or "",
-        "split": evaluation.split,
-        "evaluation": evaluation.name,
-        "n_images": result.n_images,
-        "threshold_rule": result.threshold.rule,
-        "threshold": _number(result.threshold.value),
-        "range": result.range or "",
-        "metric": name,
-        "published": _number(run.published.get(name)),
-        **{field: _number(getattr(metric, field, None)) for field in ("value", "low", "high", "n")},
-    }
+    less = values.astype(float).round(2)
+    less *= [1 if name == "cl_error" else -1 for name in less]
+    by = pd.Series(list(keys), index=less.index, dtype=object)
+    named = less.notna().apply(lambda defined: pd.Series(list(models), index=less.index, dtype=object).where(defined))
+    return (less == less.groupby(by).transform("min")) & (named.groupby(by).transform("nunique") > 1)
 
 
 def percent(value: float | None) -> str:
@@ -119,72 +151,90 @@ def percent(value: float | None) -> str:
     return NOT_DEFINED if value is None or math.isnan(value) else f"{value:.2f}"
 
 
-def interval(low: float, high: float) -> str:
-    """A 95 % interval in percent with one decimal, empty where it is not defined."""
-    return "" if math.isnan(low) or math.isnan(high) else f"{low:.1f} to {high:.1f}"
+def interval(low: float | None, high: float | None, form: str = ".1f") -> str:
+    """A 95 % interval in percent, empty where it is not defined."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return ""
+    return f"[{low:{form}}, {high:{form}}]".replace("-", "−")
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
-    """The results as a Markdown table: values in percent, 95 % interval in brackets, the best in bold.
+def to_html(table: Table) -> Markup:
+    """The table with its sentences and footnotes as HTML."""
 
-    Args:
-        frame: what `results_frame` returned.
-    """
-    shown = _headings_of(frame)
-    lines = [
-        "| " + " | ".join(["Run", "Split", "n", *(f"{heading} (%)" for heading in shown)]) + " |",
-        "|---|---|" + "---:|" * (len(shown) + 1),
-    ]
-    for (run, _, evaluation, n_images), group in _by_row(frame):
-        cells = []
-        for row in group.to_dict("records"):
-            value, spread = percent(row["value"]), interval(row["low"], row["high"])
-            cells.append((f"**{value}**" if row["best"] else value) + (f" ({spread})" if spread else ""))
-        lines.append("| " + " | ".join([_cell(run), _cell(evaluation), str(n_images), *cells]) + " |")
+    def title(number: int) -> str:
+        row, marks = table.rows[number], table.marks(table.rows[number])
+        kind = "aside" if row.aside else "new" if table.begins_group(number) else ""
+        return f'<span class="{kind}">{escape(row.title)}</span>' + (f"<sup>{marks}</sup>" if marks else "")
+
+    def cell(cell: Cell) -> str:
+        text = Markup("<b>{}</b>").format(cell.text) if cell.bold else escape(cell.text)
+        return text + (Markup("<small>{}</small>").format(cell.spread) if cell.spread else "")
+
+    style = _styler(table, title, cell, escape)
+    style.set_caption(escape(table.title))
+    general = "".join(f'\n<p class="note">{escape(sentence)}</p>' for sentence in table.general)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    notes = f'\n<ol class="notes">{notes}</ol>' if notes else ""
+    return Markup(f'<div class="wide results">\n{style.to_html(exclude_styles=True)}</div>{general}{notes}\n')
+
+
+def to_markdown(table: Table) -> str:
+    """The table with its sentences and footnotes as Markdown; what stands above a heading is written before it."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    lines = [f"### {table.title}", "", line([table.corner, *(" ".join(filter(None, h)) for h in table.headings)])]
+    lines.append("|---|" + "---:|" * len(table.headings))
+    for row in table.rows:
+        marks = f" <sup>{marks}</sup>" if (marks := table.marks(row)) else ""
+        texts = [f"**{cell.text}**" if cell.bold else cell.text for cell in row.cells]
+        lines.append(
+            line([row.title + marks, *(f"{t} {c.spread}".rstrip() for t, c in zip(texts, row.cells, strict=True))])
+        )
+    lines += [text for sentence in table.general for text in ("", sentence)]
+    lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))] if table.notes else []
     return "\n".join(lines) + "\n"
 
 
-def to_html(frame: pd.DataFrame) -> str:
-    """The results as a plain HTML table (class `results`), with the numbers of `to_markdown`.
+def to_latex(table: Table) -> str:
+    """The table as a LaTeX float (packages booktabs and, to fit the page, graphicx), footnotes below it."""
+
+    def title(number: int) -> str:
+        row, marks = table.rows[number], table.marks(table.rows[number])
+        rule = "\\midrule\n" if table.begins_group(number) else ""
+        return rule + latex(row.title) + (f"\\textsuperscript{{{marks}}}" if marks else "")
+
+    def cell(cell: Cell) -> str:
+        text = f"\\textbf{{{latex(cell.text)}}}" if cell.bold else latex(cell.text)
+        return text + (f" {{\\scriptsize {latex(cell.spread)}}}" if cell.spread else "")
+
+    style = _styler(table, title, cell, latex)
+    tabular = style.to_latex(hrules=True, multicol_align="c", column_format="l" + "r" * len(table.headings))
+    notes = [f"\\par\\footnotesize \\textsuperscript{{{n}}} {latex(note)}\n" for n, note in enumerate(table.notes, 1)]
+    return (
+        "% needs \\usepackage{booktabs,graphicx}\n\\begin{table*}\n\\centering\n"
+        f"\\caption{{{latex(' '.join([f'{table.title}.', *table.general]))}}}\n"
+        f"\\resizebox{{\\textwidth}}{{!}}{{%\n{tabular.strip()}}}\n{''.join(notes)}\\end{{table*}}\n"
+    )
+
+
+def latex(text: str) -> str:
+    """Text as LaTeX prints it literally."""
+    return text.translate(str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | SYMBOLS))
+
+
+def _styler(table: Table, title: Any, cell: Any, heading: Any) -> Styler:
+    """The table for pandas to write; headings have a second level where any group is named.
 
     Args:
-        frame: what `results_frame` returned.
+        table: what to write.
+        title: writes the title of a row by its number.
+        cell: writes a `Cell`.
+        heading: writes a heading.
     """
-    head = "".join(f'<th scope="col">{name} (%)</th>' for name in _headings_of(frame))
-    lines = [
-        '<table class="results"><thead><tr><th scope="col">Run</th><th scope="col">Split</th>'
-        f'<th scope="col">n</th>{head}</tr></thead><tbody>'
-    ]
-    for (run, _, evaluation, n_images), group in _by_row(frame):
-        cells = ""
-        for row in group.to_dict("records"):
-            value, spread = percent(row["value"]), interval(row["low"], row["high"])
-            value = f"<b>{value}</b>" if row["best"] else value
-            cells += f"<td>{value}" + (f"<small>{spread}</small>" if spread else "") + "</td>"
-        title = f'<th scope="row">{escape(str(run))}</th><td>{escape(str(evaluation))}</td><td>{n_images}</td>'
-        lines.append(f"<tr>{title}{cells}</tr>")
-    return "\n".join([*lines, "</tbody></table>"])
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _best(frame: pd.DataFrame, keys: pd.Series, models: pd.Series) -> pd.Series:
-    shown = frame["value"].round(2)
-    shown = shown.where(frame["metric"].isin(LESS_IS_BETTER), -shown)
-    by = [keys, frame["metric"]]
-    several = models.where(shown.notna()).groupby(by).transform("nunique") > 1
-    return (shown == shown.groupby(by).transform("min")) & several
-
-
-def _headings_of(frame: pd.DataFrame) -> list[str]:
-    return [heading for name, heading in _all_headings().items() if name in METRICS or name in set(frame["metric"])]
-
-
-def _by_row(frame: pd.DataFrame) -> Any:
-    return frame.groupby(["run", "table", "evaluation", "n_images"], sort=False)
-
-
-def _cell(text: Any) -> str:
-    return str(text).replace("|", "\\|")
+    columns = pd.MultiIndex.from_tuples(table.headings, names=["", table.corner])
+    frame = pd.DataFrame([row.cells for row in table.rows], columns=columns)
+    if not any(group for group, _ in table.headings):
+        frame.columns = columns.droplevel(0)
+    return frame.style.format(cell).format_index(title, axis=0).format_index(heading, axis=1)

@@ -23,8 +23,7 @@ from pydantic import (
 
 from histoloc.data.images import image_size
 from histoloc.errors import InputError
-from histoloc.report.evaluation import Evaluation
-from histoloc.report.read import locate, read_run
+from histoloc.results import Evaluation, read_run
 
 
 def _printable(text: str) -> str:
@@ -328,7 +327,7 @@ def _evaluated(folder: Path, model: int, _: tuple[int, ...]) -> list[Entry]:
 def _image(evaluation: Evaluation, row: dict[str, Any], model: int) -> Entry:
     """An image of an evaluation; maps are there of those that the evaluation kept."""
     folder, stem = evaluation.folder, row["file"]
-    picture, truth = locate(evaluation, row["image"]), locate(evaluation, row["mask"])
+    picture, truth = evaluation.file(row["image"]), evaluation.file(row["mask"])
     map_file, mask = (_within(folder / "images", f"{stem}_{what}.png" if stem else None) for what in ("map", "mask"))
     probabilities = {name[5:]: p for name, p in row.items() if name.startswith("prob_") and not math.isnan(p)}
     problem = "" if picture else "the image was not kept; evaluate again with more maps kept"

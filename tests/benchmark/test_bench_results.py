@@ -103,7 +103,7 @@ def test_the_data_set_is_told_by_the_tables_name(table, dataset):
         ("benchmark.json", json.dumps({"kind": "table1", "format": 2}), "format 2"),
         ("benchmark.json", json.dumps({"kind": "table1", "rows": ["gap"], "seeds": [0]}), "`folds`"),
         ("cells/gap/fold0-seed0/cell.json", "[]", "no mapping"),
-        ("cells/gap/fold0-seed0/run.yaml", "a: [", "cannot be read"),
+        ("cells/gap/fold0-seed0/run.yaml", "a: [", "not valid YAML"),
         ("cells/gap/fold0-seed0/evaluation/valid/metrics.json", "{", "metrics.json"),
     ],
 )
