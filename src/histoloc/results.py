@@ -269,12 +269,16 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             "name at least one folder written by `histoloc train` or `histoloc evaluate`"
         )
     tell_apart(runs)
-    for form in ("{parent}/{name}", "{name} ({number})"):
-        count = Counter(run.name for run in runs)
-        for number, run in enumerate(runs, 1):
-            if count[run.name] > 1:
-                run.name = form.format(parent=run.folder.resolve().parent.name, name=run.name, number=number)
+    for run, name in zip(runs, distinct_names([run.folder.resolve() for run in runs]), strict=True):
+        run.name = name
     return runs, skipped
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """Names of folders; where these are equal, with the parent's name too, then with a number."""
+    names = [folder.name for folder in folders]
+    names = [f"{f.parent.name}/{f.name}" if names.count(f.name) > 1 else f.name for f in folders]
+    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
 
 
 def read_run(folder: Path) -> Run:

@@ -23,7 +23,7 @@ from pydantic import (
 
 from histoloc.data.images import image_size
 from histoloc.errors import InputError
-from histoloc.results import Evaluation, read_run
+from histoloc.results import Evaluation, distinct_names, read_run
 
 
 def _printable(text: str) -> str:
@@ -164,8 +164,9 @@ class Catalog:
             score = max((entry["score"] for entry in entries if entry["score"] is not None), default=None)
             listed.append({"name": name, "kind": kind, "score": score, "entries": entries})
         listed.sort(key=lambda item: item["score"] or 0.0, reverse=True)
-        names = enumerate(_distinct_names(self._folders))
-        return {"models": [{"name": name, "title": titles.get(i, "")} for i, name in names], "items": listed}
+        names = map(_printable, distinct_names(self._folders))
+        models = [{"name": name, "title": titles.get(model, "")} for model, name in enumerate(names)]
+        return {"models": models, "items": listed}
 
 
 def read_entries(folder: Path, model: int) -> list[Entry]:
@@ -210,14 +211,6 @@ def _slide_folders(folder: Path) -> list[Path]:
 def _metrics_files(folder: Path) -> list[Path]:
     files = sorted((folder / "evaluation").glob("*/metrics.json"))
     return files or [file for file in (folder / "metrics.json",) if file.is_file()]
-
-
-def _distinct_names(folders: Sequence[Path]) -> list[str]:
-    """Names of folders; where these are equal, with the parent's name too, then with a number."""
-    names = [folder.name for folder in folders]
-    names = [f"{f.parent.name}/{f.name}" if names.count(f.name) > 1 else f.name for f in folders]
-    names = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
-    return [_printable(name) for name in names]
 
 
 class _Map(BaseModel):
