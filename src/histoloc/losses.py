@@ -5,10 +5,13 @@ in float32 or better whatever the network's precision. Losses of single images a
 decides over which images to average.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from histoloc.maps import at_least_float32
 from histoloc.types import Batch
 
 
@@ -39,7 +42,7 @@ def negative_entropy(logits: Tensor) -> Tensor:
     Returns:
         (B,) in [-log K, 0] nats; smallest where the classes are equally likely.
     """
-    log_p = F.log_softmax(_at_least_float32(logits), dim=1)
+    log_p = F.log_softmax(at_least_float32(logits), dim=1)
     return (log_p.exp() * log_p).sum(dim=1)
 
 
@@ -53,7 +56,7 @@ def uniform_cross_entropy(logits: Tensor) -> Tensor:
         (B,) at least log K nats, which is reached where the classes are equally likely. Unlike `negative_entropy`,
         it is convex in the logits and its gradient does not vanish where the classifier is certain.
     """
-    return -F.log_softmax(_at_least_float32(logits), dim=1).mean(dim=1)
+    return -F.log_softmax(at_least_float32(logits), dim=1).mean(dim=1)
 
 
 def log_barrier(z: Tensor, t: Tensor | float) -> Tensor:
@@ -69,7 +72,7 @@ def log_barrier(z: Tensor, t: Tensor | float) -> Tensor:
     Returns:
         The shape of `z`; float32 for lower precisions, else the input's type.
     """
-    z = _at_least_float32(z)
+    z = at_least_float32(z)
     t = torch.as_tensor(t, dtype=z.dtype, device=z.device)
     edge = -1.0 / t**2
     inside = z <= edge
@@ -91,7 +94,7 @@ def quadratic_penalty(z: Tensor) -> Tensor:
         The shape of `z`, >= 0; float32 for lower precisions, else the input's type. Zero with zero gradient where the
         constraint holds.
     """
-    return F.relu(_at_least_float32(z)).square()
+    return F.relu(at_least_float32(z)).square()
 
 
 def absolute_size(mask: Tensor, t: Tensor | float) -> Tensor:
@@ -107,7 +110,7 @@ def absolute_size(mask: Tensor, t: Tensor | float) -> Tensor:
     Returns:
         (B,), smallest where both regions cover half of the image: (2/t) log 2 for t >= sqrt 2.
     """
-    share = _at_least_float32(mask).mean(dim=(1, 2, 3))
+    share = at_least_float32(mask).mean(dim=(1, 2, 3))
     return log_barrier(-share, t) + log_barrier(share - 1.0, t)
 
 
@@ -121,7 +124,7 @@ def foreground_size(mask: Tensor, t: Tensor | float) -> Tensor:
     Returns:
         (B,) >= 0, smallest where the ROI covers the image; s⁺ is its share of the image, as in `absolute_size`.
     """
-    return log_barrier(-_at_least_float32(mask).mean(dim=(1, 2, 3)), t)
+    return log_barrier(-at_least_float32(mask).mean(dim=(1, 2, 3)), t)
 
 
 def empty_map(logits: Tensor) -> Tensor:
@@ -133,7 +136,7 @@ def empty_map(logits: Tensor) -> Tensor:
     Returns:
         (B,) >= 0 nats.
     """
-    return F.softplus(_at_least_float32(logits)).mean(dim=(1, 2, 3))
+    return F.softplus(at_least_float32(logits)).mean(dim=(1, 2, 3))
 
 
 def soft_dice(probability: Tensor, mask: Tensor) -> Tensor:
@@ -149,9 +152,11 @@ def soft_dice(probability: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B,) in [0, 1).
     """
-    p, m = _at_least_float32(probability).flatten(1), _at_least_float32(mask).flatten(1)
+    p, m = at_least_float32(probability).flatten(1), at_least_float32(mask).flatten(1)
     return 1 - (2 * (p * m).sum(dim=1) + 1) / (p.sum(dim=1) + m.sum(dim=1) + 1)
 
 
-def _at_least_float32(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+def barrier_at(options: Any, epoch: int) -> float:
+    """The log-barrier's t in epoch 0, 1, ...: `barrier_start` times `barrier_factor` per epoch, up to `barrier_cap`."""
+    grown = options.barrier_start * options.barrier_factor**epoch
+    return min(grown, max(options.barrier_cap, options.barrier_start))

@@ -5,6 +5,7 @@ Tensors have shape (B, 1, H, W); arrays have shape (H, W).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ def largest_is_roi(output: Output, label: Tensor, calibration: Calibration, size
     return own[:, 0] > maps.masked_fill(ours, -torch.inf).amax(dim=1)
 
 
-def place(map: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+def place(map: Tensor, stride: int, size: Sequence[int]) -> Tensor:
     """Bring values at the network's positions to the pixels of its input: position i covers `stride` pixels.
 
     Args:
@@ -145,7 +146,7 @@ def normalise_batch(map: Tensor) -> Tensor:
 
 
 def _min_max(map: Tensor, dims: tuple[int, ...]) -> Tensor:
-    map = _at_least_float32(map)
+    map = at_least_float32(map)
     low, high = map.amin(dims, keepdim=True), map.amax(dims, keepdim=True)
     spread = high - low
     magnitude = torch.maximum(low.abs(), high.abs())
@@ -155,7 +156,7 @@ def _min_max(map: Tensor, dims: tuple[int, ...]) -> Tensor:
     return torch.where(constant, torch.zeros_like(stretched), stretched)
 
 
-def resize(map: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(map: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps bilinearly with half-pixel centres, the geometry by which images are resized.
 
     Args:
@@ -166,13 +167,14 @@ def resize(map: Tensor, size: tuple[int, int]) -> Tensor:
         (B, C, H, W); float32 for lower precisions, else the input's type. Values stay in the input's range up
         to one rounding step.
     """
-    map = _at_least_float32(map)
+    map = at_least_float32(map)
     if tuple(map.shape[-2:]) == tuple(size):
         return map
     return F.interpolate(map, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def _at_least_float32(map: Tensor) -> Tensor:
+def at_least_float32(map: Tensor) -> Tensor:
+    """The same values in float32 where the precision is lower."""
     return map.float() if map.dtype in (torch.float16, torch.bfloat16) else map
 
 

@@ -17,7 +17,7 @@ from histoloc.config import SelectionRule, ThresholdRule, method_class, plain, s
 from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
 from histoloc.methods import Method, Setting
-from histoloc.nn.backbone import BackboneConfig, build_backbone
+from histoloc.nn.backbone import BackboneConfig
 from histoloc.options import ALL, MapOptions
 from histoloc.types import Range
 from histoloc.work_folder import atomic_path, write_json
@@ -132,7 +132,6 @@ def build_method(config: ModelConfig, *, load_backbone: bool) -> Method:
         config.input.mean or HALF,
         config.input.std or HALF,
         empty_index(config.empty_class, config.classes, "the table"),
-        build_backbone,
     )
     return kind(setting, config.options if config.options is not None else kind.Options())
 

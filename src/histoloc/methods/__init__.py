@@ -1,33 +1,29 @@
-"""The methods: one row each. Adding one means its file, its row here, and a recipe."""
+"""The table of methods. Adding one means its file in this folder and its line here."""
 
-from histoloc.methods.allones import AllOnes
+from pkgutil import resolve_name
+
 from histoloc.methods.base import Method, Setting
-from histoloc.methods.cam import Gap, Lse, MaxPool, Wildcat
-from histoloc.methods.deepmil import DeepMil
-from histoloc.methods.erase import Erase
-from histoloc.methods.gradcam import GradCam, GradCamPP, LayerCam, SmoothGradCamPP, XGradCam
-from histoloc.methods.maxmin import MaxMin
-from histoloc.methods.pn import Pn
-from histoloc.methods.stain import Stain
-from histoloc.methods.unet import UNet
 
 METHODS: dict[str, type[Method]] = {
-    "allones": AllOnes,
-    "stain": Stain,
-    "gap": Gap,
-    "maxpool": MaxPool,
-    "lse": Lse,
-    "wildcat": Wildcat,
-    "gradcam": GradCam,
-    "gradcampp": GradCamPP,
-    "smoothgradcampp": SmoothGradCamPP,
-    "xgradcam": XGradCam,
-    "layercam": LayerCam,
-    "deepmil": DeepMil,
-    "erase": Erase,
-    "pn": Pn,
-    "maxmin": MaxMin,
-    "unet": UNet,
+    name: resolve_name(f"histoloc.methods.{place}")
+    for name, place in {
+        "allones": "allones:AllOnes",
+        "stain": "stain:Stain",
+        "gap": "cam:Gap",
+        "maxpool": "cam:MaxPool",
+        "lse": "cam:Lse",
+        "wildcat": "cam:Wildcat",
+        "gradcam": "gradcam:GradCam",
+        "gradcampp": "gradcam:GradCamPP",
+        "smoothgradcampp": "gradcam:SmoothGradCamPP",
+        "xgradcam": "gradcam:XGradCam",
+        "layercam": "gradcam:LayerCam",
+        "deepmil": "deepmil:DeepMil",
+        "erase": "erase:Erase",
+        "pn": "pn:Pn",
+        "maxmin": "maxmin:MaxMin",
+        "unet": "unet:UNet",
+    }.items()
 }
 
 __all__ = ["METHODS", "Method", "Setting"]

@@ -16,6 +16,7 @@ class AllOnes(Method):
     paper: ClassVar[str] = "lower bound in Belharbi et al., TMI 2022, Table I"
     supervision: ClassVar[frozenset[Supervision]] = frozenset()
     classifies: ClassVar[bool] = False
+    unit: Unit = "probability"
 
     def forward(self, image: Tensor) -> Output:
         """A map of ones and equal class scores."""
@@ -25,8 +26,3 @@ class AllOnes(Method):
     def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Nothing is learned."""
         return {}
-
-    @property
-    def unit(self) -> Unit:
-        """Ones are ROI."""
-        return "probability"

@@ -1,21 +1,30 @@
 """What every method is: the contract of the house plan."""
 
+import inspect
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
+from histoloc.losses import classification
 from histoloc.maps import normalise_per_image
 from histoloc.nn.backbone import Backbone, BackboneConfig, build_backbone
 from histoloc.types import Batch, Calibration, Output, Range, Unit
 
 Supervision = Literal["image", "cue", "synthetic", "pixel"]
-LABELS: frozenset[Supervision] = frozenset({"image"})
+
+# Bounds of options, declared where the option is.
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,6 @@ class Setting:
         mean: channel means that the images were normalised with, in [0, 1].
         std: channel standard deviations, > 0.
         empty_class: index of the class whose images have no ROI (normal tissue), or None.
-        make_backbone: builds the feature extractor; replaced when a model folder is opened, which has all weights.
     """
 
     classes: tuple[str, ...]
@@ -41,7 +49,6 @@ class Setting:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     empty_class: int | None = None
-    make_backbone: Callable[[BackboneConfig], Backbone] = field(default=build_backbone, repr=False)
 
 
 class Method(nn.Module, ABC):
@@ -50,11 +57,15 @@ class Method(nn.Module, ABC):
     Attributes:
         title: the name that tables print.
         paper: where the method was published.
-        Options: frozen dataclass with the method's own options; the command line and the docs derive from it.
+        Options: frozen dataclass with the method's own options, as the annotation of `options` names it; the command
+            line and the docs derive from it.
         supervision: what the method learns from: image (labels), pixel (masks), cue (a rule about images), synthetic
             (drawn images with masks); nothing is learned where it is empty.
         classifies: whether the class scores mean anything.
         default_backbone: the feature extractor where the user names none.
+        with_empty_class: options that it needs besides where a class has no ROI.
+        highest_lr: learning rate above which it does not learn.
+        unit: of the evidence: a probability, the logit of one, or a score that needs a range to be read.
         empty_class: index of the class whose images have no ROI, or None.
         epoch: number of the epoch that is being (or was last) trained, a buffer, so that schedules that act at test
             time (max-min's sigma) travel with the weights.
@@ -63,13 +74,21 @@ class Method(nn.Module, ABC):
     title: ClassVar[str]
     paper: ClassVar[str]
     Options: ClassVar[type[Any]] = NoOptions
-    supervision: ClassVar[frozenset[Supervision]] = LABELS
+    supervision: ClassVar[frozenset[Supervision]] = frozenset({"image"})
     classifies: ClassVar[bool] = True
     default_backbone: ClassVar[BackboneConfig] = BackboneConfig()
+    with_empty_class: ClassVar[Mapping[str, Any]] = {}
+    highest_lr: ClassVar[float] = math.inf
+    unit: Unit = "score"
     epoch: Tensor
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls.Options = inspect.get_annotations(cls).get("options", cls.Options)
 
     def __init__(self, setting: Setting, options: Any) -> None:
         super().__init__()
+        check_options(options)
         self.setting, self.options = setting, options
         self.empty_class = setting.empty_class
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
@@ -83,11 +102,6 @@ class Method(nn.Module, ABC):
     def stages(self) -> int:
         """Number of stages of this very network."""
         return self.stages_for(self.options)
-
-    @property
-    def unit(self) -> Unit:
-        """Of the evidence: a probability, the logit of one, or a score that needs a range to be read."""
-        return "score"
 
     @property
     def extractor(self) -> Backbone | None:
@@ -157,15 +171,12 @@ class Method(nn.Module, ABC):
         Raises:
             InputError: `probability` of evidence that is none, or `learned` of evidence that is one.
         """
-        is_probability = self.unit != "score"
-        if range == "probability" and not is_probability:
-            raise InputError(f"--range probability: the evidence of {self.title} is no probability; leave --range out")
-        if range == "learned" and is_probability:
-            raise InputError(f"--range learned: the evidence of {self.title} is a probability; leave --range out")
-        chosen = range or ("probability" if is_probability else "learned")
-        return Calibration(
-            chosen, self.unit, self.stride, centre, slope, self.empty_class, self.classifies, self.image_map
-        )
+        usual: Range = "learned" if self.unit == "score" else "probability"
+        if range not in (None, "image", usual):
+            what = "no probability" if usual == "learned" else "a probability"
+            raise InputError(f"--range {range}: the evidence of {self.title} is {what}; leave --range out")
+        own = (self.unit, self.stride, centre, slope, self.empty_class, self.classifies, self.image_map)
+        return Calibration(range or usual, *own)
 
     def enter_stage(self, stage: int) -> None:
         """Prepare to train stage 0, 1, ...: what is not trained in it gets `requires_grad` False."""
@@ -191,5 +202,34 @@ class Method(nn.Module, ABC):
         return None
 
     def prepare(self, batch: Batch) -> Batch:
-        """Change a training batch before the forward pass, as by `batch.target`; by default nothing."""
+        """Change a training batch before the forward pass, as by `batch.target`; by default nothing.
+
+        Random numbers come from torch's global generators, which training seeds by (seed, epoch, step, process).
+        """
         return batch
+
+
+class Classifier(Method):
+    """A method with one backbone that learns from the cross-entropy of the images' classes."""
+
+    def __init__(self, setting: Setting, options: Any) -> None:
+        super().__init__(setting, options)
+        self.backbone = build_backbone(setting.backbone)
+
+    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Cross-entropy of the image's class."""
+        return {"classification": classification(output.logits, batch)}
+
+
+def check_options(options: Any) -> None:
+    """Check a dataclass against the bounds that its fields declare.
+
+    Raises:
+        InputError: names the first option that is outside.
+    """
+    try:
+        TypeAdapter(type(options)).validate_python(vars(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = str(first["loc"][0]).replace("_", "-")
+        raise InputError(f"--{flag} {first['input']} is wrong ({first['msg']}); correct it") from error

@@ -6,35 +6,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from histoloc.errors import InputError
-from histoloc.losses import classification
-from histoloc.methods.base import Method, Setting
+from histoloc.methods.base import Classifier, Count, Dropout, NotNegative, Positive, Setting
 from histoloc.nn.pooling import WildcatHead, lse_score
-from histoloc.types import Batch, Output
+from histoloc.types import Output
 
 
-class ClassMapMethod(Method):
-    """A classifier that scores each class by pooling the class's map; the class maps are the evidence."""
-
-    def __init__(self, setting: Setting, options: Any) -> None:
-        super().__init__(setting, options)
-        self.backbone = setting.make_backbone(setting.backbone)
-
-    @abstractmethod
-    def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, C, h, w) -> scores (B, K), class maps (B, K, h, w), both float32."""
-
-    def forward(self, image: Tensor) -> Output:
-        """Scores are the pooled class maps, which are the evidence (B, K, h, w)."""
-        return Output(*self.score(self.backbone(image)), {})
-
-    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Cross-entropy of the image's class."""
-        return {"classification": classification(output.logits, batch)}
-
-
-class Cam(ClassMapMethod):
-    """A 1x1 convolution makes the class maps, M_k = w_k · h + b_k at every position."""
+class Cam(Classifier):
+    """A 1x1 convolution makes the class maps, M_k = w_k · h + b_k at every position; a score is the pooled map."""
 
     def __init__(self, setting: Setting, options: Any) -> None:
         super().__init__(setting, options)
@@ -44,10 +22,10 @@ class Cam(ClassMapMethod):
     def pool(self, maps: Tensor) -> Tensor:
         """Class maps (B, K, h, w) float32 -> scores (B, K)."""
 
-    def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Class maps by the head, scores by the pooling."""
-        maps = self.head(features).float()
-        return self.pool(maps), maps
+    def forward(self, image: Tensor) -> Output:
+        """Scores are the pooled class maps, which are the evidence (B, K, h, w)."""
+        maps = self.head(self.backbone(image)).float()
+        return Output(self.pool(maps), maps, {})
 
 
 class Gap(Cam):
@@ -82,6 +60,7 @@ class MaxPool(Cam):
 
     title: ClassVar[str] = "Max-pooling"
     paper: ClassVar[str] = "Oquab et al., Is object localization for free?, CVPR 2015"
+    highest_lr: ClassVar[float] = 1e-3  # the whole gradient goes to few positions
 
     def pool(self, maps: Tensor) -> Tensor:
         """The maximum over positions."""
@@ -96,7 +75,7 @@ class LseOptions:
         r: sharpness of the pooling, > 0: towards 0 the score becomes the map's mean, towards infinity its maximum.
     """
 
-    r: float = 10.0
+    r: Positive = 10.0
 
 
 class Lse(Cam):
@@ -111,13 +90,8 @@ class Lse(Cam):
 
     title: ClassVar[str] = "CAM-LSE"
     paper: ClassVar[str] = "Pinheiro and Collobert, From image-level to pixel-level labeling, CVPR 2015"
-    Options: ClassVar[type[Any]] = LseOptions
+    highest_lr: ClassVar[float] = 1e-3
     options: LseOptions
-
-    def __init__(self, setting: Setting, options: LseOptions) -> None:
-        if not 0 < options.r < float("inf"):
-            raise InputError(f"--r must be > 0 and finite, not {options.r}; 10 is the default")
-        super().__init__(setting, options)
 
     def pool(self, maps: Tensor) -> Tensor:
         """The smooth maximum over positions."""
@@ -137,14 +111,14 @@ class WildcatOptions:
         dropout: dropout on the selected activations in training.
     """
 
-    modalities: int = 4
-    kmax: float = 0.1
-    kmin: float = 0.1
-    alpha: float = 0.6
-    dropout: float = 0.0
+    modalities: Count = 4
+    kmax: Positive = 0.1
+    kmin: NotNegative = 0.1
+    alpha: NotNegative = 0.6
+    dropout: Dropout = 0.0
 
 
-class Wildcat(ClassMapMethod):
+class Wildcat(Classifier):
     """WILDCAT: several maps per class, pooled over the highest and the lowest activations (Durand et al., CVPR 2017).
 
     A 1x1 convolution makes M maps per class, whose mean is the class map M_k (Eq. 1). Its score is the mean of the
@@ -157,31 +131,13 @@ class Wildcat(ClassMapMethod):
 
     title: ClassVar[str] = "WILDCAT"
     paper: ClassVar[str] = "Durand et al., WILDCAT: weakly supervised learning of deep ConvNets, CVPR 2017"
-    Options: ClassVar[type[Any]] = WildcatOptions
     options: WildcatOptions
 
     def __init__(self, setting: Setting, options: WildcatOptions) -> None:
-        _check_wildcat(options)
         super().__init__(setting, options)
-        o = options
-        self.head = WildcatHead(
-            self.backbone.channels,
-            len(setting.classes),
-            modalities=o.modalities,
-            kmax=o.kmax,
-            kmin=o.kmin,
-            alpha=o.alpha,
-            dropout=o.dropout,
-        )
+        self.head = WildcatHead(self.backbone.channels, len(setting.classes), options)
 
-    def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Class maps and scores by the WILDCAT head."""
-        return self.head(features)
-
-
-def _check_wildcat(o: WildcatOptions) -> None:
-    # Written so that NaN fails too.
-    if not (o.kmax > 0 and o.kmin >= 0 and o.modalities >= 1):
-        raise InputError("--kmax must be > 0, --kmin >= 0 and --modalities >= 1; correct them")
-    if not (0 <= o.alpha < float("inf") and 0 <= o.dropout < 1):
-        raise InputError("--alpha must be >= 0 and finite, and --dropout in [0, 1); correct them")
+    def forward(self, image: Tensor) -> Output:
+        """Scores and class maps by the WILDCAT head; the maps are the evidence (B, K, h, w)."""
+        logits, maps = self.head(self.backbone(image))
+        return Output(logits, maps, {})

@@ -2,16 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
-from histoloc.errors import InputError
-from histoloc.losses import classification
-from histoloc.maps import normalise_per_image
-from histoloc.methods.base import Method, Setting
-from histoloc.types import Batch, Output
+from histoloc.maps import at_least_float32, normalise_per_image
+from histoloc.methods.base import Classifier, Count, Setting
+from histoloc.types import Output
 
 
 @dataclass(frozen=True)
@@ -29,11 +26,11 @@ class DeepMilOptions:
 
     attention: Literal["class", "shared"] = "class"
     gated: bool = False
-    width: int = 128
+    width: Count = 128
     normalisation: Literal["uniform", "minmax"] = "uniform"
 
 
-class DeepMil(Method):
+class DeepMil(Classifier):
     """Attention-based deep multiple instance learning (Ilse et al., ICML 2018, Eq. 7 to 9).
 
     The N positions of the feature map, h_1..h_N, are the instances of a bag. Attention weighs them, a linear
@@ -60,15 +57,11 @@ class DeepMil(Method):
 
     title: ClassVar[str] = "Deep MIL"
     paper: ClassVar[str] = "Ilse et al., Attention-based deep multiple instance learning, ICML 2018"
-    Options: ClassVar[type[Any]] = DeepMilOptions
     options: DeepMilOptions
 
     def __init__(self, setting: Setting, options: DeepMilOptions) -> None:
-        if options.width < 1:
-            raise InputError(f"--width must be >= 1, not {options.width}; 128 is the default")
         super().__init__(setting, options)
         classes = len(setting.classes)
-        self.backbone = setting.make_backbone(setting.backbone)
         maps = classes if options.attention == "class" else 1
         self.attention = Attention(self.backbone.channels, maps, width=options.width, gated=options.gated)
         self.head = nn.Conv2d(self.backbone.channels, classes, kernel_size=1)
@@ -76,15 +69,11 @@ class DeepMil(Method):
     def forward(self, image: Tensor) -> Output:
         """Scores of the attended features; the evidence is the energy, (B, K, h, w), or (B, 1, h, w) where shared."""
         features = self.backbone(image)
-        energy = self.attention.energies(features)
+        energy = self.attention(features)
         attention = over_positions(energy)
         # As the weights sum to one, c · Σ a_i h_i + b = Σ a_i (c · h_i + b); the right side is summed in float32.
         logits = (attention * self.head(features).float()).sum(dim=(2, 3))
         return Output(logits, energy.float(), {})
-
-    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Cross-entropy of the image's class."""
-        return {"classification": classification(output.logits, batch)}
 
     def image_map(self, output: Output, values: Tensor, label: Tensor) -> Tensor:
         """The map aN / (1 + aN), a the attention over the image's N positions; min-max where the option says so."""
@@ -107,10 +96,6 @@ class Attention(nn.Module):
         self.energy = nn.Conv2d(width, maps, kernel_size=1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, C, h, w) -> attention (B, maps, h, w) in float32 or better; each map is >= 0 and sums to one."""
-        return over_positions(self.energies(features))
-
-    def energies(self, features: Tensor) -> Tensor:
         """Features (B, C, h, w) -> logarithms of the attention up to a constant of the image, (B, maps, h, w)."""
         hidden = self.hidden(features).tanh()
         if self.gate is not None:
@@ -120,5 +105,4 @@ class Attention(nn.Module):
 
 def over_positions(energy: Tensor) -> Tensor:
     """Softmax over the positions of each map, (B, maps, h, w), in float32 or better."""
-    precise = torch.promote_types(energy.dtype, torch.float32)
-    return energy.flatten(2).softmax(dim=2, dtype=precise).view_as(energy)
+    return at_least_float32(energy).flatten(2).softmax(dim=2).view_as(energy)

@@ -3,16 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from histoloc.errors import InputError
 from histoloc.losses import classification
 from histoloc.maps import class_map, normalise_per_image, place
-from histoloc.methods.base import Method, Setting
-from histoloc.nn.backbone import Backbone
+from histoloc.methods.base import Count, Method, Positive, Setting
+from histoloc.nn.backbone import Backbone, build_backbone
 from histoloc.types import Batch, Output
 
 _TIE = 1e-6  # values of [0, 1] nearer than this are equal up to float32 rounding
@@ -31,9 +31,9 @@ class EraseOptions:
             classifier that knows nothing; the first round always counts.
     """
 
-    rounds: int = 3
-    erased_share: float = 0.2
-    stop_loss: float = 0.9
+    rounds: Count = 3
+    erased_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    stop_loss: Positive = 0.9
 
 
 class Round(nn.Module):
@@ -41,7 +41,7 @@ class Round(nn.Module):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        self.backbone = setting.make_backbone(setting.backbone)
+        self.backbone = build_backbone(setting.backbone)
         self.head = nn.Conv2d(self.backbone.channels, len(setting.classes), kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -68,16 +68,11 @@ class Erase(Method):
 
     title: ClassVar[str] = "ERASE"
     paper: ClassVar[str] = "Wei et al., Object region mining with adversarial erasing, CVPR 2017"
-    Options: ClassVar[type[Any]] = EraseOptions
     options: EraseOptions
     mined: Tensor
 
     def __init__(self, setting: Setting, options: EraseOptions) -> None:
         super().__init__(setting, options)
-        if options.rounds < 1 or not 0 < options.erased_share < 1 or not options.stop_loss > 0:
-            raise InputError(
-                "--rounds must be at least 1, --erased-share within (0, 1) and --stop-loss above 0; correct them"
-            )
         self.rounds = nn.ModuleList(Round(setting) for _ in range(options.rounds))
         # Rounds whose regions are fused: it travels with the weights.
         self.register_buffer("mined", torch.ones((), dtype=torch.int64))
@@ -96,12 +91,11 @@ class Erase(Method):
 
     def end_stage(self, log: Sequence[Mapping[str, float]]) -> bool:
         """Drop a round that did not learn the class from what was left of the images."""
-        found_something = log[-1]["train/classification"] <= self.options.stop_loss * math.log(
-            len(self.setting.classes)
-        )
-        if not found_something and self.mined > 1:
+        highest = self.options.stop_loss * math.log(len(self.setting.classes))
+        learned = log[-1]["train/classification"] <= highest
+        if not learned and self.mined > 1:
             self.mined -= 1
-        return found_something
+        return learned
 
     def train(self, mode: bool = True) -> "Erase":
         """Earlier rounds stay in eval mode: their statistics are no longer learned."""
@@ -128,7 +122,7 @@ class Erase(Method):
         logits = maps[0].mean(dim=(2, 3))
         mined = mine(class_map(maps[0], logits.argmax(dim=1)), self.options.erased_share)
         for classifier in self.rounds[1:count]:
-            maps.append(classifier(self.erase(image, place(mined, self.stride, (image.shape[-2], image.shape[-1])))))
+            maps.append(classifier(self.erase(image, place(mined, self.stride, image.shape[-2:]))))
             mined = torch.maximum(mined, mine(class_map(maps[-1], logits.argmax(dim=1)), self.options.erased_share))
         evidence = torch.stack(maps).amax(dim=0)
         return Output(logits, evidence, {"round": maps[-1].mean(dim=(2, 3)), "mined": mined})
@@ -139,7 +133,7 @@ class Erase(Method):
         if earlier < 1:
             return None
         mined = self._rounds(self.continued(image), earlier).terms["mined"]
-        return (place(mined, self.stride, (image.shape[-2], image.shape[-1])) >= 0.5).float()
+        return (place(mined, self.stride, image.shape[-2:]) >= 0.5).float()
 
     def prepare(self, batch: Batch) -> Batch:
         """Erase what earlier rounds mined."""

@@ -11,17 +11,17 @@ that was trained as another method:
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
-from histoloc.losses import classification
-from histoloc.methods.base import Method, Setting
+from histoloc.methods.base import Classifier, Count, NotNegative, Setting
 from histoloc.nn.gradients import Network, layer_gradients
-from histoloc.types import Batch, Output
+from histoloc.types import Output
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 _TRIAL_SIDE = 64
@@ -126,8 +126,7 @@ def gradient_maps(
         The scores, and one map for each chosen class at the layer's own size.
 
     Raises:
-        InputError: the layer gives no map, does not run exactly once, or has no influence on the scores; a class index
-            that does not fit.
+        InputError: the layer gives no map, does not run exactly once, or has no influence on the scores.
 
     Example:
         >>> import histoloc, torch  # doctest: +SKIP
@@ -139,11 +138,6 @@ def gradient_maps(
     if noise is not None:
         gradients = torch.stack([layer_gradients(network, layer, image + n, index).gradients for n in noise])
     maps = [rule(activations, gradient) for gradient in gradients.unbind(dim=-4)]
-    expected = (activations.shape[0], *activations.shape[-2:])
-    if maps[0].shape != expected:
-        raise InputError(
-            f"the rule gives maps of shape {tuple(maps[0].shape)}, not {expected}; only smoothgradcampp takes noise"
-        )
     return GradientMaps(logits, torch.stack(maps, dim=1))
 
 
@@ -159,7 +153,7 @@ class GradCamOptions:
     layer: str = ""
 
 
-class GradCam(Method):
+class GradCam(Classifier):
     """Grad-CAM (Selvaraju et al., ICCV 2017, Eq. 1 and 2).
 
     The network of CAM: features are averaged over positions and classified by a linear layer, with cross-entropy. The
@@ -173,13 +167,12 @@ class GradCam(Method):
 
     title: ClassVar[str] = "Grad-CAM"
     paper: ClassVar[str] = "Selvaraju et al., Grad-CAM: visual explanations from deep networks, ICCV 2017"
-    Options: ClassVar[type[Any]] = GradCamOptions
+    rule: ClassVar[Rule] = staticmethod(gradcam)  # what the members of the family differ in
     options: GradCamOptions
     falls_with_size: ClassVar[bool] = True  # the gradient of a mean over N positions is in proportion to 1/N
 
     def __init__(self, setting: Setting, options: GradCamOptions) -> None:
         super().__init__(setting, options)
-        self.backbone = setting.make_backbone(setting.backbone)
         self.head = nn.Linear(self.backbone.channels, len(setting.classes))
         self._stride = self._layer_stride()
 
@@ -190,13 +183,9 @@ class GradCam(Method):
         maps = F.conv2d(features, self.head.weight[:, :, None, None]).float()
         return Output(logits, maps, {})
 
-    def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Cross-entropy of the image's class."""
-        return {"classification": classification(output.logits, batch)}
-
     def evidence(self, image: Tensor) -> Output:
         """The gradient maps of every class; times the number of positions where they fall with the image's size."""
-        logits, maps = gradient_maps(self, self.layer, image, rule=self.rule, noise=self.noise(image))
+        logits, maps = gradient_maps(self, self.layer, image, rule=type(self).rule, noise=self.noise(image))
         positions = maps.shape[-2] * maps.shape[-1] if self.falls_with_size else 1
         return Output(logits, maps * positions, {})
 
@@ -209,10 +198,6 @@ class GradCam(Method):
     def stride(self) -> int:
         """Of the layer whose activations are weighted."""
         return self._stride
-
-    def rule(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Activations (B, C, h, w) and their gradients -> map (B, h, w); what the family's members differ in."""
-        return gradcam(activations, gradients)
 
     def noise(self, image: Tensor) -> Tensor | None:
         """What is added to the image in extra passes, (S, 1, 3, H, W); None for rules that need none."""
@@ -233,7 +218,7 @@ class GradCam(Method):
         name = self.options.layer
         if not name:
             return self.backbone.stride
-        known = [found for found, _ in self.backbone.model.named_modules() if found]
+        known = [module for module, _ in self.backbone.model.named_modules() if module]
         if name not in known:
             near = get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
             raise InputError(
@@ -263,16 +248,13 @@ class GradCamPP(GradCam):
 
     title: ClassVar[str] = "Grad-CAM++"
     paper: ClassVar[str] = "Chattopadhay et al., Grad-CAM++: generalized gradient-based visual explanations, WACV 2018"
+    rule: ClassVar[Rule] = staticmethod(gradcampp)
     falls_with_size: ClassVar[bool] = False  # its weights sum over positions
 
     @property
     def in_tiles(self) -> str:
         """Its weights depend on the activations of all positions."""
         return WEIGHTS_PER_TILE
-
-    def rule(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Channels weighted by higher derivatives."""
-        return gradcampp(activations, gradients)
 
 
 class XGradCam(GradCam):
@@ -288,10 +270,7 @@ class XGradCam(GradCam):
 
     title: ClassVar[str] = "XGrad-CAM"
     paper: ClassVar[str] = "Fu et al., Axiom-based Grad-CAM: towards accurate visualization of CNNs, BMVC 2020"
-
-    def rule(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Channels weighted by gradients in proportion to activations."""
-        return xgradcam(activations, gradients)
+    rule: ClassVar[Rule] = staticmethod(xgradcam)
 
 
 class LayerCam(GradCam):
@@ -306,10 +285,7 @@ class LayerCam(GradCam):
 
     title: ClassVar[str] = "LayerCAM"
     paper: ClassVar[str] = "Jiang et al., LayerCAM: hierarchical class activation maps, IEEE TIP 30:5875-5888, 2021"
-
-    def rule(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Positions weighted by their own gradient."""
-        return layercam(activations, gradients)
+    rule: ClassVar[Rule] = staticmethod(layercam)
 
 
 @dataclass(frozen=True)
@@ -324,9 +300,9 @@ class SmoothGradCamPPOptions(GradCamOptions):
         noise_seed: the noise is a function of it and of the image's size alone: the same for every image.
     """
 
-    samples: int = 4
-    noise: float = 0.3
-    noise_seed: int = 0
+    samples: Count = 4
+    noise: NotNegative = 0.3
+    noise_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 class SmoothGradCamPP(GradCamPP):
@@ -342,20 +318,11 @@ class SmoothGradCamPP(GradCamPP):
 
     title: ClassVar[str] = "Smooth Grad-CAM++"
     paper: ClassVar[str] = "Omeiza et al., Smooth Grad-CAM++: an enhanced inference level visualization, 2019"
-    Options: ClassVar[type[Any]] = SmoothGradCamPPOptions
-
-    def __init__(self, setting: Setting, options: SmoothGradCamPPOptions) -> None:
-        if not (options.samples >= 1 and 0 <= options.noise < float("inf") and 0 <= options.noise_seed < 2**63):
-            raise InputError("--samples must be >= 1, --noise and --noise-seed finite and >= 0; correct them")
-        super().__init__(setting, options)
-        self.smoothing = options
-
-    def rule(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Grad-CAM++ on the mean powers of the noisy copies' gradients (S, B, C, h, w)."""
-        return smoothgradcampp(activations, gradients)
+    rule: ClassVar[Rule] = staticmethod(smoothgradcampp)
+    options: SmoothGradCamPPOptions  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def noise(self, image: Tensor) -> Tensor:
         """Drawn on the CPU, so that every device sees the same; one draw for all images of a batch."""
-        generator = torch.Generator().manual_seed(self.smoothing.noise_seed)
-        drawn = torch.randn(self.smoothing.samples, 1, *image.shape[1:], generator=generator)
-        return (self.smoothing.noise * drawn).to(image.device, image.dtype)
+        generator = torch.Generator().manual_seed(self.options.noise_seed)
+        drawn = torch.randn(self.options.samples, 1, *image.shape[1:], generator=generator)
+        return (self.options.noise * drawn).to(image.device, image.dtype)

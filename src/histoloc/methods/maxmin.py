@@ -1,17 +1,19 @@
 """Max-min uncertainty: certain inside the mask, maximally uncertain outside it, both regions as large as possible."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from histoloc.errors import InputError
 from histoloc.losses import (
     absolute_size,
+    barrier_at,
     classification,
     empty_map,
     foreground_size,
@@ -19,10 +21,10 @@ from histoloc.losses import (
     uniform_cross_entropy,
 )
 from histoloc.maps import normalise_batch, normalise_per_image, place, resize
-from histoloc.methods.base import Method, Setting
-from histoloc.nn.backbone import Backbone
+from histoloc.methods.base import Count, Dropout, Method, NotNegative, Positive, Setting
+from histoloc.nn.backbone import Backbone, build_backbone
 from histoloc.nn.pooling import WildcatHead
-from histoloc.types import Batch, Output, Unit
+from histoloc.types import Batch, Output
 
 
 @dataclass(frozen=True)
@@ -63,28 +65,36 @@ class MaxMinOptions:
     """
 
     background: Literal["none", "eem", "sem"] = "sem"
-    background_weight: float = 1.0
+    background_weight: NotNegative = 1.0
     background_trains: Literal["both", "localizer"] = "both"
     size: Literal["none", "asc", "foreground"] = "asc"
-    foreground_weight: float = 1.0
-    localizer_weight: float = 1.0
-    slope: float = 10.0
+    foreground_weight: NotNegative = 1.0
+    localizer_weight: NotNegative = 1.0
+    slope: Positive = 10.0
     sigma_start: float = 0.5
     sigma_step: float = 0.0
     sigma_cap: float = 0.5
-    barrier_start: float = 5.0
+    barrier_start: Positive = 5.0
     barrier_factor: float = 1.01
     barrier_cap: float = 10.0
-    modalities: int = 5
-    kmax: float = 0.3
-    kmin: float = 0.0
+    modalities: Count = 5
+    kmax: Positive = 0.3
+    kmin: NotNegative = 0.0
     alpha: float = 0.6
-    dropout: float = 0.1
-    scale: float = 0.8
+    dropout: Dropout = 0.1
+    scale: Annotated[float, Field(gt=0, le=1)] = 0.8
     networks: Literal["shared", "two"] = "shared"
     normalisation: Literal["image", "batch", "none"] = "image"
     fill: Literal["grey", "black", "mean", "blur"] = "grey"
     joint: bool = True
+
+    def __post_init__(self) -> None:
+        without_classifier = self.background == "none" and self.networks == "shared" and self.localizer_weight
+        if not self.foreground_weight and not without_classifier:
+            raise InputError(
+                "--foreground-weight 0 leaves the classifier of masked images out: it needs --background none, "
+                "--networks shared and a --localizer-weight above 0"
+            )
 
 
 class MaxMin(Method):
@@ -102,18 +112,23 @@ class MaxMin(Method):
 
     title: ClassVar[str] = "Max-min"
     paper: ClassVar[str] = "Belharbi et al., Max-min uncertainty, IEEE TMI 41:702-714, 2022"
-    Options: ClassVar[type[Any]] = MaxMinOptions
+    # A map that is stretched in every image has ROI in every image. Without stretching, the paper's slope.
+    with_empty_class: ClassVar[Mapping[str, Any]] = {"normalisation": "none", "slope": 5.0}
     options: MaxMinOptions
+    black: Tensor
 
     def __init__(self, setting: Setting, options: MaxMinOptions) -> None:
         super().__init__(setting, options)
-        _check(options, setting.empty_class)
-        classes = len(setting.classes)
-        self.localizer = setting.make_backbone(setting.backbone)
-        self.localizer_head = _head(self.localizer.channels, classes, options)
-        self.classifier = None if options.networks == "shared" else setting.make_backbone(setting.backbone)
-        self.classifier_head = _head(self.localizer.channels, classes, options) if self.classifies_masked else None
-        self.roi_head = None if self.empty_class is None else nn.Conv2d(self.localizer.channels, 1, kernel_size=1)
+        if self.empty_class is not None:
+            _check_empty_class(options)
+        if options.normalisation == "none":
+            self.unit = "logit"  # sigmoid(w times the evidence) is M⁺
+        self.localizer = build_backbone(setting.backbone)
+        channels, classes = self.localizer.channels, len(setting.classes)
+        self.localizer_head = WildcatHead(channels, classes, options)
+        self.classifier = None if options.networks == "shared" else build_backbone(setting.backbone)
+        self.classifier_head = WildcatHead(channels, classes, options) if self.classifies_masked else None
+        self.roi_head = None if self.empty_class is None else nn.Conv2d(channels, 1, kernel_size=1)
         black = [-m / s for m, s in zip(setting.mean, setting.std, strict=True)]
         self.register_buffer("black", torch.tensor(black).view(1, 3, 1, 1), persistent=False)
 
@@ -127,11 +142,6 @@ class MaxMin(Method):
         o = self.options
         return (o.sigma_start + o.sigma_step * self.epoch).clamp(max=max(o.sigma_cap, o.sigma_start))
 
-    def barrier(self, epoch: int) -> float:
-        """T of the log-barrier in epoch 0, 1, ..."""
-        o = self.options
-        return min(o.barrier_start * o.barrier_factor**epoch, max(o.barrier_cap, o.barrier_start))
-
     def locate(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The localizer: image -> class scores (B, K), class maps (B, K, h, w), and what the mask is made of.
 
@@ -144,15 +154,12 @@ class MaxMin(Method):
             combined = (logits.softmax(dim=1)[:, :, None, None] * maps).sum(dim=1, keepdim=True)
         else:
             combined = self.roi_head(features).float()
-        return logits, maps, combined, self._mask_of(combined, image)
-
-    def _mask_of(self, combined: Tensor, image: Tensor) -> Tensor:
-        """M⁺ at the image's size; in eval mode of each image alone, also where training normalises over the batch."""
-        u = place(combined, self.stride, (image.shape[-2], image.shape[-1]))
-        if self.unit != "score":
-            return (self.options.slope * u).sigmoid()
+        u = place(combined, self.stride, image.shape[-2:])
+        if self.unit == "logit":
+            return logits, maps, combined, (self.options.slope * u).sigmoid()
+        # In eval mode of each image alone, also where training normalises over the batch.
         over_batch = self.options.normalisation == "batch" and self.training
-        return self._mask(normalise_batch(u) if over_batch else normalise_per_image(u))
+        return logits, maps, combined, self._mask(normalise_batch(u) if over_batch else normalise_per_image(u))
 
     def _mask(self, u: Tensor) -> Tensor:
         """M⁺ of evidence in [0, 1]."""
@@ -160,13 +167,22 @@ class MaxMin(Method):
 
     def cut(self, image: Tensor, mask: Tensor) -> Tensor:
         """The image where the mask is one, the fill elsewhere, at the classifier's scale."""
-        kept = image * mask
+        cut = image * mask
         if self.options.fill != "grey":
-            kept = kept + self._fill(image) * (1 - mask)
+            cut = cut + self._fill(image) * (1 - mask)
         if self.options.scale == 1:
-            return kept
+            return cut
         size = [max(32, round(side * self.options.scale)) for side in image.shape[-2:]]
-        return F.interpolate(kept, size=size, mode="bilinear", align_corners=False)
+        return F.interpolate(cut, size=size, mode="bilinear", align_corners=False)
+
+    def _fill(self, image: Tensor) -> Tensor:
+        """What takes the place of masked-out pixels."""
+        if self.options.fill == "black":
+            return self.black.to(image.dtype)
+        if self.options.fill == "mean":
+            return image.mean(dim=(2, 3), keepdim=True)
+        height, width = image.shape[-2:]
+        return resize(F.adaptive_avg_pool2d(image, (max(1, height // 32), max(1, width // 32))), (height, width))
 
     def forward(self, image: Tensor) -> Output:
         """Localizer on X, classifier on X⁺ and X⁻."""
@@ -195,7 +211,7 @@ class MaxMin(Method):
         Where the map needs no range, or no loss tells the localizer which of its maps is which class's, one map: what
         the mask is made of.
         """
-        if self.unit != "score":
+        if self.unit == "logit":
             return self.options.slope * combined
         return maps if self.options.localizer_weight else combined
 
@@ -214,7 +230,7 @@ class MaxMin(Method):
             losses["background"] = o.background_weight * (has_roi * uncertainty(output.terms["background"])).mean()
         if o.size != "none":
             size = absolute_size if o.size == "asc" else foreground_size
-            losses["size"] = (has_roi * size(output.terms["mask"], self.barrier(epoch))).mean()
+            losses["size"] = (has_roi * size(output.terms["mask"], barrier_at(o, epoch))).mean()
         if self.roi_head is not None:
             empty = empty_map(output.terms["combined"])
             if self.classifies_masked:
@@ -245,11 +261,6 @@ class MaxMin(Method):
         return self._mask(normalise_per_image(torch.where(predicted, output.terms["combined"], values)))
 
     @property
-    def unit(self) -> Unit:
-        """Without normalisation sigmoid(w times the evidence) is M⁺."""
-        return "logit" if self.options.normalisation == "none" else "score"
-
-    @property
     def extractor(self) -> Backbone:
         """The localizer's."""
         return self.localizer
@@ -263,53 +274,18 @@ class MaxMin(Method):
         features = functional_call(encoder, _detached(encoder), (image,))
         return functional_call(self.classifier_head, _detached(self.classifier_head), (features,))[0]
 
-    def _fill(self, image: Tensor) -> Tensor:
-        fills: dict[str, Callable[[], Tensor]] = {
-            "black": lambda: self.black.to(image.dtype),
-            "mean": lambda: image.mean(dim=(2, 3), keepdim=True),
-            "blur": lambda: resize(
-                F.adaptive_avg_pool2d(image, (max(1, image.shape[2] // 32), max(1, image.shape[3] // 32))),
-                (image.shape[-2], image.shape[-1]),
-            ),
-        }
-        return fills[self.options.fill]()
-
-    black: Tensor
-
 
 def _detached(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in module.named_parameters()}
 
 
-def _head(channels: int, classes: int, o: MaxMinOptions) -> WildcatHead:
-    return WildcatHead(
-        channels, classes, modalities=o.modalities, kmax=o.kmax, kmin=o.kmin, alpha=o.alpha, dropout=o.dropout
-    )
-
-
-def _check(o: MaxMinOptions, empty_class: int | None) -> None:
-    if empty_class is not None and o.background_trains == "localizer":
-        raise InputError(
-            "--empty-class needs --background-trains both: the classifier learns the class without ROI from backgrounds"
-        )
-    if empty_class is not None and not o.localizer_weight:
-        raise InputError(
-            "--empty-class needs a --localizer-weight above 0: the localizer gives the class, and it alone trains that"
-        )
-    if empty_class is not None and o.normalisation != "none":
-        raise InputError(
-            "--empty-class needs --normalisation none: a map that is stretched to [0, 1] in every image has ROI in "
-            "every image"
-        )
-    # Written so that NaN fails too.
-    if not (o.barrier_start > 0 and o.slope > 0 and 0 < o.scale <= 1):
-        raise InputError("--barrier-start and --slope must be > 0 and --scale in (0, 1]; correct them")
-    if not (o.kmax > 0 and o.kmin >= 0 and o.modalities >= 1 and 0 <= o.dropout < 1):
-        raise InputError("--kmax must be > 0, --kmin >= 0, --modalities >= 1 and --dropout in [0, 1); correct them")
-    if not (o.background_weight >= 0 and o.localizer_weight >= 0 and o.foreground_weight >= 0):
-        raise InputError("--background-weight, --localizer-weight and --foreground-weight must be >= 0; correct them")
-    if not o.foreground_weight and (o.background != "none" or o.networks != "shared" or not o.localizer_weight):
-        raise InputError(
-            "--foreground-weight 0 leaves the classifier of masked images out: it needs --background none, "
-            "--networks shared and a --localizer-weight above 0"
-        )
+def _check_empty_class(o: MaxMinOptions) -> None:
+    if o.background_trains == "localizer":
+        need = "--background-trains both: the classifier learns the class without ROI from backgrounds"
+    elif not o.localizer_weight:
+        need = "a --localizer-weight above 0: the localizer gives the class, and it alone trains that"
+    elif o.normalisation != "none":
+        need = "--normalisation none: a map that is stretched to [0, 1] in every image has ROI in every image"
+    else:
+        return
+    raise InputError(f"--empty-class needs {need}")

@@ -1,16 +1,20 @@
 """PN: a segmentation network that is told how large each class is, and nothing else."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
-from histoloc.losses import log_barrier, quadratic_penalty
-from histoloc.methods.base import Method, Setting
+from histoloc.losses import barrier_at, log_barrier, quadratic_penalty
+from histoloc.methods.base import Method, Positive, Setting
+from histoloc.nn.backbone import build_backbone
 from histoloc.types import Batch, Output, Unit
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,17 @@ class PnOptions:
         barrier_cap: largest t.
     """
 
-    lower: float = 0.5
-    upper: float = 1.0
+    lower: Share = 0.5
+    upper: Share = 1.0
     penalty: Literal["quadratic", "barrier"] = "quadratic"
-    weight: float = 10.0
-    barrier_start: float = 5.0
-    barrier_factor: float = 1.01
+    weight: Positive = 10.0
+    barrier_start: Positive = 5.0
+    barrier_factor: Positive = 1.01
     barrier_cap: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.lower >= self.upper:
+            raise InputError(f"--lower {self.lower} must be below --upper {self.upper}; correct them")
 
 
 class Pn(Method):
@@ -60,20 +68,14 @@ class Pn(Method):
 
     title: ClassVar[str] = "PN"
     paper: ClassVar[str] = "Kervadec et al., Constrained-CNN losses for weakly supervised segmentation, MedIA 2019"
-    Options: ClassVar[type[Any]] = PnOptions
     options: PnOptions
     classifies: ClassVar[bool] = False
+    unit: Unit = "probability"  # 1 - p(background) needs no range
 
     def __init__(self, setting: Setting, options: PnOptions) -> None:
         super().__init__(setting, options)
-        _check(options)
-        self.backbone = setting.make_backbone(setting.backbone)
+        self.backbone = build_backbone(setting.backbone)
         self.head = nn.Conv2d(self.backbone.channels, len(setting.classes) + 1, kernel_size=1)
-
-    def barrier(self, epoch: int) -> float:
-        """T of the log-barrier in epoch 0, 1, ..."""
-        o = self.options
-        return min(o.barrier_start * o.barrier_factor**epoch, max(o.barrier_cap, o.barrier_start))
 
     def forward(self, image: Tensor) -> Output:
         """The probability of not being background, at the backbone's stride, and the classes' sizes (B, K)."""
@@ -94,18 +96,6 @@ class Pn(Method):
         terms = {"present": present * inside, "absent": (1 - present) * self._penalty(sizes, epoch)}
         return {name: o.weight * term.sum(dim=1).mean() for name, term in terms.items()}
 
-    @property
-    def unit(self) -> Unit:
-        """1 - p(background) needs no range."""
-        return "probability"
-
     def _penalty(self, z: Tensor, epoch: int) -> Tensor:
-        return quadratic_penalty(z) if self.options.penalty == "quadratic" else log_barrier(z, self.barrier(epoch))
-
-
-def _check(o: PnOptions) -> None:
-    # Written so that NaN fails too.
-    if not 0 <= o.lower < o.upper <= 1:
-        raise InputError(f"--lower {o.lower} and --upper {o.upper} must be shares with 0 <= lower < upper <= 1")
-    if not (o.weight > 0 and o.barrier_start > 0 and o.barrier_factor > 0):
-        raise InputError("--weight, --barrier-start and --barrier-factor must be > 0; correct them")
+        o = self.options
+        return quadratic_penalty(z) if o.penalty == "quadratic" else log_barrier(z, barrier_at(o, epoch))

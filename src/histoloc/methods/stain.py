@@ -2,15 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from skimage.color import hed_from_rgb
 from torch import Tensor
 
-from histoloc.errors import InputError
-from histoloc.methods.base import Method, Setting, Supervision
+from histoloc.methods.base import Method, NotNegative, Supervision
 from histoloc.types import Batch, Output
 
 _DARKEST = 1e-6  # transmitted light below which scikit-image's rgb2hed counts no further
@@ -28,7 +27,7 @@ class StainOptions:
     """
 
     stain: Literal["blue-red", "haematoxylin"] = "blue-red"
-    sigma: float = 6.0
+    sigma: NotNegative = 6.0
 
 
 class Stain(Method):
@@ -46,15 +45,9 @@ class Stain(Method):
 
     title: ClassVar[str] = "Stain"
     paper: ClassVar[str] = "Ruifrok and Johnston, Quantification of histochemical staining, AQCH 23:291-299, 2001"
-    Options: ClassVar[type[Any]] = StainOptions
     options: StainOptions
     supervision: ClassVar[frozenset[Supervision]] = frozenset()
     classifies: ClassVar[bool] = False
-
-    def __init__(self, setting: Setting, options: StainOptions) -> None:
-        super().__init__(setting, options)
-        if not 0 <= options.sigma < math.inf:  # false for NaN too
-            raise InputError(f"--sigma {options.sigma} must be at least 0 and finite; 0 means no smoothing")
 
     def forward(self, image: Tensor) -> Output:
         """The smoothed contrast at every pixel; equal class scores."""

@@ -1,7 +1,7 @@
 """U-Net: learns from masks, the upper bound of Table 1."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,8 +9,8 @@ from torch import Tensor
 from histoloc.errors import InputError
 from histoloc.losses import soft_dice
 from histoloc.maps import place
-from histoloc.methods.base import Method, Setting, Supervision
-from histoloc.nn.backbone import BackboneConfig
+from histoloc.methods.base import Method, NotNegative, Setting, Supervision
+from histoloc.nn.backbone import BackboneConfig, build_backbone
 from histoloc.nn.decoder import UNetDecoder
 from histoloc.types import Batch, Output, Unit
 
@@ -24,8 +24,12 @@ class UNetOptions:
         dice_weight: weight of the soft Dice loss.
     """
 
-    cross_entropy_weight: float = 1.0
-    dice_weight: float = 1.0
+    cross_entropy_weight: NotNegative = 1.0
+    dice_weight: NotNegative = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.cross_entropy_weight and not self.dice_weight:
+            raise InputError("--cross-entropy-weight or --dice-weight must be above 0; correct one")
 
 
 class UNet(Method):
@@ -40,18 +44,15 @@ class UNet(Method):
 
     title: ClassVar[str] = "U-Net"
     paper: ClassVar[str] = "Ronneberger et al., U-Net: convolutional networks for biomedical image segmentation, 2015"
-    Options: ClassVar[type[Any]] = UNetOptions
     options: UNetOptions
     supervision: ClassVar[frozenset[Supervision]] = frozenset({"pixel"})
     classifies: ClassVar[bool] = False
+    unit: Unit = "logit"
     default_backbone: ClassVar[BackboneConfig] = BackboneConfig(stride=0)
 
     def __init__(self, setting: Setting, options: UNetOptions) -> None:
         super().__init__(setting, options)
-        weights = (options.cross_entropy_weight, options.dice_weight)
-        if not (min(weights) >= 0 and sum(weights) > 0):  # false for NaN too
-            raise InputError("--cross-entropy-weight and --dice-weight must be >= 0, one of them > 0; correct them")
-        self.backbone = setting.make_backbone(setting.backbone)
+        self.backbone = build_backbone(setting.backbone)
         self.decoder = UNetDecoder(self.backbone, maps=1)
 
     def forward(self, image: Tensor) -> Output:
@@ -64,18 +65,13 @@ class UNet(Method):
         if batch.mask is None:
             raise InputError("U-Net learns from masks and this batch has none; fill the table's mask column")
         o, mask = self.options, batch.mask
-        scores = place(output.evidence.float(), self.stride, (mask.shape[-2], mask.shape[-1]))
+        scores = place(output.evidence.float(), self.stride, mask.shape[-2:])
         losses = {}
         if o.cross_entropy_weight:
             losses["cross_entropy"] = o.cross_entropy_weight * F.binary_cross_entropy_with_logits(scores, mask)
         if o.dice_weight:
             losses["dice"] = o.dice_weight * soft_dice(scores.sigmoid(), mask).mean()
         return losses
-
-    @property
-    def unit(self) -> Unit:
-        """The score before its sigmoid."""
-        return "logit"
 
     @property
     def stride(self) -> int:

@@ -1,14 +1,14 @@
 """Feature extractors: any timm model, cut at a chosen stride, with weights that must fit key by key."""
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import timm
-import torch
-from safetensors.torch import load_file
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
@@ -43,13 +43,12 @@ class Backbone(nn.Module):
     def __init__(self, model: nn.Module, index: int) -> None:
         super().__init__()
         self.model: Any = model
-        info = _feature_info(model)[index]
-        self.channels, self.stride = int(info["num_chs"]), int(info["reduction"])
         self.index = index
-        strides = [int(level["reduction"]) for level in _feature_info(model)[: index + 1]]
-        self.levels = [i for i in range(index + 1) if strides[i] not in strides[i + 1 :]]
-        self.level_strides = [strides[i] for i in self.levels]
-        self.level_channels = [int(_feature_info(model)[i]["num_chs"]) for i in self.levels]
+        stages = _stages(model)[: index + 1]
+        levels = {int(stage["reduction"]): i for i, stage in enumerate(stages)}  # the last stage of each stride
+        self.level_strides, self.levels = list(levels), list(levels.values())
+        self.level_channels = [int(stages[i]["num_chs"]) for i in self.levels]
+        self.stride, self.channels = self.level_strides[-1], self.level_channels[-1]
         self.model.prune_intermediate_layers([index], prune_norm=True, prune_head=True)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -94,14 +93,12 @@ def statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, floa
     Returns:
         None where timm does not know them.
     """
-    try:
-        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    except RuntimeError:  # a tag that timm does not know, which is refused where the model is built
-        return None
-    if known is None or known.mean is None or known.std is None:
-        return None
-    (m0, m1, m2), (s0, s1, s2) = known.mean, known.std
-    return (float(m0), float(m1), float(m2)), (float(s0), float(s1), float(s2))
+    with suppress(RuntimeError):  # a tag that timm does not know, which is refused where the model is built
+        known: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if known is not None and known.mean is not None and known.std is not None:
+            mean, std = ((float(r), float(g), float(b)) for r, g, b in (known.mean, known.std))
+            return mean, std
+    return None
 
 
 def embedded_weights(backbone: str) -> Path:
@@ -132,71 +129,68 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], source: Path) -> N
         InputError: lists every key that is missing, left over or of another shape.
     """
     own = model.state_dict()
-    if set(own).isdisjoint(state) and any(k.startswith("_conv_stem") for k in state):
-        state = _rename_lite(state, own)
-    cfg = getattr(model, "pretrained_cfg", {}) or {}
-    heads = cfg.get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))} if heads else state
-    problems = [f"missing {k}" for k in own if k not in state]
-    problems += [f"unknown {k}" for k in state if k not in own]
+    if any(key.startswith("_conv_stem") for key in state):
+        # The embedded file has other names for the same layers, in the same order.
+        body = [value for key, value in state.items() if not key.startswith("_fc.")]
+        state = dict(zip(own, body, strict=len(own) == len(body)))
+    heads = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    state = {key: value for key, value in state.items() if not key.startswith(prefixes)}
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"unknown {key}" for key in state if key not in own]
     problems += [
-        f"{k} has shape {tuple(state[k].shape)}, the model {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
+        f"{key} has shape {tuple(state[key].shape)}, the model {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
     ]
     if problems:
         raise InputError(
             f"{source}: these weights do not fit the backbone ({len(problems)} keys): {'; '.join(problems)}; "
             "give the file that belongs to the backbone, saved with timm's key names"
         )
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(state)
 
 
 def _cut(config: BackboneConfig) -> tuple[nn.Module, int]:
     """The timm model and the stage that has the wanted stride."""
-    dilated = config.dilate and config.stride in (8, 16)
-    model = _create(config, output_stride=config.stride) if dilated else None
-    if model is None or (config.stride and _feature_info(model)[-1]["reduction"] != config.stride):
-        if dilated:
-            warnings.warn(
-                f"{config.backbone} cannot be dilated to stride {config.stride}: cut at its last stage of that stride",
-                stacklevel=3,
-            )
-        model = _create(config)
-    assert model is not None
-    reductions = [int(info["reduction"]) for info in _feature_info(model)]
-    if not config.stride:
-        return model, len(reductions) - 1
-    if config.stride not in reductions:
+    if config.dilate and config.stride in (8, 16):
+        model = _create(config, output_stride=config.stride)
+        if model is not None and _stages(model)[-1]["reduction"] == config.stride:
+            return model, len(_stages(model)) - 1
+        warnings.warn(
+            f"{config.backbone} cannot be dilated to stride {config.stride}: cut at its last stage of that stride",
+            stacklevel=3,
+        )
+    model = cast(nn.Module, _create(config))
+    strides = [int(stage["reduction"]) for stage in _stages(model)]
+    if config.stride and config.stride not in strides:
         raise InputError(
             f"backbone {config.backbone} has no stride {config.stride}; choose one of "
-            f"{sorted(set(reductions))}, or 0 for its own"
+            f"{sorted(set(strides))}, or 0 for its own"
         )
-    return model, len(reductions) - 1 - reductions[::-1].index(config.stride)
+    return model, max(i for i, stride in enumerate(strides) if config.stride in (0, stride))
 
 
 def _create(config: BackboneConfig, **options: Any) -> nn.Module | None:
     """Timm's model, for images of any size where the architecture can; None where it does not know the options."""
-    pretrained = config.weights == "hub"
-    for extra in ({"dynamic_img_size": True, "dynamic_img_pad": True}, {}):
+    hub = config.weights == "hub"
+    for any_size in ({"dynamic_img_size": True, "dynamic_img_pad": True}, {}):
         try:
-            return timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **extra, **options)
+            return timm.create_model(config.backbone, pretrained=hub, num_classes=0, **any_size, **options)
         except (TypeError, AssertionError, OSError, RuntimeError) as error:
-            if pretrained and isinstance(error, OSError | RuntimeError):
-                raise InputError(
-                    f"backbone {config.backbone}: timm could not load its hub weights "
-                    f"({type(error).__name__}: {error}); without a network give "
-                    "--weights embedded, --weights none or the path of a weights file"
-                ) from error
-            if not extra and not options:
-                raise InputError(
-                    f"backbone {config.backbone}: timm cannot build it ({error}); choose one of timm.list_models()"
-                ) from error
+            what, remedy = "build it", "choose one of timm.list_models()"
+            if hub and isinstance(error, OSError | RuntimeError):
+                what = "load its hub weights"
+                remedy = "without a network give --weights embedded, --weights none or the path of a weights file"
+            elif any_size or options:
+                continue
+            raise InputError(
+                f"backbone {config.backbone}: timm could not {what} ({type(error).__name__}: {error}); {remedy}"
+            ) from error
     return None
 
 
-def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
+def _stages(model: nn.Module) -> list[dict[str, Any]]:
     info: Any = model.feature_info
     return info if isinstance(info, list) else info.info
 
@@ -207,27 +201,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: no such weights file; give embedded, hub, none, or the path of a .safetensors/.pth file"
         )
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        state = load_state_dict(str(path), use_ema=False)
+        return {name: value.detach() for name, value in state.items()}
     except Exception as error:
         raise InputError(
-            f"{path}: not a readable weights file ({type(error).__name__}); give .safetensors, or a .pth "
-            "that holds a plain state dict"
+            f"{path}: not a readable weights file ({type(error).__name__}); give .safetensors, or a .pth that holds a "
+            "plain state dict: the names and tensors of model.state_dict() alone"
         ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path}: holds no plain state dict (names and tensors); save the model's state_dict() alone")
-    return state
-
-
-def _rename_lite(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The embedded weights use other names for the same layers, in the same order; shapes are checked afterwards."""
-    body = [(k, v) for k, v in state.items() if not k.startswith("_fc.")]
-    if len(body) != len(own) or any(
-        a.rsplit(".", 1)[-1] != b.rsplit(".", 1)[-1] for (a, _), b in zip(body, own, strict=True)
-    ):
-        return state
-    return {name: value for name, (_, value) in zip(own, body, strict=True)}

@@ -1,10 +1,12 @@
 """Pooling of class maps into class scores."""
 
 import math
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from histoloc.maps import at_least_float32
 
 
 def count_of(share: float, positions: int) -> int:
@@ -29,7 +31,7 @@ def lse_score(maps: Tensor, r: float) -> Tensor:
     Returns:
         (B, K) scores; float32 for lower precisions, else the input's type.
     """
-    flat = maps.to(torch.promote_types(maps.dtype, torch.float32)).flatten(2)
+    flat = at_least_float32(maps).flatten(2)
     # Detached: the score does not depend on what is taken out, and ties would share its gradient otherwise.
     highest = flat.detach().amax(dim=2, keepdim=True)
     return highest.squeeze(2) + (r * (flat - highest)).exp().mean(dim=2).log() / r
@@ -60,31 +62,18 @@ def wildcat_score(maps: Tensor, kmax: float, kmin: float, alpha: float, dropout:
 
 
 class WildcatHead(nn.Module):
-    """1x1 convolution to K·M maps, mean over the M modalities, WILDCAT pooling (Durand et al., 2017)."""
+    """1x1 convolution to K·M maps, mean over the M modalities, WILDCAT pooling (Durand et al., 2017).
 
-    def __init__(
-        self,
-        channels: int,
-        classes: int,
-        *,
-        modalities: int = 5,
-        kmax: float = 0.3,
-        kmin: float = 0.0,
-        alpha: float = 0.6,
-        dropout: float = 0.1,
-    ) -> None:
+    `options` has `modalities`, `kmax`, `kmin`, `alpha` and `dropout`.
+    """
+
+    def __init__(self, channels: int, classes: int, options: Any) -> None:
         super().__init__()
-        self.modalities, self.kmax, self.kmin, self.alpha, self.dropout = (
-            modalities,
-            kmax,
-            kmin,
-            alpha,
-            dropout,
-        )
-        self.maps = nn.Conv2d(channels, classes * modalities, kernel_size=1)
+        self.options = options
+        self.maps = nn.Conv2d(channels, classes * options.modalities, kernel_size=1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, C, h, w) -> scores (B, K), class maps (B, K, h, w), both float32."""
-        maps = self.maps(features).float().unflatten(1, (-1, self.modalities)).mean(dim=2)
-        dropout = self.dropout if self.training else 0.0
-        return wildcat_score(maps, self.kmax, self.kmin, self.alpha, dropout), maps
+        o = self.options
+        maps = self.maps(features).float().unflatten(1, (-1, o.modalities)).mean(dim=2)
+        return wildcat_score(maps, o.kmax, o.kmin, o.alpha, o.dropout if self.training else 0.0), maps
