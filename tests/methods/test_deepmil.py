@@ -116,7 +116,7 @@ def test_evidence_is_the_attention_before_its_softmax(attention, maps):
     method, features = deepmil(attention=attention), noise(2, 6, 7)
     evidence = method(features).evidence
     assert evidence.shape == (2, maps, 6, 7)
-    assert torch.equal(evidence, method.attention.energies(features))
+    assert torch.equal(evidence, method.attention(features))
     torch.testing.assert_close(over_positions(evidence), method.attention(features))
     assert maps == 1 or not torch.allclose(evidence[:, 0], evidence[:, 1])
 

@@ -211,10 +211,12 @@ def test_the_first_round_always_counts():
     assert int(method.mined) == 1
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"erased_share": 0.0}, {"erased_share": 1.0}, {"stop_loss": 0.0}])
-def test_bad_options(options):
-    with pytest.raises(InputError, match="--rounds must be at least 1"):
-        erase(**options)
+@pytest.mark.parametrize(
+    ("name", "value"), [("rounds", 0), ("erased_share", 0.0), ("erased_share", 1.0), ("stop_loss", 0.0)]
+)
+def test_bad_options(name, value):
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} {value} is wrong"):
+        erase(**{name: value})
 
 
 @pytest.fixture(scope="module")

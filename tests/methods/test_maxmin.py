@@ -8,6 +8,7 @@ from small import VIT, answer, build, noise, noise_batch
 from torch import Tensor
 
 from histoloc.errors import InputError
+from histoloc.losses import barrier_at
 from histoloc.maps import normalise_batch, normalise_per_image, place, resize
 from histoloc.methods.maxmin import MaxMin
 from histoloc.types import Batch, Output
@@ -309,10 +310,10 @@ def test_sigma_travels_with_the_weights():
 
 def test_barrier_grows_to_its_cap():
     method = maxmin()
-    assert method.barrier(0) == 5
-    assert method.barrier(1) == pytest.approx(5.05)
-    assert method.barrier(69) == pytest.approx(5 * 1.01**69)
-    assert method.barrier(70) == method.barrier(500) == 10
+    assert barrier_at(method.options, 0) == 5
+    assert barrier_at(method.options, 1) == pytest.approx(5.05)
+    assert barrier_at(method.options, 69) == pytest.approx(5 * 1.01**69)
+    assert barrier_at(method.options, 70) == barrier_at(method.options, 500) == 10
     out, batch = method(noise(2, 64, 64)), noise_batch([0, 1])
     first, last = (method.loss(out, batch, epoch)["size"].item() for epoch in (0, 200))
     assert first == pytest.approx(2 * last, rel=1e-5)  # t = 5 and t = 10
@@ -390,8 +391,8 @@ def test_foreground_weight_is_linear():
     [
         ({"foreground_weight": 0.0}, "--foreground-weight 0 leaves the classifier"),
         ({"foreground_weight": 0.0, "background": "none", "localizer_weight": 0.0}, "--localizer-weight above 0"),
-        ({"foreground_weight": -1.0}, "--foreground-weight must be >= 0"),
-        ({"slope": 0.0}, "--slope must be > 0"),
+        ({"foreground_weight": -1.0}, "--foreground-weight -1.0 is wrong"),
+        ({"slope": 0.0}, "--slope 0.0 is wrong"),
         ({"barrier_start": 0.0}, "--barrier-start"),
         ({"scale": 1.2}, "--scale"),
         ({"kmax": 0.0}, "--kmax"),

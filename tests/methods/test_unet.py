@@ -53,9 +53,16 @@ def test_a_weight_of_zero_removes_its_term(off, left):
     assert list(method.loss(method(batch.image), batch, 0)) == [left]
 
 
-@pytest.mark.parametrize(("one", "other"), [(-1.0, 1.0), (0.0, 0.0), (1.0, math.nan), (math.nan, 1.0)])
-def test_wrong_weights_name_the_flags(one, other):
-    with pytest.raises(InputError, match="--cross-entropy-weight and --dice-weight"):
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (-1.0, 1.0, "--cross-entropy-weight -1.0 is wrong"),
+        (1.0, math.nan, "--dice-weight nan is wrong"),
+        (0.0, 0.0, "--cross-entropy-weight or --dice-weight must be above 0"),
+    ],
+)
+def test_wrong_weights_name_the_flags(one, other, message):
+    with pytest.raises(InputError, match=message):
         build("unet", cross_entropy_weight=one, dice_weight=other)
 
 

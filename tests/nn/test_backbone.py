@@ -174,7 +174,7 @@ def test_weights_file_runs_no_code(tmp_path, capsys):
 def test_weights_file_without_a_state_dict(tmp_path, content):
     path = tmp_path / "weights.pth"
     torch.save(content, path)
-    with pytest.raises(InputError, match=r"weights\.pth: holds no plain state dict"):
+    with pytest.raises(InputError, match=r"weights\.pth: not a readable weights file .*holds a plain state dict"):
         build_backbone(BackboneConfig(SMALL, weights=str(path)))
 
 

@@ -239,7 +239,7 @@ def test_layers_without_a_map(image, give, message):
 
 
 def test_layers_that_cannot_be_used(network, image):
-    with pytest.raises(InputError, match="does not run"):
+    with pytest.raises(InputError, match="runs 0 times"):
         layer_gradients(network, network.spare, image)
     with pytest.raises(InputError, match="runs 2 times"):
         layer_gradients(lambda x: network(x) + network(x), network.norm, image)
@@ -248,11 +248,3 @@ def test_layers_that_cannot_be_used(network, image):
         layer_gradients(blind, blind.layer, image)
     with pytest.raises(InputError, match="do not depend on the layer Odd"):  # scores with another graph
         layer_gradients(lambda x: blind(x) + x.new_ones((), requires_grad=True), blind.layer, image)
-    with pytest.raises(InputError, match=r"scores of shape \(2, 4, 5, 6\)"):
-        layer_gradients(lambda x: network.norm(network.conv(network.stem(x))), network.norm, image)
-
-
-@pytest.mark.parametrize("index", [[0], [0, 3], [-1, 0], [[[0]], [[0]]], [[], []]])
-def test_wrong_class_index(network, image, index):
-    with pytest.raises(InputError, match="values from 0 to 2"):
-        layer_gradients(network, network.norm, image, torch.tensor(index))

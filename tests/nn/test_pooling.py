@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from histoloc.methods.cam import WildcatOptions
 from histoloc.nn.pooling import WildcatHead, count_of, lse_score, wildcat_score
 
 
@@ -96,7 +97,7 @@ def test_low_precision_is_pooled_in_float32():
 
 
 def test_head_averages_modalities_class_by_class():
-    head = WildcatHead(4, 2, modalities=3, kmax=0.5, dropout=0.0)
+    head = WildcatHead(4, 2, WildcatOptions(modalities=3, kmax=0.5, kmin=0.0))
     features = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
     scores, maps = head(features)
     every = head.maps(features)
@@ -107,7 +108,7 @@ def test_head_averages_modalities_class_by_class():
 
 def test_dropout_only_in_training():
     torch.manual_seed(0)
-    head = WildcatHead(4, 2, kmax=0.5, kmin=0.5, dropout=0.5)
+    head = WildcatHead(4, 2, WildcatOptions(kmax=0.5, kmin=0.5, dropout=0.5))
     features = torch.randn(1, 4, 6, 6)
     head.eval()
     assert torch.equal(head(features)[0], head(features)[0])

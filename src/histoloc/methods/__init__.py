@@ -10,6 +10,7 @@ METHODS: dict[str, type[Method]] = {
         "allones": "allones:AllOnes",
         "stain": "stain:Stain",
         "gap": "cam:Gap",
+        "has": "has:HideAndSeek",
         "maxpool": "cam:MaxPool",
         "lse": "cam:Lse",
         "wildcat": "cam:Wildcat",

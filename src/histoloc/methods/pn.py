@@ -1,20 +1,17 @@
 """PN: a segmentation network that is told how large each class is, and nothing else."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
 from histoloc.losses import barrier_at, log_barrier, quadratic_penalty
-from histoloc.methods.base import Method, Positive, Setting
+from histoloc.methods.base import Method, Positive, Setting, Share
 from histoloc.nn.backbone import build_backbone
 from histoloc.types import Batch, Output, Unit
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,25 +15,18 @@ from histoloc.metrics.functional import Mask
 from histoloc.metrics.summary import COUNTS, UNKNOWN, Metrics, Split
 
 State = dict[str, NDArray]
+_NO_HISTOGRAM = np.zeros((0, 2, fn.BINS), dtype=np.int32)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """What is kept of one image; counts are -1 where unknown."""
+class _Row(NamedTuple):
+    """What is known of one image, as the state has it."""
 
-    labels: tuple[int, ...]
+    label: int
+    labels: NDArray[np.bool_]  # (K,)
     group: str
-    probabilities: NDArray[np.float64] | None
-    pixels: int = UNKNOWN
-    pred: int = UNKNOWN
-    true: int = UNKNOWN
-    tp: int = UNKNOWN
-    histogram: NDArray[np.int32] | None = None
-
-    def same(self, other: _Row) -> bool:
-        return all(
-            np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in dataclasses.fields(self)
-        )
+    probabilities: NDArray[np.float64]  # (K,)
+    counts: NDArray[np.int64]  # (4,)
+    histogram: NDArray[np.int32]  # (1, 2, 1001), or (0, 2, 1001) where there is none
 
 
 class LocalizationMetrics:
@@ -92,28 +84,20 @@ class LocalizationMetrics:
         """
         if name in self._rows:
             raise InputError(f"{name}: evaluated twice; list every image once")
+        count, given = len(self.classes), np.atleast_1d(label_index)
+        labels, values = np.isin(np.arange(count), given), np.full(count, np.nan)
+        if len(given) == 0 or labels.sum() < len(set(given.tolist())):
+            raise InputError(f"{name}: label index {label_index} is none of the {count} classes")
+        if probabilities is not None:
+            values = np.asarray(probabilities, dtype=np.float64)
+            # Half precision sums to one within a few thousandths.
+            if values.shape != (count,) or not (values.min() >= 0 and abs(values.sum() - 1) < 1e-2):
+                raise InputError(f"{name}: needs {count} probabilities that sum to one, not {values.tolist()}")
         try:
-            labels = self._checked_labels(label_index)
-            checked = None if probabilities is None else self._checked(probabilities)
-            histogram, counts = _measured(roi_map, mask_pred, mask_true)
+            counts, histogram = _measured(roi_map, mask_pred, mask_true)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        self._rows[name] = _Row(labels, group or "", checked, histogram=histogram, **counts)
-
-    def _checked_labels(self, label: int | Sequence[int]) -> tuple[int, ...]:
-        first, *others = [int(index) for index in np.atleast_1d(label)] or [-1]
-        labels = (first, *sorted({*others} - {first}))
-        wrong = [index for index in labels if not 0 <= index < len(self.classes)]
-        if wrong:
-            raise InputError(f"label index {wrong[0]} is none of the {len(self.classes)} classes")
-        return labels
-
-    def _checked(self, probabilities: ArrayLike) -> NDArray[np.float64]:
-        values = np.asarray(probabilities, dtype=np.float64)
-        # Half precision sums to one within a few thousandths.
-        if values.shape != (len(self.classes),) or not (values.min() >= 0 and abs(values.sum() - 1) < 1e-2):
-            raise InputError(f"needs {len(self.classes)} probabilities that sum to one, not {values.tolist()}")
-        return values
+        self._rows[name] = _Row(int(given[0]), labels, group or "", values, counts, histogram)
 
     def state(self) -> State:
         """Everything collected, as plain arrays with one row per image, ordered by name.
@@ -124,27 +108,18 @@ class LocalizationMetrics:
             pixels, predicted, true and correctly predicted ROI pixels; -1 where unknown), `has_histogram`
             (N,) and `histogram` (n, 2, 1001) for the n images that have one.
         """
-        names = sorted(self._rows)
-        rows = [self._rows[name] for name in names]
-        nothing, classes = np.full(len(self.classes), np.nan), range(len(self.classes))
-        histograms = [row.histogram for row in rows if row.histogram is not None]
+        rows = [self._rows[name] for name in sorted(self._rows)]
+        width = len(self.classes)
         return {
             "classes": np.array(self.classes, dtype=str),
-            "name": np.array(names, dtype=str),
-            "label": np.array([row.labels[0] for row in rows], dtype=np.int64),
-            "labels": np.array([[k in row.labels for k in classes] for row in rows], dtype=bool).reshape(
-                len(rows), len(classes)
-            ),
+            "name": np.array(sorted(self._rows), dtype=str),
+            "label": np.array([row.label for row in rows], dtype=np.int64),
+            "labels": np.array([row.labels for row in rows], dtype=bool).reshape(-1, width),
             "group": np.array([row.group for row in rows], dtype=str),
-            "probabilities": np.array(
-                [nothing if row.probabilities is None else row.probabilities for row in rows],
-                dtype=np.float64,
-            ).reshape(len(rows), len(self.classes)),
-            "counts": np.array([[getattr(row, key) for key in COUNTS] for row in rows], dtype=np.int64).reshape(
-                len(rows), len(COUNTS)
-            ),
-            "has_histogram": np.array([row.histogram is not None for row in rows], dtype=bool),
-            "histogram": np.array(histograms, dtype=np.int32).reshape(len(histograms), 2, fn.BINS),
+            "probabilities": np.array([row.probabilities for row in rows], dtype=np.float64).reshape(-1, width),
+            "counts": np.array([row.counts for row in rows], dtype=np.int64).reshape(-1, len(COUNTS)),
+            "has_histogram": np.array([len(row.histogram) for row in rows], dtype=bool),
+            "histogram": np.concatenate([_NO_HISTOGRAM, *(row.histogram for row in rows)]),
         }
 
     def merge(self, state: Mapping[str, NDArray]) -> None:
@@ -157,19 +132,14 @@ class LocalizationMetrics:
         """
         if tuple(state["classes"].tolist()) != self.classes:
             raise InputError(f"results for classes {state['classes'].tolist()} and {list(self.classes)} do not add up")
-        histograms = iter(state["histogram"])
+        ends = np.cumsum(state["has_histogram"])
         for i, name in enumerate(state["name"].tolist()):
-            probabilities = state["probabilities"][i]
-            row = _Row(
-                self._checked_labels([int(state["label"][i]), *np.flatnonzero(state["labels"][i]).tolist()]),
-                str(state["group"][i]),
-                None if np.isnan(probabilities).any() else probabilities,
-                histogram=next(histograms) if state["has_histogram"][i] else None,
-                **dict(zip(COUNTS, state["counts"][i].tolist(), strict=True)),
-            )
-            if name in self._rows and not self._rows[name].same(row):
+            label, labels, group, probabilities, counts = (state[key][i] for key in _Row._fields[:5])
+            histogram = state["histogram"][ends[i] - state["has_histogram"][i] : ends[i]]
+            row = _Row(int(label), labels, str(group), probabilities, counts, histogram)
+            earlier = self._rows.setdefault(name, row)
+            if any(np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in zip(earlier, row, strict=True)):
                 raise InputError(f"{name}: two processes give different results for it; list every image once")
-            self._rows[name] = row
 
     def compute(self, bootstrap: int = 1000, seed: int = 0) -> Metrics:
         """Compute all metrics of the images collected.
@@ -196,7 +166,8 @@ class LocalizationMetrics:
         split = Split(self.state())
         state, named = split.state, split.named
         names = np.array([*self.classes, None], dtype=object)  # index -1: no prediction
-        labels = ["|".join(self.classes[k] for k in self._rows[name].labels) for name in state["name"].tolist()]
+        indices = [[row.label, *np.flatnonzero(row.labels)] for _, row in sorted(self._rows.items())]
+        labels = ["|".join(self.classes[k] for k in dict.fromkeys(several)) for several in indices]
         groups = [group or None for group in state["group"].tolist()]
         return pd.DataFrame(
             {"name": state["name"].astype(object), "label": labels}
@@ -211,25 +182,18 @@ class LocalizationMetrics:
 
 def _measured(
     roi_map: NDArray[np.floating] | None, mask_pred: Mask | None, mask_true: Mask | None
-) -> tuple[NDArray[np.int32] | None, dict[str, int]]:
-    """Histogram of a map and counts of pixels, as far as there are map and masks."""
-    counts: dict[str, int] = {}
-    if mask_true is not None:
-        mask_true = fn.as_mask(mask_true, "true mask")
-        counts |= {"pixels": mask_true.size, "true": int(mask_true.sum())}
-    if mask_pred is not None:
-        mask_pred = fn.as_mask(mask_pred, "predicted mask")
-        counts |= {"pixels": mask_pred.size, "pred": int(mask_pred.sum())}
-        if mask_true is not None:
-            counts["tp"] = int(fn.pixel_counts(mask_pred, mask_true).tp)
-    histogram = None
-    if roi_map is not None:
-        roi_map = np.asarray(roi_map, dtype=np.float32)
-        for mask in (mask_true, mask_pred):
-            if mask is not None:
-                fn.same_size(roi_map, mask)
-        if mask_true is not None:
-            histogram = fn.map_histogram(roi_map, mask_true)
-        else:
-            fn.check_unit_range(roi_map)
-    return histogram, counts
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Counts of pixels and histogram of a map, as far as there are masks and map."""
+    pred = None if mask_pred is None else fn.as_mask(mask_pred, "predicted mask")
+    true = None if mask_true is None else fn.as_mask(mask_true, "true mask")
+    roi = None if roi_map is None else np.asarray(roi_map, dtype=np.float32)
+    given = [array for array in (roi, pred, true) if array is not None]
+    for array in given:
+        fn.same_size(array, given[0])
+    counts = [UNKNOWN if mask is None else np.count_nonzero(mask) for mask in (pred, true)]
+    pixels = UNKNOWN if pred is None and true is None else given[0].size
+    both = UNKNOWN if pred is None or true is None else np.count_nonzero(pred & true)
+    if roi is not None and true is None:
+        fn.check_unit_range(roi)
+    histogram = _NO_HISTOGRAM if roi is None or true is None else fn.map_histogram(roi, true)[None]
+    return np.array([pixels, *counts, both], dtype=np.int64), histogram

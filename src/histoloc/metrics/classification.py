@@ -32,6 +32,7 @@ class Classification:
         predicted: (N,) class index, -1 where unknown.
         correct: (N,) whether the prediction is in the image's label.
         label: (N,) the class that counts as true.
+        confusion: (K, K) image counts, rows true, columns predicted.
         ranks: whether probabilities are more than a class name written as 0 and 1, so that they rank images.
     """
 
@@ -51,6 +52,7 @@ class Classification:
         index = np.arange(len(classes))
         said = (self.predicted[:, None] == index).astype(np.float64)
         true = ((self.label[:, None] == index) & self.known[:, None]).astype(np.float64)
+        self.confusion = (true.T @ said).astype(int)
         self._counts = np.concatenate([said * true, true, said], axis=1)  # (N, 3K)
 
     def statistics(self, weights: Floats) -> dict[str, Floats]:
@@ -62,20 +64,17 @@ class Classification:
         """
         hit, true, said = np.split(weights @ self._counts, 3, axis=1)
         images, right = true.sum(axis=1), hit.sum(axis=1)
-        by_class = {
-            "recall": ratio(hit, true),
-            "precision": ratio(hit, said),
-            "class_f1": ratio(2 * hit, true + said),
-        }
+        by_class = ratio(hit, true), ratio(hit, said), ratio(2 * hit, true + said)
         chance = (true * said).sum(axis=1)  # images² times the agreement expected of independent classes
         values = {
             "cl_error": ratio(images - right, images),
-            "balanced_accuracy": _mean_of_defined(by_class["recall"]),
+            "balanced_accuracy": _mean_of_defined(by_class[0]),
             "kappa": ratio(images * right - chance, images**2 - chance),
             "auc": self._auc(weights),
         }
-        named = {f"{key} {name}": value[:, k] for key, value in by_class.items() for k, name in enumerate(self.classes)}
-        return values | named
+        for key, value in zip(BY_CLASS, by_class, strict=True):
+            values |= {f"{key} {name}": value[:, k] for k, name in enumerate(self.classes)}
+        return values
 
     def rests_on(self) -> dict[str, NDArray[np.bool_]]:
         """By name of the metric, (N,) which images it is computed from."""

@@ -41,41 +41,8 @@ class PixelCounts(NamedTuple):
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
     """100 * numerator / denominator, NaN where the denominator is 0."""
-    above, below = np.broadcast_arrays(
-        np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
-    )
+    above, below = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
     return 100.0 * np.divide(above, below, out=np.full(below.shape, np.nan), where=below != 0)
-
-
-# --- classification ---
-
-
-def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Count images by true and predicted class.
-
-    Args:
-        true: (N,) class indices.
-        predicted: (N,) class indices.
-        classes: K, the number of classes.
-
-    Returns:
-        (K, K): rows are true classes, columns predicted ones. Matrices of parts of a data set add up.
-    """
-    true, predicted = np.asarray(true, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
-    known = np.arange(classes)
-    if true.shape != predicted.shape or not (np.isin(true, known).all() and np.isin(predicted, known).all()):
-        raise InputError(f"class indices must be two lists of one length with values from 0 to {classes - 1}")
-    return np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
-
-
-def classification_error(confusion: NDArray[np.int64]) -> float:
-    """Percentage of images whose predicted class is wrong, from their confusion matrix."""
-    return float(ratio(confusion.sum() - np.trace(confusion), confusion.sum()))
-
-
-def class_recall(confusion: NDArray[np.int64]) -> Floats:
-    """(K,) percentage of each true class's images that are predicted as such; NaN for a class without any."""
-    return ratio(np.diagonal(confusion), confusion.sum(axis=1))
 
 
 # --- pixels, at one threshold ---
@@ -93,10 +60,9 @@ def pixel_counts(pred: Mask, true: Mask) -> PixelCounts:
     """
     pred, true = as_mask(pred, "predicted mask"), as_mask(true, "true mask")
     same_size(pred, true)
-    tp = np.count_nonzero(pred & true)
-    fp, fn = np.count_nonzero(pred) - tp, np.count_nonzero(true) - tp
-    counts = (tp, fp, true.size - tp - fp - fn, fn)
-    return PixelCounts(*(np.asarray(count, dtype=np.int64) for count in counts))
+    return PixelCounts(
+        *(np.array(np.count_nonzero(m)) for m in (pred & true, pred & ~true, ~(pred | true), true & ~pred))
+    )
 
 
 def f1_plus(counts: PixelCounts) -> Floats:
@@ -132,27 +98,6 @@ def dice(pred: Mask, true: Mask) -> float:
         66.66666666666666
     """
     return float(f1_plus(pixel_counts(pred, true)))
-
-
-def true_positive_rate(counts: PixelCounts) -> Floats:
-    """Percentage of true ROI pixels that are predicted; of pooled counts, the papers' pixel TPR."""
-    return ratio(counts.tp, counts.tp + counts.fn)
-
-
-def true_negative_rate(counts: PixelCounts) -> Floats:
-    """Percentage of true background pixels that are predicted as such."""
-    return true_positive_rate(counts.complement())
-
-
-def pixel_confusion(counts: PixelCounts) -> Floats:
-    """Pooled pixel confusion matrix, in percent of each true class.
-
-    Returns:
-        (2, 2): rows are predicted, columns true; background first, then ROI. Each column sums to 100, or is
-        NaN where that class has no pixel.
-    """
-    tpr, tnr = float(true_positive_rate(counts)), float(true_negative_rate(counts))
-    return np.array([[tnr, 100 - tpr], [100 - tnr, tpr]])
 
 
 # --- maps, at every threshold ---
@@ -200,9 +145,9 @@ def pxap(histograms: NDArray) -> Floats:
     """
     counts = np.asarray(histograms, dtype=np.float64)
     at_least = _at_or_above(counts)
-    found, called = at_least[..., 1, :], at_least.sum(axis=-2)
-    precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
-    return ratio((precision * counts[..., 1, :]).sum(axis=-1), found[..., 0])
+    right, called = at_least[..., 1, :], at_least.sum(axis=-2)
+    precision = np.divide(right, called, out=np.zeros_like(right), where=called > 0)
+    return ratio((precision * counts[..., 1, :]).sum(axis=-1), right[..., 0])
 
 
 def counts_at_thresholds(histograms: NDArray) -> PixelCounts:

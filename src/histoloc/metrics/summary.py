@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from histoloc.metrics import functional as fn
 from histoloc.metrics.bootstrap import Units, percentile_interval, weighted_ratio, weighted_sum
 from histoloc.metrics.bootstrap import bootstrap as resample
 from histoloc.metrics.classification import BY_CLASS, Classification
-from histoloc.metrics.functional import Floats, PixelCounts
+from histoloc.metrics.functional import CURVE_THRESHOLDS, Floats, PixelCounts, ratio
 
 COUNTS = ("pixels", "pred", "true", "tp")  # the columns of a state's counts
 UNKNOWN = -1
@@ -138,7 +138,7 @@ class Split:
         pixels, pred, true, tp = (np.where(self.located, self.count[key], 0) for key in COUNTS)
         self.pixels = PixelCounts(tp=tp, fp=pred - tp, tn=pixels - pred - true + tp, fn=true - tp)
         self.f1_plus, self.f1_minus = fn.f1_plus(self.pixels), fn.f1_minus(self.pixels)
-        self._collect_sums()
+        self._collect_sums(*self.pixels)
         self.has_histogram = state["has_histogram"]
         self.map_without_roi = self.count["true"][self.has_histogram] == 0
         curve = fn.counts_at_thresholds(state["histogram"])
@@ -148,21 +148,19 @@ class Split:
         """(N,) share of the image's pixels in the predicted or true ROI; NaN where unknown."""
         return np.where(self.count[key] == UNKNOWN, np.nan, self.count[key] / self.count["pixels"])
 
-    def _collect_sums(self) -> None:
+    def _collect_sums(self, tp: NDArray, fp: NDArray, tn: NDArray, fn: NDArray) -> None:
         """Write every mean and every pooled rate as one ratio of sums over images: numerator, denominator."""
-        c = self.pixels
-        background = c.tn + c.fp
-        specificity = np.where(self.located & (c.tp + c.fn == 0), fn.true_negative_rate(c), np.nan)
+        specificity = np.where(self.located & (tp + fn == 0), ratio(tn, tn + fp), np.nan)
         sums = {
             "f1_plus": _mean_terms(self.f1_plus),
             "f1_minus": _mean_terms(self.f1_minus),
-            "tpr": (c.tp, c.tp + c.fn),
-            "tnr": (c.tn, background),
+            "tpr": (tp, tp + fn),
+            "tnr": (tn, tn + fp),
             "specificity_without_roi": _mean_terms(specificity),
         }
         self.ratios = list(sums)
-        self.above = np.stack([above for above, _ in sums.values()], axis=1).astype(np.float64)
-        self.below = np.stack([below for _, below in sums.values()], axis=1).astype(np.float64)
+        above, below = zip(*sums.values(), strict=True)
+        self.above, self.below = np.stack(above, axis=1).astype(float), np.stack(below, axis=1).astype(float)
 
     def statistics(self, weights: Floats) -> dict[str, Floats]:
         """Every metric for every row of `weights` (R, N), as (R,) arrays."""
@@ -190,7 +188,7 @@ class Split:
         best = (score >= score.max(axis=1, keepdims=True) - _TIE).argmax(axis=1)
         row = np.arange(len(best))
         undefined = np.isneginf(score).all(axis=1)
-        values = {"threshold": fn.CURVE_THRESHOLDS[best], "f1_mean": mean[row, best]}
+        values = {"threshold": CURVE_THRESHOLDS[best], "f1_mean": mean[row, best]}
         values |= {"f1_plus": f1_plus[row, best], "f1_minus": f1_minus[row, best]}
         return {f"oracle_{name}": np.where(undefined, np.nan, value) for name, value in values.items()}
 
@@ -218,26 +216,24 @@ class Split:
 
     def metrics(self, replicates: int, seed: int) -> Metrics:
         """Everything measured, with intervals from so many resamples."""
-        estimates, classes, named = self._estimates(replicates, seed), self.classes, self.named
+        estimates = self._estimates(replicates, seed)
         once = np.ones((1, len(self.map_without_roi)))
         curve = [_json(weighted_ratio(once, *terms)[0]) for terms in self.curves]
-        pooled = PixelCounts(*(count.sum() for count in self.pixels))
-        by_class = {key: {name: estimates.pop(f"{key} {name}") for name in classes} for key in BY_CLASS}
-        confusion = fn.confusion_matrix(named.label[named.known], named.predicted[named.known], len(classes))
+        tp, fp, tn, fn = (count.sum() for count in self.pixels)
+        tpr, tnr = float(ratio(tp, tp + fn)), float(ratio(tn, tn + fp))
+        by_class: Any = {key: {name: estimates.pop(f"{key} {name}") for name in self.classes} for key in BY_CLASS}
         return Metrics(
             images=len(self.units.index),
             resampled="groups" if self.units.grouped else "images",
             groups=self.units.count if self.units.grouped else None,
             notes=self.units.notes(),
-            classes=classes,
-            recall=by_class["recall"],
-            precision=by_class["precision"],
-            class_f1=by_class["class_f1"],
-            confusion=confusion.tolist(),
-            pixel_confusion=[_json(row) for row in fn.pixel_confusion(pooled)],
+            classes=self.classes,
+            confusion=self.named.confusion.tolist(),
+            pixel_confusion=[_json([tnr, 100 - tpr]), _json([100 - tnr, tpr])],
             pxap_images_without_roi=int(np.count_nonzero(self.map_without_roi)),
-            threshold_curve={"threshold": _json(fn.CURVE_THRESHOLDS), "f1_plus": curve[0], "f1_minus": curve[1]},
-            **estimates,
+            threshold_curve={"threshold": _json(CURVE_THRESHOLDS), "f1_plus": curve[0], "f1_minus": curve[1]},
+            **by_class,
+            **cast(Any, estimates),
         )
 
 

@@ -45,9 +45,9 @@ def layer_gradients(network: Network, layer: nn.Module, image: Tensor, index: Te
 
     def hold(module: nn.Module, inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4 or not output.is_floating_point():
-            what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
+            shape = f"tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(
-                f"the layer {name} gives a value of {what}, not a map (B, C, h, w); choose a convolutional layer (the "
+                f"the layer {name} gives a {shape}, not a map (B, C, h, w); choose a convolutional layer (the "
                 "blocks of a ViT give tokens: take the backbone's output, where they are on their grid)"
             )
         leaves.append(output.detach().requires_grad_())
