@@ -16,6 +16,7 @@ from histoloc.data.table import Sample, Table, read_table
 from histoloc.errors import InputError
 from histoloc.heatmaps import heatmaps
 from histoloc.measurement import FLOORS, Localizes, Measured, floors_beside, measure, model_localizes
+from histoloc.methods import METHODS
 from histoloc.metrics.summary import Metrics
 from histoloc.model_folder import ModelConfig, empty_index, read_model_config
 from histoloc.options import EvaluationOptions
@@ -292,7 +293,8 @@ def _write_results(folder: Path, case: Case, measured: Measured, about: dict[str
 
 def _floor_lines(result: Metrics, floors: dict[str, Metrics]) -> list[str]:
     """One line with the floors' numbers; and a note where one of them is above the model."""
-    titles = {"allones": "All-ones", "stain": "Stain (per image)"}
+    methods = {name: METHODS[name] for name in floors}
+    titles = {name: m.title + (" (per image)" if m.unit == "score" else "") for name, m in methods.items()}
 
     def shown(metrics: Metrics) -> str:
         values = {"F1+": metrics.f1_plus.value, "F1-": metrics.f1_minus.value, "PxAP": metrics.pxap.value}

@@ -14,6 +14,7 @@ from histoloc.data.images import write_map, write_mask, write_picture
 from histoloc.data.pixels import read_pixels, read_truth, sample_mpp
 from histoloc.data.table import Sample, Table
 from histoloc.errors import InputError
+from histoloc.methods import METHODS
 from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.model_folder import ModelConfig, build_method
 from histoloc.options import MapOptions
@@ -23,7 +24,7 @@ from histoloc.types import Localization
 Pixels = Callable[[], NDArray[np.uint8]]  # reads those of a sample
 Localizes = Callable[[Sample, Pixels], Localization]  # a model, or a folder of heatmaps
 Mask = NDArray[np.bool_]
-FLOORS = ("allones", "stain")  # methods that learn nothing
+FLOORS = [name for name, method in METHODS.items() if not method.supervision]  # they learn nothing
 
 
 @dataclass

@@ -245,10 +245,10 @@ def train_epoch(
     fabric, batches, training = job.fabric, job.batches, job.config.training
     sums, seen = {}, 0.0
     for step, batch in enumerate(loaded(loader)):
+        torch.manual_seed(seed_of(training.seed, batches.epoch, step, fabric.global_rank))
         batch = job.method.prepare(fabric.to_device(batch))
         if training.channels_last:
             batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
-        torch.manual_seed(seed_of(training.seed, batches.epoch, step, fabric.global_rank))
         out = network(batch.image)
         terms = job.method.loss(out, batch, epoch)
         total = torch.stack(list(terms.values())).sum()

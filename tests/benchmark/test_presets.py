@@ -24,8 +24,7 @@ def test_a_cell_is_exactly_preset_and_row(row: Row, preset, training):
     method = METHODS[row.method]
     found = cell_config(row, 3, 7, Choices(Path("a/glas.csv"), Path("bench"), preset=preset))
     small_side, crop = SIDES[preset]
-    if preset == "fast" and row.method in ("maxpool", "lse"):
-        training = training | {"lr": 1e-3}
+    training = training | {"lr": min(training["lr"], method.highest_lr)}
     assert found == RunConfig(
         row.method,
         Path("a/glas.csv"),

@@ -6,11 +6,10 @@ import pytest
 from histoloc.config import run_config
 from histoloc.datasets.synthetic.dataset import synthetic_table
 from histoloc.evaluation import evaluate
+from histoloc.methods import METHODS
 from histoloc.training import train
 
 CAMS = ("gap", "maxpool", "lse", "wildcat", "gradcam")
-# The gradient of these reaches few positions; at the others' rate they do not learn.
-RATES = {"maxpool": 1e-3, "lse": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,12 @@ def scores(tmp_path_factory):
                 "method": name,
                 "data": str(table),
                 "input": {"small_side": 128, "crop": 112},
-                "training": {"epochs": 15, "batch": 8, "lr": RATES.get(name, 1e-2), "selection": "error-latest"},
+                "training": {
+                    "epochs": 15,
+                    "batch": 8,
+                    "lr": min(1e-2, METHODS[name].highest_lr),
+                    "selection": "error-latest",
+                },
             },
             where="test",
         )

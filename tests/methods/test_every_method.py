@@ -31,13 +31,13 @@ TRAININGS = [
     name
     for name, m in METHODS.items()
     if m.supervision
-    and not any(m.forward is o.forward and m.loss is o.loss for o in METHODS.values() if o in m.__mro__[1:])
+    and not any(
+        (m.forward, m.loss, m.prepare) == (o.forward, o.loss, o.prepare) for o in METHODS.values() if o in m.__mro__[1:]
+    )
 ]
 every_training = pytest.mark.parametrize("name", TRAININGS)
 every_classifier = pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.classifies])
 every_backbone = pytest.mark.parametrize("backbone", [CNN, VIT])
-# What a method needs besides where a class has no ROI.
-WITH_EMPTY_CLASS: dict[str, dict[str, Any]] = {"maxmin": {"normalisation": "none"}}
 
 
 def batch_for(method: Method, labels: list[int]) -> Batch:
@@ -85,7 +85,7 @@ def test_says_what_it_is(name):
 
 @every_method
 def test_calibration(name):
-    method = build(name, empty_class=CLASSES[1], **WITH_EMPTY_CLASS.get(name, {}))
+    method = build(name, empty_class=CLASSES[1], **METHODS[name].with_empty_class)
     usual = method.calibration(None, (0.5,), (2.0,))
     assert usual.range == ("learned" if method.unit == "score" else "probability")
     assert (usual.unit, usual.stride, usual.centre, usual.slope) == (method.unit, method.stride, (0.5,), (2.0,))
@@ -158,7 +158,7 @@ def test_one_colour_everywhere(name):
 @pytest.mark.parametrize("range", ["learned", "image"])
 @every_classifier
 def test_an_image_that_is_surely_without_roi_has_an_empty_map(name, range):
-    method = build(name, empty_class=CLASSES[0], **WITH_EMPTY_CLASS.get(name, {}))
+    method = build(name, empty_class=CLASSES[0], **METHODS[name].with_empty_class)
     made = evidence(method, noise(2, 64, 96))
     maps = made.evidence.shape[1]
     own = ((made.evidence.min().item(),) * maps, (1.0,) * maps)

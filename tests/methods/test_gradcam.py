@@ -249,6 +249,12 @@ def test_your_own_rule():
     torch.testing.assert_close(maps, largest.view(1, -1, 1, 1).expand_as(maps))
 
 
+@pytest.mark.parametrize(("name", "layer"), [("gradcam", "blocks.1"), ("gradcampp", ""), ("smoothgradcampp", "")])
+def test_where_tiles_weigh_channels_by_themselves(name, layer):
+    assert member(name, layer=layer).in_tiles == "channels are weighted by what each tile shows"
+    assert member("gradcam").in_tiles == ""
+
+
 def test_noise_is_the_same_for_every_image():
     method = build("smoothgradcampp")
     assert isinstance(method, SmoothGradCamPP)

@@ -3,14 +3,14 @@
 import csv
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from histoloc.benchmark.presets import OWN_TRAINING, PRESETS, WITH_EMPTY_CLASS, Choices
+from histoloc.benchmark.presets import PRESETS, Choices
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, cell_name
 from histoloc.benchmark.rows import Row, rows_of
 from histoloc.config import RunConfig, method_class, plain, run_config
@@ -158,27 +158,22 @@ def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunC
     Raises:
         InputError: an option of the row or an override has a wrong value.
     """
-    preset = PRESETS[choices.preset]
+    preset, method = PRESETS[choices.preset], method_class(row.method)
     given = choices.overrides
     epochs = {"epochs": given.pop("epochs")} if "epochs" in given else {}
-    own = OWN_TRAINING.get(choices.preset, {}).get(row.method, {})
+    own = {"lr": min(preset["training"]["lr"], method.highest_lr)}
     values: dict[str, Any] = {
         "method": row.method,
         "data": choices.data.as_posix(),
         "fold": fold,
         "empty_class": choices.empty_class,
-        "options": {**_empty_class_options(row.method, choices.empty_class), **row.options},
+        "options": {**(method.with_empty_class if choices.empty_class is not None else {}), **row.options},
         "input": dict(preset["input"]),
         # One device for each cell: cells run side by side, not their batches.
         "training": {**preset["training"], **own, **epochs, "seed": seed, "devices": "1", "range": choices.range},
         **({"backbone": given} if given else {}),
     }
     return run_config(values, where=f"row {row.name}")
-
-
-def _empty_class_options(method: str, empty_class: str | None) -> Mapping[str, Any]:
-    """Options that a method needs besides a class without ROI."""
-    return {} if empty_class is None else WITH_EMPTY_CLASS.get(method, {})
 
 
 def parse_numbers(text: str, flag: str) -> tuple[int | None, ...]:

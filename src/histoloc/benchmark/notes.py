@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from histoloc.benchmark.compare import REPLICATES, Differences, resampled
-from histoloc.benchmark.presets import WITH_EMPTY_CLASS
 from histoloc.benchmark.published import set_apart
 from histoloc.benchmark.results import Bench, Cell
 from histoloc.benchmark.rows import Row
@@ -148,5 +147,10 @@ def _because_of_empty_class(row: Row, settings: dict[str, Any]) -> str:
     """What a method's options are because a class has no ROI."""
     options = settings.get("options") or {}
     empty = settings.get("empty_class") or options.get("empty_class")
-    besides = [f"{name} {options[name]}" for name in WITH_EMPTY_CLASS.get(row.method, {}) if name in options]
-    return f"Because images of class {empty} have no ROI: {', '.join(besides)}." if empty and besides else ""
+    if not empty:
+        return ""
+    from histoloc.methods import METHODS  # here, because it needs torch, and other reports do not
+
+    needs = METHODS[row.method].with_empty_class
+    besides = [f"{name} {options[name]}" for name in needs if name in options]
+    return f"Because images of class {empty} have no ROI: {', '.join(besides)}." if besides else ""

@@ -24,16 +24,6 @@ PRESETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     },
 }
 
-# What a method needs instead, by preset; the table's footnotes say so. Max-pooling and LSE send the whole gradient to a
-# few positions: at the rate of `fast` their training loss grows.
-OWN_TRAINING: dict[str, Mapping[str, Mapping[str, Any]]] = {
-    "fast": {"maxpool": {"lr": 1e-3}, "lse": {"lr": 1e-3}},
-}
-
-# What a method needs besides `empty_class`, where a class without ROI is named: a map that is stretched in every image
-# has ROI in every image. Without stretching, the paper's slope.
-WITH_EMPTY_CLASS: Mapping[str, Mapping[str, Any]] = {"maxmin": {"normalisation": "none", "slope": 5.0}}
-
 
 @dataclass(frozen=True)
 class Choices:

@@ -84,10 +84,11 @@ class LocalizationMetrics:
         """
         if name in self._rows:
             raise InputError(f"{name}: evaluated twice; list every image once")
-        count, given = len(self.classes), np.atleast_1d(label_index)
+        count, given = len(self.classes), np.atleast_1d(label_index).tolist() or [-1]
+        wrong = [index for index in given if not 0 <= index < count]
+        if wrong:
+            raise InputError(f"{name}: label index {wrong[0]} is none of the {count} classes")
         labels, values = np.isin(np.arange(count), given), np.full(count, np.nan)
-        if len(given) == 0 or labels.sum() < len(set(given.tolist())):
-            raise InputError(f"{name}: label index {label_index} is none of the {count} classes")
         if probabilities is not None:
             values = np.asarray(probabilities, dtype=np.float64)
             # Half precision sums to one within a few thousandths.

@@ -67,13 +67,14 @@ def layer_gradients(network: Network, layer: nn.Module, image: Tensor, index: Te
             )
         logits = result.logits if isinstance(result, Output) else result
         index = torch.arange(logits.shape[1]).expand(logits.shape) if index is None else index
-        chosen = logits.gather(1, index.to(logits.device).view(len(logits), -1))
+        chosen = logits.gather(1, index.to(logits.device, torch.int64).view(len(logits), -1))
         # Images are independent in eval mode: the gradient of the sum holds that of every image.
         scores = chosen.sum(dim=0) if chosen.requires_grad else ()
         gradients = [torch.autograd.grad(s, leaves[0], retain_graph=True, allow_unused=True)[0] for s in scores]
-    if not gradients or gradients[0] is None:
-        raise InputError(f"the class scores do not depend on the layer {name}; choose one between image and scores")
-    return LayerGradients(*map(at_least_float32, (logits.detach(), leaves[0].detach(), torch.stack(gradients, dim=1))))
+        if not gradients or gradients[0] is None:
+            raise InputError(f"the class scores do not depend on the layer {name}; choose one between image and scores")
+        values = logits.detach(), leaves[0].detach(), torch.stack(gradients, dim=1)
+        return LayerGradients(*map(at_least_float32, values))
 
 
 @contextmanager
