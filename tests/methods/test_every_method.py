@@ -250,7 +250,7 @@ def test_learns_eight_images_by_heart(name):
 
 @every_training
 def test_resumed_training_has_equal_bits(name, tiny, tmp_path, monkeypatch):
-    config, written = tiny(name, epochs=2), []
+    config, written = tiny(name, epochs=2, backbone=CNN), []
 
     def stop_in_the_second_epoch(path):
         if path.name == "log.csv":

@@ -38,7 +38,8 @@ class HideAndSeek(Gap):
 
         E[Σ_i w_i x_i] = Σ_i w_i μ   if v = μ
 
-    The ROI map is the map of the predicted class.
+    The ROI map is the map of the predicted class. Hidden patches are constant; a backbone that normalises each position
+    by itself (LayerNorm after a convolution) needs trained weights, as its gradient there is otherwise huge.
     """
 
     title: ClassVar[str] = "Hide-and-Seek"
