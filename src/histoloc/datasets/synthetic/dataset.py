@@ -106,23 +106,17 @@ def _stain(rng: np.random.Generator, haematoxylin: Field, eosin: Field) -> NDArr
     strength = np.exp(thickness + rng.normal(0, 0.2, 2))
     white = rng.uniform(232, 252) * np.exp(rng.normal(0, 0.01, 3))
     blur, grain = rng.uniform(0.45, 0.85), rng.uniform(0.8, 2.5)
-    image = np.empty((*haematoxylin.shape, 3), dtype=np.float32)
-    for channel in range(3):
-        absorbed = strength * vectors[:, channel]
-        density = haematoxylin * absorbed[0] + eosin * absorbed[1]
-        image[..., channel] = ndimage.gaussian_filter(white[channel] * np.exp(-np.log(10) * density), blur)
+    channels = []
+    for level, (first, second) in zip(white, (strength[:, None] * vectors).T, strict=True):
+        density = haematoxylin * first + eosin * second
+        channels.append(ndimage.gaussian_filter(level * np.exp(-np.log(10) * density), blur))
+    image = np.stack(channels, axis=-1).astype(np.float32)
     image += grain * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def synthetic_table(
-    out: Path,
-    *,
-    count: int = 400,
-    seed: int = 0,
-    height: int = HEIGHT,
-    width: int = WIDTH,
-    scene: Scene = "glands",
+    out: Path, *, count: int = 400, seed: int = 0, height: int = HEIGHT, width: int = WIDTH, scene: Scene = "glands"
 ) -> TableResult:
     """Procedural H&E glands with instance masks, or a simpler scene -> images and a table.
 

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
+from skimage import measure
+from skimage.segmentation import relabel_sequential
 
 Label = Literal["benign", "malignant"]
 Field = NDArray[np.floating]
@@ -29,29 +31,21 @@ class Architecture:
     disorder: float  # jitter of the gland centres, as a share of the spacing
     size_spread: float  # standard deviation of the logarithm of the glands' radii
     gap: tuple[float, float]  # stroma kept between two glands; negative: they touch, per image
-    gap_spread: float  # how much the gap varies within an image
-    fused: float  # share of glands that are one with a neighbour
     warp: tuple[tuple[float, float], ...]  # (smoothness, amplitude) of each octave of the contours' irregularity
+    gap_spread: float = 0.0  # how much the gap varies within an image
+    fused: float = 0.0  # share of glands that are one with a neighbour
 
 
 ARCHITECTURES: dict[Label, Architecture] = {
-    "benign": Architecture(
-        spacing=(62, 92),
-        disorder=0.09,
-        size_spread=0.06,
-        gap=(7, 15),
-        gap_spread=0.0,
-        fused=0.0,
-        warp=((24, 3.0), (7, 0.7)),
-    ),
+    "benign": Architecture(spacing=(62, 92), disorder=0.09, size_spread=0.06, gap=(7, 15), warp=((24, 3.0), (7, 0.7))),
     "malignant": Architecture(
         spacing=(58, 92),
         disorder=0.28,
         size_spread=0.3,
         gap=(-1, 5),
+        warp=((22, 9.0), (9, 3.5), (3.5, 1.0)),
         gap_spread=3.5,
         fused=0.45,
-        warp=((22, 9.0), (9, 3.5), (3.5, 1.0)),
     ),
 }
 
@@ -72,11 +66,7 @@ class Glands:
 
 
 def noise(
-    rng: np.random.Generator,
-    shape: tuple[int, int],
-    along: float,
-    across: float | None = None,
-    angle: float = 0.0,
+    rng: np.random.Generator, shape: tuple[int, int], along: float, across: float | None = None, angle: float = 0.0
 ) -> Field:
     """Gaussian noise of zero mean and unit variance, smoothed by a Gaussian.
 
@@ -142,14 +132,12 @@ def _distances(
     u, v = (x * cos + y * sin) / squeeze, (y * cos - x * sin) * squeeze
     sites = _centres(rng, plan, shape, spacing, np.sqrt(stretch))
     sites = sites[rng.random(len(sites)) < max(0.55, target / 0.6)]
-    near = (np.abs(sites) < [np.abs(u).max() + spacing, np.abs(v).max() + spacing]).all(axis=1)
-    sites = sites[near]
+    sites = sites[(np.abs(sites) < [np.abs(u).max() + spacing, np.abs(v).max() + spacing]).all(axis=1)]
     radii = 0.42 * spacing * np.exp(rng.normal(0, plan.size_spread, len(sites)))
     owners = np.arange(len(sites))
     for i in np.flatnonzero(rng.random(len(sites)) < plan.fused):
         owners[i] = owners[np.argsort(((sites - sites[i]) ** 2).sum(1))[min(1, len(sites) - 1)]]
-    first = np.full(shape, np.inf, dtype=np.float32)
-    second = np.full(shape, np.inf, dtype=np.float32)
+    first, second = np.full((2, *shape), np.inf, dtype=np.float32)
     owner = np.full(shape, -1, dtype=np.int32)
     sites, radii = sites.astype(np.float32), radii.astype(np.float32)
     for site, radius, identity in zip(sites, radii, owners, strict=True):
@@ -172,11 +160,9 @@ def _seams(owner: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 def _pieces(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Number the connected pieces of a mask (H, W) 1.., leaving out those that are too small for a gland."""
-    pieces = np.zeros(mask.shape, dtype=np.int32)
-    ndimage.label(mask, output=pieces)
-    keep = np.bincount(pieces.ravel()) >= SMALLEST_GLAND
-    keep[0] = False
-    return (np.cumsum(keep) * keep)[pieces].astype(np.int32)
+    pieces = measure.label(mask, connectivity=1)
+    pieces[np.bincount(pieces.ravel())[pieces] < SMALLEST_GLAND] = 0
+    return relabel_sequential(pieces)[0].astype(np.int32)
 
 
 def lay_out(rng: np.random.Generator, label: Label, shape: tuple[int, int], margin: int) -> Glands:
@@ -198,7 +184,5 @@ def lay_out(rng: np.random.Generator, label: Label, shape: tuple[int, int], marg
     inside |= ~(_pieces(~inside) > 0)  # a lake too small to be stroma
     instances = _pieces(inside & ~_seams(owner))
     depth = np.asarray(ndimage.distance_transform_edt(instances > 0), dtype=np.float32)
-    reach = np.zeros(instances.max() + 1, dtype=np.float32)
-    np.maximum.at(reach, instances.ravel(), depth.ravel())
-    reach[0] = 0.0
+    reach = ndimage.maximum(depth, instances, np.arange(instances.max() + 1)).astype(np.float32)
     return Glands(instances, depth, reach[instances])

@@ -16,12 +16,7 @@ _WINDOW = 8  # half side of the square in which a nucleus or a vacuole is drawn,
 
 
 def _splat(
-    shape: tuple[int, int],
-    centres: NDArray,
-    radii: NDArray,
-    angles: NDArray,
-    weights: NDArray,
-    hollow: float = 0.0,
+    shape: tuple[int, int], centres: NDArray, radii: NDArray, angles: NDArray, weights: NDArray, hollow: float = 0.0
 ) -> Field:
     """Draw soft ellipses and keep the greatest weight at each pixel.
 
@@ -48,10 +43,7 @@ def _splat(
     distance = np.sqrt(((x * cos + y * sin) / a) ** 2 + ((y * cos - x * sin) / b) ** 2)
     value = np.clip((1 - distance) * np.minimum(a, b) + 0.5, 0, 1) * weights.astype(np.float32)[:, None, None]
     value *= 1 - np.float32(hollow) * np.clip(1 - distance, 0, 1)
-    column, row = (
-        corner[:, 0, None, None] + dx.astype(np.int64),
-        corner[:, 1, None, None] + dy.astype(np.int64),
-    )
+    column, row = (corner[:, i, None, None] + d.astype(np.int64) for i, d in enumerate((dx, dy)))
     valid = (value > 0) & (column >= 0) & (row >= 0) & (column < shape[1]) & (row < shape[0])
     np.maximum.at(canvas.reshape(-1), (row * shape[1] + column)[valid], value[valid])
     return canvas
@@ -59,7 +51,7 @@ def _splat(
 
 def _along(rng: np.random.Generator, field: Field, level: float, spacing: float) -> tuple[NDArray, NDArray]:
     """Points (N, 2) as x, y every `spacing` pixels along a level line, and its direction there (N,)."""
-    points, angles = [], []
+    points, angles = [np.zeros((0, 2))], [np.zeros(0)]
     for line in measure.find_contours(field, level):
         step = np.hypot(*np.diff(line, axis=0).T)
         length = np.concatenate([[0.0], np.cumsum(step)])
@@ -72,8 +64,6 @@ def _along(rng: np.random.Generator, field: Field, level: float, spacing: float)
         )
         points.append(position)
         angles.append(np.arctan2(*(ahead - position).T[::-1]))
-    if not points:
-        return np.zeros((0, 2)), np.zeros(0)
     return np.concatenate(points), np.concatenate(angles)
 
 
@@ -173,12 +163,8 @@ def _stratified(rng: np.random.Generator, depth: Field, lumen: Field) -> Field:
     """Crowded nuclei in many rows, up to a band of bare cytoplasm around every lumen."""
     apical = np.asarray(ndimage.distance_transform_edt(lumen < 0.5), dtype=np.float32)
     bare, spacing = rng.uniform(2.5, 5.5), rng.uniform(5.4, 6.8)
-    points, angles = [], []
-    for row in range(8):
-        at, direction = _along(rng, depth, 3.6 + 5.6 * row, spacing)
-        points.append(at)
-        angles.append(direction)
-    centres, angle = np.concatenate(points), np.concatenate(angles)
+    rows = [_along(rng, depth, 3.6 + 5.6 * row, spacing) for row in range(8)]
+    centres, angle = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     centres = centres + rng.normal(0, 1.4, centres.shape)
     index = np.clip(np.rint(centres).astype(int), 0, np.array(depth.shape[::-1]) - 1)
     kept = apical[index[:, 1], index[:, 0]] > bare
