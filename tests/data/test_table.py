@@ -184,7 +184,7 @@ def test_labels_of_several_classes(tmp_path):
 def test_a_table_of_one_class_cannot_be_learned_from(tmp_path):
     path = write(tmp_path, "1,a,,train,", "2,a,,train,", "3,a,,test,")
     table = read_table(path, check_files=False)
-    assert "one class only (a): nothing can be learned from this table" in table.notes[0]
+    assert "one class only (a): nothing can be learned of it" in table.notes[0]
     with pytest.raises(
         InputError, match=r"table\.csv: has one class only \(a in 2 row\(s\)\); .* add images of another"
     ):

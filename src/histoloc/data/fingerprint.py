@@ -24,16 +24,10 @@ def fingerprint(samples: Sequence[Sample]) -> str:
     files = sorted({file for s in samples for file in (s.image, s.mask) if file is not None})
     with ThreadPoolExecutor(8) as pool:
         marks = dict(zip(files, pool.map(file_mark, files), strict=True))
-    rows = [
-        json.dumps(
-            [
-                *(s.name, s.labels, s.split, s.fold, s.group, s.x, s.y, s.width, s.height, s.mpp, s.slide_mpp),
-                marks[s.image],
-                s.mask and (s.mask.name, marks[s.mask]),
-            ]
-        )
-        for s in samples
-    ]
+    rows = []
+    for s in samples:
+        cells = (s.name, s.labels, s.split, s.fold, s.group, s.x, s.y, s.width, s.height, s.mpp, s.slide_mpp)
+        rows.append(json.dumps([*cells, marks[s.image], s.mask and (s.mask.name, marks[s.mask])]))
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
 
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from histoloc.data.sample import SPLITS, Sample
@@ -72,19 +73,17 @@ def divide_groups(
     Raises:
         InputError: a class has too few groups, or no division gives every class to every set.
     """
-    names, classes = sorted(set(groups)), sorted(set(labels))
+    counts = pd.crosstab(np.asarray(groups), np.asarray(labels))
     sets = [name for name, share in shares.items() if share]
-    counts = np.zeros((len(names), len(classes)), dtype=int)
-    np.add.at(counts, (np.searchsorted(names, groups), np.searchsorted(classes, labels)), 1)
+    factors = np.array([(weights or {}).get(name, 1.0) for name in sets])
     # The number of groups counts as well: one with very many images would fill a set alone.
     both = np.hstack([counts, counts > 0])
-    factors = np.array([(weights or {}).get(name, 1.0) for name in sets])
     where = balance(both, np.array([shares[name] for name in sets]), factors, seed)
-    for label, column in zip(classes, counts.T, strict=True):
-        if any(not column[where == index].any() for index in range(len(sets))):
-            number = np.count_nonzero(column)
+    for label, column in counts.items():
+        if len(set(where[column > 0])) < len(sets):
+            number = (column > 0).sum()
             raise InputError(f"the class {label} has too few groups ({number}) to be cut into {', '.join(sets)}")
-    return {name: sets[index] for name, index in zip(names, where, strict=True)}
+    return {str(name): sets[index] for name, index in zip(counts.index, where, strict=True)}
 
 
 def balance(

@@ -45,7 +45,7 @@ def label_problems(labels: Mapping[str, int], *, known: Collection[str] = (), un
             f"label '{name}' ({classes[name]} {unit}) is what programs write for an empty cell; name the class there, "
             f"or leave these out; if it is a class, write its name in full, such as 'no tumour' or 'not available'"
         )
-    yield from _alike("label", classes, known, unit, (*_STEPS, ("hyphens", _without_hyphens)))
+    yield from _alike("label", classes, known, unit, (*_STEPS, _HYPHENS))
 
 
 def group_problems(groups: Mapping[str, int], *, unit: str = "row(s)") -> Iterator[str]:
@@ -97,35 +97,20 @@ def _looks_like_another(character: str) -> bool:
     return unicodedata.normalize("NFKC", character) != character or unicodedata.combining(character) > 0
 
 
-def _without_unseen(text: str) -> str:
-    return "".join(" " if c.isspace() else "" if _is_unseen(c) else c for c in text).strip()
-
-
-def _in_one_form(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)
-
-
-def _without_case(text: str) -> str:
-    return unicodedata.normalize("NFKC", text.casefold())
-
-
 def _without_spaces(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     return re.sub(r"(?<!\d) | (?!\d)", "", text)  # but '1 0' is not '10'
 
 
-def _without_hyphens(text: str) -> str:
-    return _without_spaces(re.sub(r"(?<=\w)[_-]+(?=\w)", " ", text))  # inside words: 'HER2-' is not 'HER2'
-
-
-def _without_zeros(text: str) -> str:
-    return re.sub(r"^([+-]?\d+)\.0*$", r"\1", text)
-
-
 _STEPS: tuple[_Step, ...] = (
-    ("characters that cannot be seen", _without_unseen),
-    ("Unicode form", _in_one_form),
-    ("case", _without_case),
+    (
+        "characters that cannot be seen",
+        lambda text: "".join(" " if c.isspace() else "" if _is_unseen(c) else c for c in text).strip(),
+    ),
+    ("Unicode form", lambda text: unicodedata.normalize("NFKC", text)),
+    ("case", lambda text: unicodedata.normalize("NFKC", text.casefold())),
     ("spaces", _without_spaces),
-    ("'.0'", _without_zeros),
+    ("'.0'", lambda text: re.sub(r"^([+-]?\d+)\.0*$", r"\1", text)),
 )
+# Hyphens inside words: 'HER2-' is not 'HER2'.
+_HYPHENS: _Step = ("hyphens", lambda text: _without_spaces(re.sub(r"(?<=\w)[_-]+(?=\w)", " ", text)))

@@ -84,17 +84,18 @@ def read_truth(sample: Sample) -> NDArray[np.bool_] | None:
 
 
 def _region(sample: Sample) -> tuple[Slide, int, int, int, int, float]:
-    if sample.x is None or sample.y is None or sample.width is None or sample.height is None:
+    x, y, width, height = sample.x, sample.y, sample.width, sample.height
+    if x is None or y is None or width is None or height is None:
         raise InputError(f"{sample.name}: outlines need a region of a slide; fill the columns x, y, width and height")
     slide = _slide(sample.image, sample.slide_mpp, os.getpid())
     mpp = slide.mpp if sample.mpp is None else sample.mpp
-    right, bottom = (o + n * mpp / slide.mpp for o, n in ((sample.x, sample.width), (sample.y, sample.height)))
-    if sample.x < 0 or sample.y < 0 or right > slide.width + 1 or bottom > slide.height + 1:
+    right, bottom = x + width * mpp / slide.mpp, y + height * mpp / slide.mpp
+    if right > slide.width + 1 or bottom > slide.height + 1:
         raise InputError(
             f"{sample.name}: the region ends at {right:.0f}, {bottom:.0f} and the slide at {slide.width}, "
             f"{slide.height} (pixels of level 0); correct the table"
         )
-    return slide, sample.x, sample.y, sample.width, sample.height, mpp
+    return slide, x, y, width, height, mpp
 
 
 @lru_cache(maxsize=_OPEN_SLIDES)

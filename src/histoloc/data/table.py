@@ -12,22 +12,12 @@ from typing import Any
 
 import pandas as pd
 
+from histoloc.data import table_problems
 from histoloc.data.fingerprint import fingerprint
 from histoloc.data.groups import torn_groups
 from histoloc.data.labels import show
 from histoloc.data.sample import REGION, SPLITS, Sample
-from histoloc.data.table_problems import (
-    class_problems,
-    empty_words,
-    file_problems,
-    fold_problems,
-    header_problems,
-    name_problems,
-    nearest,
-    refuse,
-    row_problems,
-    training_problems,
-)
+from histoloc.data.table_problems import nearest, refuse
 from histoloc.errors import InputError
 from histoloc.work_folder import atomic_path
 
@@ -67,9 +57,7 @@ class Table:
         samples = tuple(sample for sample in self.samples if sample.split == name)
         if not samples:
             numbers = Counter(sample.split for sample in self.samples)
-            others = ", ".join(
-                f"{split or 'no split'} ({numbers[split]})" for split in (*SPLITS, None) if numbers[split]
-            )
+            others = ", ".join(f"{s or 'no split'} ({numbers[s]})" for s in (*SPLITS, None) if numbers[s])
             remedy = "mark rows of it in the column split"
             if name == "valid" and self.folds and self.fold is None:
                 remedy = f"choose a fold ({', '.join(map(str, self.folds))}) to be it"
@@ -102,12 +90,14 @@ class Table:
         masks = sum(sample.mask is not None for sample in self.samples)
         groups = [sample.group for sample in self.samples if sample.group]
         lone = len(self.samples) - len(groups)
-        facts = [f"{len(self.samples)} samples of {len(self.classes)} class{'es' * (len(self.classes) != 1)}"]
-        facts += [f"{several} of several classes"] * (several > 0)
-        facts += [f"{masks} with mask"]
-        facts += [f"{len(set(groups))} groups" + (f" ({lone} samples without)" if groups and lone else "")]
-        facts += [f"folds {', '.join(map(str, self.folds))}"] * bool(self.folds)
-        return f"{(counts if len(self.classes) <= 8 else counts.T).to_string()}\n{', '.join(facts)}"
+        facts = [
+            f"{len(self.samples)} samples of {len(self.classes)} class{'es' * (len(self.classes) != 1)}",
+            f"{several} of several classes" if several else "",
+            f"{masks} with mask",
+            f"{len(set(groups))} groups" + (f" ({lone} samples without)" if groups and lone else ""),
+            f"folds {', '.join(map(str, self.folds))}" if self.folds else "",
+        ]
+        return f"{(counts if len(self.classes) <= 8 else counts.T).to_string()}\n{', '.join(filter(None, facts))}"
 
     def check_classes(self) -> None:
         """Make sure that there is something to learn: rows of split train, or all where it has none, differ in label.
@@ -169,29 +159,24 @@ def read_table(
     """
     path = Path(path)
     rows = _read_csv(path)
-    problems = list(empty_words(rows))
+    problems = list(table_problems.empty_words(rows))
     numbers = {c: [_number(cell, c in WHOLE) for cell in rows[c]] for c in (*WHOLE, *POSITIVE)}
     values = pd.DataFrame(numbers, index=rows.index, dtype=object)
-    problems += row_problems(rows, values)
+    problems += table_problems.row_problems(rows, values)
     samples = _samples(path.parent.resolve(), rows, values)
-    problems += name_problems(samples, classes or ())
-    known = tuple(sorted({name for s in samples for name in s.labels if name}) if classes is None else classes)
-    problems += class_problems(samples, known)
     folds = tuple(sorted({s.fold for s in samples if s.fold is not None}))
     if fold is not None:
-        problems += fold_problems(fold, folds, samples)
+        problems += table_problems.fold_problems(fold, folds, samples)
         samples = [replace(s, split="valid") if s.split == "train" and s.fold == fold else s for s in samples]
-    if classes is None:
-        problems += training_problems(samples, known)
+    problems += table_problems.sample_problems(samples, classes)
     if check_files:
         with ThreadPoolExecutor(8) as pool:
-            problems += [problem for listed in pool.map(file_problems, samples) for problem in listed]
+            problems += [problem for listed in pool.map(table_problems.file_problems, samples) for problem in listed]
     refuse(path, problems)
+    known = tuple(sorted({name for s in samples for name in s.labels}) if classes is None else classes)
     notes = torn_groups(samples, with_folds=fold is None)
     if len(known) == 1:
-        notes.append(
-            f"one class only ({known[0]}): nothing can be learned from this table; add images of another class"
-        )
+        notes.append(f"one class only ({known[0]}): nothing can be learned of it; add images of another class")
     return Table(path.absolute(), tuple(samples), known, folds, fold, tuple(notes))
 
 
@@ -212,7 +197,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     raw = raw.fillna("").apply(lambda column: column.str.strip(string.whitespace))
     raw = raw[(raw != "").any(axis=1)]
     columns = [] if raw.empty else raw.iloc[0].str.strip().tolist()
-    refuse(path, header_problems(columns, REQUIRED, OPTIONAL) if columns else ())
+    refuse(path, table_problems.header_problems(columns, REQUIRED, OPTIONAL) if columns else ())
     if len(raw) < 2:
         raise InputError(f"{path}: the table is empty; list one image per row")
     rows = raw.iloc[1:].set_axis(columns, axis=1).set_axis(raw.index[1:] + 1, axis=0)

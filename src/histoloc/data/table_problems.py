@@ -91,9 +91,15 @@ def header_problems(columns: Sequence[str], required: Sequence[str], optional: S
         yield f"missing columns: {', '.join(missing)}; the header has {', '.join(columns)}{hint}"
 
 
-def name_problems(samples: Sequence[Sample], known: Sequence[str]) -> Iterator[str]:
-    """Names of classes and groups that nobody tells apart, and images or regions that are listed twice."""
-    yield from label_problems(Counter(s.label for s in samples if s.label), known=known)
+def sample_problems(samples: Sequence[Sample], classes: Sequence[str] | None) -> Iterator[str]:
+    """What is wrong with the samples together: names that nobody tells apart, repeated images, unknown classes.
+
+    Args:
+        samples: all of a table.
+        classes: the known ones; None where the table defines them, of which split train, where it has rows, may lack
+            none.
+    """
+    yield from label_problems(Counter(s.label for s in samples if s.label), known=classes or ())
     yield from group_problems(Counter(s.group for s in samples if s.group))
     names: dict[tuple[object, ...], str] = {}
     for s in samples:
@@ -102,23 +108,16 @@ def name_problems(samples: Sequence[Sample], known: Sequence[str]) -> Iterator[s
             same = "" if names[place] == s.name else f", which is the same file as {names[place]}"
             yield f"{s.name}{same}: is listed twice; delete one of the rows"
         names.setdefault(place, s.name)
-
-
-def class_problems(samples: Sequence[Sample], known: Sequence[str]) -> Iterator[str]:
-    """Classes that are not among the known ones."""
-    for name, number in Counter(known).items():
-        if number > 1:
-            yield f"the class '{name}' is named twice; name each once"
     counts = Counter(name for s in samples for name in set(s.labels) if name)
-    for name in sorted(counts.keys() - set(known)):
-        yield f"unknown class '{show(name)}' in {counts[name]} row(s); {nearest(name, known)}"
-
-
-def training_problems(samples: Sequence[Sample], classes: Sequence[str]) -> list[str]:
-    """Classes that cannot be learned, for want of rows in the split train, if that has any."""
-    trained = {label for s in samples if s.split == "train" for label in s.labels}
-    lacking = [label for label in classes if trained and label not in trained]
-    return [f"class '{n}' has no samples in the split train; add some or leave the class out" for n in lacking]
+    trained = {name for s in samples if s.split == "train" for name in s.labels}
+    if classes is None:
+        for name in sorted(counts.keys() - trained) if trained else ():
+            yield f"class '{name}' has no samples in the split train; add some or leave the class out"
+        return
+    if len(set(classes)) < len(classes):
+        yield f"a class is named twice in {', '.join(classes)}; name each once"
+    for name in sorted(counts.keys() - set(classes)):
+        yield f"unknown class '{show(name)}' in {counts[name]} row(s); {nearest(name, classes)}"
 
 
 def fold_problems(fold: int, folds: Sequence[int], samples: Sequence[Sample]) -> Iterator[str]:

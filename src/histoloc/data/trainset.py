@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from histoloc.data.pixels import read_pixels, read_truth, sample_mpp
 from histoloc.data.table import Sample, Table
 from histoloc.data.transforms import Augment, InputConfig, bring_to_scale, load_tensor
 from histoloc.errors import InputError
+from histoloc.progress import Bar
 from histoloc.types import Batch
 
 
@@ -43,6 +43,7 @@ class Item(NamedTuple):
     name: str
 
 
+@dataclass(eq=False)
 class TrainSet(Dataset[Item]):
     """Augmented samples of a table; decoded and resized images stay in memory when they fit.
 
@@ -58,34 +59,33 @@ class TrainSet(Dataset[Item]):
         progress: show a bar while images are read.
     """
 
-    def __init__(
-        self,
-        table: Table,
-        samples: Sequence[Sample],
-        config: InputConfig,
-        seed: int,
-        *,
-        with_masks: bool = False,
-        empty_class: str | None = None,
-        cache_bytes: int = 4 << 30,
-        progress: bool = False,
-    ) -> None:
-        self.table, self.samples, self.config, self.seed = table, tuple(samples), config, seed
-        self.with_masks, self.empty_class, self.augment = with_masks, empty_class, Augment(config)
-        unknown = [s.name for s in samples if s.mask is None and s.labels != (empty_class,)]
-        if with_masks and unknown:
+    table: Table
+    samples: Sequence[Sample]
+    config: InputConfig
+    seed: int
+    _: KW_ONLY
+    with_masks: bool = False
+    empty_class: str | None = None
+    cache_bytes: int = 4 << 30
+    progress: bool = False
+    # By sample, (1, h, w) uint8 0..255: what a stage learns from besides; set between stages.
+    targets: list[Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self.augment = Augment(self.config)
+        lacking = [s for s in self.samples if s.mask is None and s.labels != (self.empty_class,)]
+        if self.with_masks and lacking:
             raise InputError(
-                f"{table.path}: {unknown[0]} has no mask, and this method learns from masks; fill the mask column, "
-                "name the class whose images have no ROI by --empty-class, or choose a method that learns from labels"
+                f"{self.table.path}: {lacking[0].name} has no mask, and this method learns from masks; fill the mask "
+                "column, name the class whose images have no ROI by --empty-class, or choose a method that learns "
+                "from labels"
             )
-        # By sample, (1, h, w) uint8 0..255: what a stage learns from besides; set between stages.
-        self.targets: list[Tensor] | None = None
         self.cache: list[tuple[Tensor, Tensor | None]] | None = None
-        first = self._decode(0)[0]
-        if first.numel() * len(self.samples) <= cache_bytes:
+        count = len(self.samples)
+        if self._decode(0)[0].numel() * count <= self.cache_bytes:
             with ThreadPoolExecutor(4) as pool:
-                decoded = pool.map(self._decode, range(len(self.samples)))
-                self.cache = list(tqdm(decoded, "reading images", len(self.samples), disable=not progress, leave=False))
+                decoded = pool.map(self._decode, range(count))
+                self.cache = list(Bar(decoded, "reading images", count, disable=not self.progress, leave=False))
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -23,7 +23,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
-from tqdm import tqdm
 
 from histoloc.data.images import write_picture
 from histoloc.data.table import write_table
@@ -32,6 +31,7 @@ from histoloc.datasets.synthetic.discs import disc
 from histoloc.datasets.synthetic.glands import Field, Label, lay_out
 from histoloc.datasets.synthetic.tissue import paint
 from histoloc.errors import InputError
+from histoloc.progress import Bar
 from histoloc.work_folder import locked
 
 Scene = Literal["glands", "disc"]
@@ -145,7 +145,7 @@ def synthetic_table(
             table.unlink(missing_ok=True)  # an interrupted run must not leave an old table beside new images
         except OSError as error:
             raise InputError(f"{table}: cannot be replaced ({error.strerror}); choose another folder") from error
-        for index in tqdm(range(count), desc=f"synthetic {scene}", unit="image", disable=None):
+        for index in Bar(range(count), desc=f"synthetic {scene}", unit="image"):
             label = CLASSES[index % 2]
             sample = render(label, seed=seed, index=index, height=height, width=width, scene=scene)
             image, mask = (out / folder / f"{label}_{index:05d}.png" for folder in ("images", "masks"))

@@ -160,7 +160,7 @@ def _seams(owner: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 def _pieces(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Number the connected pieces of a mask (H, W) 1.., leaving out those that are too small for a gland."""
-    pieces = measure.label(mask, connectivity=1)
+    pieces = np.asarray(measure.label(mask, connectivity=1))
     pieces[np.bincount(pieces.ravel())[pieces] < SMALLEST_GLAND] = 0
     return relabel_sequential(pieces)[0].astype(np.int32)
 
