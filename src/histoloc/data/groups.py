@@ -47,8 +47,8 @@ def groups_by_pattern(paths: Sequence[str], pattern: str) -> list[str | None]:
         compiled = re.compile(pattern)
     except re.error as error:
         raise InputError(f"--group '{pattern}': is no regular expression ({error}); correct it") from error
-    found = [compiled.search(path) for path in paths]
-    return [(match[min(1, compiled.groups)] or "").strip() or None if match else None for match in found]
+    matches = [compiled.search(path) for path in paths]
+    return [(match[min(1, compiled.groups)] or "").strip() or None if match else None for match in matches]
 
 
 def divide_groups(

@@ -97,7 +97,7 @@ def _class_folders(root: Path, masks: Path | None) -> list[tuple[str | None, Pat
     top = [(_SPLIT_FOLDERS.get(p.name.lower()), p) for p in _sub_folders(root) if p != masks]
     splits = Counter(split for split, _ in top if split)
     if splits and (others := [p.name for split, p in top if not split]):
-        raise InputError(f"{root}: holds folders of splits and others ({', '.join(others)}); keep either")
+        raise InputError(f"{root}: holds folders of splits and others ({', '.join(others)}); keep splits or classes")
     if doubled := [split for split, number in splits.items() if number > 1]:
         raise InputError(f"{root}: holds two folders for the split {doubled[0]}; keep one")
     folders = [(split, p) for split, part in top for p in (_sub_folders(part) if split else [part])]
@@ -114,9 +114,7 @@ def _class_folders(root: Path, masks: Path | None) -> list[tuple[str | None, Pat
 
 
 def _label_problems(folders: list[Path]) -> Iterator[str]:
-    images: Counter[str] = Counter()
-    for folder in folders:
-        images[folder.name] += len(_image_files(folder))
+    images = Counter(folder.name for folder in folders for _ in _image_files(folder))
     for name in sorted(images):
         if name != name.strip() and name.strip() in images:
             yield f"the folders '{name}' and '{name.strip()}' differ by spaces at the end alone; rename or merge them"

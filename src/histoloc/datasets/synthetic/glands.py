@@ -87,15 +87,15 @@ def noise(
     # White noise is white in every basis: its spectrum is drawn, only where the kernel lets it through.
     fy, fx = (f.astype(np.float32) for f in (fft.fftfreq(rows), fft.rfftfreq(columns)))
     highest = 0.8 / min(along, across)
-    kept = np.ix_(np.abs(fy) <= highest, fx <= highest)
-    fy, fx = fy[kept[0]], fx[kept[1]]
+    low = np.ix_(np.abs(fy) <= highest, fx <= highest)
+    fy, fx = fy[low[0]], fx[low[1]]
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     power = (along * (fx * cos + fy * sin)) ** 2 + (across * (fy * cos - fx * sin)) ** 2
     gain = np.exp(-2 * float(np.pi) ** 2 * power)
     gain[0, 0] = 0.0
     white = rng.standard_normal((gain.shape[0], 2 * gain.shape[1]), dtype=np.float32).view(np.complex64)
     spectrum = np.zeros((rows, columns // 2 + 1), dtype=np.complex64)
-    spectrum[kept] = white * gain
+    spectrum[low] = white * gain
     field = np.asarray(fft.irfft2(spectrum, s=(rows, columns)), dtype=np.float32)
     field = field / max(float(field.std()), 1e-12)  # over the whole period: the window may lie high or low
     return field[: shape[0], : shape[1]]

@@ -32,8 +32,6 @@ def _splat(
         (H, W) float32, zero where there is no ellipse.
     """
     canvas = np.zeros(shape, dtype=np.float32)
-    if not len(centres):
-        return canvas
     corner = np.rint(centres).astype(np.int64)
     dy, dx = np.mgrid[-_WINDOW : _WINDOW + 1, -_WINDOW : _WINDOW + 1].astype(np.float32)
     offset = (centres - corner).astype(np.float32)
@@ -167,8 +165,8 @@ def _stratified(rng: np.random.Generator, depth: Field, lumen: Field) -> Field:
     centres, angle = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     centres = centres + rng.normal(0, 1.4, centres.shape)
     index = np.clip(np.rint(centres).astype(int), 0, np.array(depth.shape[::-1]) - 1)
-    kept = apical[index[:, 1], index[:, 0]] > bare
-    centres, angle = centres[kept], angle[kept]
+    inside = apical[index[:, 1], index[:, 0]] > bare
+    centres, angle = centres[inside], angle[inside]
     n = len(centres)
     scale = np.exp(rng.normal(0.05, 0.2, n))[:, None]
     radii = scale * np.stack([rng.uniform(1.9, 3.0, n), rng.uniform(2.8, 4.4, n)], axis=1)
