@@ -86,7 +86,9 @@ def test_orientation_of_a_camera_is_applied_to_pixels_and_size(tmp_path):
     assert read_image(tiff).shape == (64, 40, 3)
 
 
-def bad_images(folder: Path) -> dict[str, tuple[Path, str]]:
+@pytest.fixture(scope="module")
+def bad_images(tmp_path_factory) -> dict[str, tuple[Path, str]]:
+    folder = tmp_path_factory.mktemp("bad")
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, "PNG")
     truncated = folder / "truncated.png"
@@ -130,8 +132,8 @@ BAD = (
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_images_are_refused_in_one_sentence_that_names_the_file(tmp_path, kind):
-    path, message = bad_images(tmp_path)[kind]
+def test_bad_images_are_refused_in_one_sentence_that_names_the_file(bad_images, kind):
+    path, message = bad_images[kind]
     with pytest.raises(InputError, match=message) as caught:
         read_image(path)
     assert str(caught.value).startswith(f"{path}: ")

@@ -49,7 +49,7 @@ def test_rows_become_samples(tmp_path):
     assert a.image == (tmp_path / "images" / "a.png").resolve()
     assert a.mask == (tmp_path / "masks" / "a.png").resolve()
     assert (b.label, b.split, b.mask, b.group, b.mpp, b.x) == ("none", None, None, None, None, None)
-    assert [table.label_index(s) for s in table.samples] == [1, 0]
+    assert [table.label_indices(s)[0] for s in table.samples] == [1, 0]
     assert table.has_masks([a])
     assert not table.has_masks([a, b])
     assert not table.has_masks([])
@@ -172,7 +172,7 @@ def test_labels_of_several_classes(tmp_path):
     assert table.classes == ("a", "b", "c")
     assert (two.label, two.labels, one.labels) == ("c | a", ("c", "a"), ("b",))
     assert [table.label_indices(s) for s in table.samples] == [(1,), (2, 0), (0, 1, 2)]
-    assert [table.label_index(s) for s in (one, two, three)] == [1, 2, 0]
+    assert [table.label_indices(s)[0] for s in (one, two, three)] == [1, 2, 0]
     assert table.counts().to_dict("index") == {"train": {"a": 1, "b": 1, "c": 1}, "test": {"a": 1, "b": 1, "c": 1}}
     assert table.summary().splitlines()[-1] == "3 samples of 3 classes, 2 of several classes, 0 with mask, 0 groups"
     table = read_table(path, classes=["c", "b", "a"], check_files=False)
@@ -262,7 +262,7 @@ def test_given_classes_fix_the_order_and_refuse_others(tmp_path):
     path = write(tmp_path, "1,benign,,,", "2,malignant,,,")
     table = read_table(path, classes=["malignant", "benign", "normal"], check_files=False)
     assert table.classes == ("malignant", "benign", "normal")
-    assert [table.label_index(s) for s in table.samples] == [1, 0]
+    assert [table.label_indices(s)[0] for s in table.samples] == [1, 0]
     message = refusal(path, classes=["benign", "malign"], check_files=False)
     assert "unknown class 'malignant' in 1 row(s); did you mean 'malign'?" in message
     with pytest.raises(InputError, match="named twice"):

@@ -64,10 +64,6 @@ class Table:
             raise InputError(f"{self.path}: no row is of split '{name}'; there are {others}; {remedy}")
         return samples
 
-    def label_index(self, sample: Sample) -> int:
-        """Index of the sample's label in `classes`; of several, that of the first."""
-        return self.label_indices(sample)[0]
-
     def label_indices(self, sample: Sample) -> tuple[int, ...]:
         """Indices of the sample's labels in `classes`, in the order of its cell."""
         return tuple(self.classes.index(label) for label in sample.labels)
