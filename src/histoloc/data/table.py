@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,7 @@ def _number(cell: str, whole: bool) -> float | None:
 def _samples(folder: Path, rows: pd.DataFrame, values: pd.DataFrame) -> list[Sample]:
     """The rows as samples, with None for cells that cannot be used."""
     samples: list[Sample] = []
+    resolve = cache(lambda cell: (folder / cell).resolve())  # a slide has many rows
     pairs: Any = zip(rows.to_dict("records"), values.to_dict("records"), strict=True)
     for cells, numbers in pairs:
         if not cells["image"] or "\0" in cells["image"] + cells["mask"]:
@@ -226,10 +228,10 @@ def _samples(folder: Path, rows: pd.DataFrame, values: pd.DataFrame) -> list[Sam
         samples.append(
             Sample(
                 name=Path(cells["image"]).as_posix() + suffix,
-                image=(folder / cells["image"]).resolve(),
+                image=resolve(cells["image"]),
                 label=cells["label"],
                 split=cells["split"] if cells["split"] in SPLITS else None,
-                mask=(folder / cells["mask"]).resolve() if cells["mask"] else None,
+                mask=resolve(cells["mask"]) if cells["mask"] else None,
                 group=cells["group"] or None,
                 **numbers,
             )
