@@ -3,7 +3,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.measure import label, regionprops
 from torchvision.transforms.v2 import functional as tv
 
 from histoloc import maps
@@ -114,27 +113,3 @@ def test_otsu_of_a_constant_map_is_the_default_threshold(value, share):
 def test_otsu_refuses_what_it_cannot_use(bad):
     with pytest.raises(InputError, match="finite"):
         maps.otsu_threshold(bad)
-
-
-def test_regions_by_hand():
-    mask = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=bool)
-    found = maps.regions(mask)
-    assert found.labels.tolist() == [[1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 0, 3]]
-    assert found.areas.tolist() == [2, 1, 1]
-    found = maps.regions(mask, min_area=2)
-    assert found.labels.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    assert found.areas.tolist() == [2]
-
-
-def test_regions_of_nothing():
-    found = maps.regions(np.zeros((3, 4), dtype=bool))
-    assert found.labels.sum() == 0
-    assert found.areas.shape == (0,)
-
-
-def test_regions_against_scikit_image():
-    mask = np.random.default_rng(0).random((60, 70)) < 0.35
-    found = maps.regions(mask)
-    expected = np.asarray(label(mask, connectivity=2))
-    assert np.array_equal(found.labels, expected)
-    assert found.areas.tolist() == [region.area for region in regionprops(expected)]

@@ -1,4 +1,4 @@
-"""Pure functions on maps: evidence to ROI map, normalise, resize, threshold, regions.
+"""Pure functions on maps: evidence to ROI map, normalise, resize, threshold.
 
 Tensors have shape (B, 1, H, W); arrays have shape (H, W).
 """
@@ -6,13 +6,11 @@ Tensors have shape (B, 1, H, W); arrays have shape (H, W).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
@@ -91,12 +89,10 @@ def largest_is_roi(output: Output, label: Tensor, calibration: Calibration, size
     """
     maps = place(output.evidence.float(), calibration.stride, size)
     own = class_map(maps, label, calibration.empty)
-    ours = torch.zeros_like(maps, dtype=torch.bool).scatter(1, label.view(-1, 1, 1, 1).expand(-1, 1, *size), True)
+    ours = F.one_hot(label, maps.shape[1]).bool()
     if calibration.empty is not None:
-        without_roi = torch.zeros_like(ours)
-        without_roi[:, [c for c in range(maps.shape[1]) if c != calibration.empty]] = True
-        ours = torch.where((label == calibration.empty).view(-1, 1, 1, 1), without_roi, ours)
-    return own[:, 0] > maps.masked_fill(ours, -torch.inf).amax(dim=1)
+        ours ^= (label == calibration.empty)[:, None]  # of the class without ROI: all others
+    return own[:, 0] > maps.masked_fill(ours[..., None, None], -torch.inf).amax(dim=1)
 
 
 def place(map: Tensor, stride: int, size: Sequence[int]) -> Tensor:
@@ -199,29 +195,3 @@ def otsu_threshold(map: NDArray[np.floating]) -> float:
     if float(values.max()) - float(values.min()) <= _RELATIVE_RANGE:
         return 0.5
     return float(threshold_otsu(values))
-
-
-class Regions(NamedTuple):
-    """The connected regions of a mask."""
-
-    labels: NDArray[np.int32]  # (H, W): 0 outside, 1..n in the regions, numbered in reading order
-    areas: NDArray[np.int64]  # (n,) pixels of regions 1..n
-
-
-def regions(mask: NDArray[np.bool_], min_area: int = 0) -> Regions:
-    """Find the connected regions of a mask; pixels that touch at a corner are connected.
-
-    Args:
-        mask: (H, W) bool.
-        min_area: regions of fewer pixels are dropped and the others renumbered.
-
-    Returns:
-        The label image and the regions' areas in pixels.
-    """
-    labels = np.empty(mask.shape, dtype=np.int32)
-    ndimage.label(mask, structure=np.ones((3, 3), dtype=int), output=labels)
-    areas = np.bincount(labels.ravel(), minlength=1)
-    keep = areas >= min_area
-    keep[0] = False
-    renumbered = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    return Regions(renumbered[labels], areas[keep].astype(np.int64))
