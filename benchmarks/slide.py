@@ -250,7 +250,7 @@ PEERS = {"TIAToolbox": "tiatoolbox", "LazySlide": "lazyslide"}
 
 def measure(way: str, job: Job) -> Figures:
     """Run one way once, in the process that is its own."""
-    from histoloc.slide_prediction import peak_memory_mb
+    from histoloc.runner import peak_memory
 
     watch, number = ready(job).watch, len(ready(job).grid.positions)
     with tempfile.TemporaryDirectory() as temporary:
@@ -266,7 +266,7 @@ def measure(way: str, job: Job) -> Figures:
     busy = sum(end - begin for begin, end, _ in calls)
     waits = 1 - busy / (calls[-1][1] - calls[0][0])
     mean = float(probabilities[:, -1].mean())
-    figures = Figures(seconds, number, 1 - busy / seconds, waits, mean, peak_memory_mb())
+    figures = Figures(seconds, number, 1 - busy / seconds, waits, mean, peak_memory() / 1e6)
     if told is None:
         return figures
     outside = seconds - number / told["tiles_per_second"]

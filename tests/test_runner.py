@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from histoloc.errors import InputError
-from histoloc.runner import Call, ProcessSlot, do_calls, run_jobs
+from histoloc.runner import Call, Slot, do_calls, run_jobs
 from histoloc.work_folder import atomic_path
 
 
@@ -161,7 +161,7 @@ def test_a_call_with_a_log_has_a_process_of_its_own(tmp_path):
     jobs = items(tmp_path, "ok", "fail", "ok", "die")
     all_ = [Call(key, partial(work, item, {"factor": 3}), tmp_path / "log") for key, item in jobs.items()]
     ended = {}
-    for _, some in do_calls(all_, [ProcessSlot({"COLOUR": "red"})]):
+    for _, some in do_calls(all_, [Slot({"COLOUR": "red"})]):
         ended |= some
     assert ended["1/fail"] == "1: is broken"
     assert "(SIGKILL)" in ended["3/die"]

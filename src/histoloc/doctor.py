@@ -16,7 +16,13 @@ from histoloc.nn.backbone import EMBEDDED_BACKBONE, embedded_weights
 
 def doctor() -> None:
     """Say what this machine can do: torch, devices, bf16, OpenSlide, weights found."""
-    facts = {
+    for name, fact in machine().items():
+        print(f"{name:18} {fact}")
+
+
+def machine() -> dict[str, str]:
+    """The same by name."""
+    return {
         "python": sys.version.split()[0],
         **{name: version(name) for name in ("histoloc", "torch", "torchvision", "timm", "lightning-fabric")},
         "cores": f"{os.cpu_count()} ({torch.get_num_threads()} used by torch)",
@@ -28,8 +34,6 @@ def doctor() -> None:
         "torch.compile": "yes" if torch.cuda.is_available() or which("g++") else "no (needs a C++ compiler)",
         "OpenSlide": _openslide(),
     }
-    for name, fact in facts.items():
-        print(f"{name:18} {fact}")
 
 
 def _gpu() -> str:

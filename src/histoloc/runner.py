@@ -16,7 +16,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -82,29 +83,18 @@ class _DiskFull(InputError):
     """There is no room for what a task made. It is no fault of the item's, and the next one would find none either."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One item on its way; it is sent to the workers as it is."""
+def _read_part(path: Path, mark: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The part that an earlier call wrote, or None where there is none or it is of another item."""
+    try:
+        part = json.loads(path.read_text(encoding="utf-8"))
+        return part if part == {**mark, "result": part["result"]} else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
-    task: Task
-    item: Any
-    settings: Mapping[str, Any]
-    fingerprint: str
-    path: Path
 
-    def read(self) -> dict[str, Any] | None:
-        """The part that an earlier call wrote, or None where there is none or it is of another item."""
-        try:
-            part = json.loads(self.path.read_text(encoding="utf-8"))
-            fits = part["fingerprint"] == self.fingerprint and part["item"] == self.item and "result" in part
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return part if fits else None
-
-    def __call__(self) -> None:
-        """Do the task; its part is written last, because it is what says that the item is done."""
-        result = self.task(self.item, self.settings)
-        write_json(self.path, {"fingerprint": self.fingerprint, "item": self.item, "result": result})
+def _do_item(task: Task, settings: Mapping[str, Any], path: Path, mark: Mapping[str, Any]) -> None:
+    result = task(mark["item"], settings)
+    write_json(path, {**mark, "result": result})  # last, because it is what says that the item is done
 
 
 def run_jobs(
@@ -146,21 +136,23 @@ def run_jobs(
     settings = _plain(settings)
     claim(out / "settings.json", settings)
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    jobs = {
-        key: _Job(task, _plain(item), settings, fingerprint, out / "parts" / _file_name(key))
-        for key, item in items.items()
-    }
-    missing = [Call(key, job) for key, job in jobs.items() if job.read() is None]
+    marks = {key: {"fingerprint": fingerprint, "item": _plain(item)} for key, item in items.items()}
+    paths = {key: out / "parts" / _file_name(key) for key in items}
+    missing = [
+        Call(key, partial(_do_item, task, settings, paths[key], mark))
+        for key, mark in marks.items()
+        if _read_part(paths[key], mark) is None
+    ]
     reasons: dict[str, str | None] = {}
-    bar = Bar(total=len(jobs), initial=len(jobs) - len(missing), unit="item", disable=not options.progress)
+    bar = Bar(total=len(items), initial=len(items) - len(missing), unit="item", disable=not options.progress)
     with bar, _slots(options, len(missing)) as slots, closing(do_calls(missing, slots, options.retries)) as looks:
         for _, ended in looks:
             reasons |= ended
             bar.set_postfix_str(f"{sum(reason is not None for reason in reasons.values())} failed", refresh=False)
             bar.update(len(ended))
-    parts = {key: job.read() for key, job in jobs.items()}
+    parts = {key: _read_part(paths[key], mark) for key, mark in marks.items()}
     unseen = "its result is not to be seen at {}; let all workers have the same folders"
-    failed = {key: reasons.get(key) or unseen.format(jobs[key].path) for key, part in parts.items() if part is None}
+    failed = {key: reasons.get(key) or unseen.format(paths[key]) for key, part in parts.items() if part is None}
     write_failed(out / "failed.csv", failed)
     return JobsResult({key: part["result"] for key, part in parts.items() if part is not None}, failed)
 
@@ -218,15 +210,18 @@ def do_calls(
     try:
         while waiting or alone or running:
             for slot in slots:
-                while (waiting or (alone and not running)) and slot.free(running):
+                while (waiting or (alone and not running)) and slot.busy < slot.size():
                     call = (waiting or alone).popleft()
                     running[slot.submit(call)] = call, slot
+                    slot.busy += 1
             ended: dict[str, str | None] = {}
             for future in futures.wait(running, LOOK_SECONDS, futures.FIRST_COMPLETED).done:
                 call, slot = running.pop(future)
+                slot.busy -= 1
                 tries[call.key] += 1
                 reason, died = _outcome(future, slot, tries[call.key])
-                slot.ended(call)
+                if call.log is not None:
+                    slot.release()
                 if reason is None or tries[call.key] > retries:
                     ended[call.key] = reason
                 else:
@@ -272,101 +267,72 @@ def _attempt(call: Call) -> str | None:
     return None
 
 
+@dataclass(eq=False)
 class Slot:
-    """Where calls are done.
+    """Where calls are done: by a process that begins with the first one, unless an executor is given.
 
-    Args:
-        executor: does them.
+    When the process dies, the call that it was doing is to blame.
+
+    Attributes:
+        environment: variables of the process, such as CUDA_VISIBLE_DEVICES and OMP_NUM_THREADS.
+        memory_gb: beyond 95 % of it the process is ended; None for no limit.
+        executor: does the calls.
         size: how many at a time; what waits in a queue would be blamed for a death as well.
+        process: that was begun last.
+        busy: calls that it does.
     """
 
-    def __init__(self, executor: futures.Executor | None, size: Callable[[], int] = lambda: 1) -> None:
-        self.executor, self.size = executor, size
-
-    def free(self, running: Mapping[Any, tuple[Call, Slot]]) -> bool:
-        """Whether it can take one more."""
-        return sum(slot is self for _, slot in running.values()) < self.size()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    memory_gb: float | None = None
+    executor: futures.Executor | None = None
+    size: Callable[[], int] = lambda: 1
+    process: Any = None
+    busy: int = 0
 
     def submit(self, call: Call) -> futures.Future[str | None]:
         """Begin a call; the future gives the reason where it failed."""
-        assert self.executor is not None
-        return self.executor.submit(_attempt, call)
-
-    def death(self) -> str:
-        """How its process died, for the message."""
-        return ""
-
-    def look(self) -> None:
-        """Called several times a second."""
-
-    def ended(self, call: Call) -> None:
-        """A call is over."""
-
-    def close(self) -> None:
-        """End what runs."""
-
-
-class ProcessSlot(Slot):
-    """A process that begins with the first call; when it dies, the call that it was doing is to blame.
-
-    Args:
-        environment: variables of the process, such as CUDA_VISIBLE_DEVICES and OMP_NUM_THREADS.
-        memory_gb: beyond 95 % of it the process is ended; None for no limit.
-    """
-
-    def __init__(self, environment: Mapping[str, str], memory_gb: float | None = None) -> None:
-        super().__init__(None)
-        self.environment, self.memory_gb = environment, memory_gb
-        self.process: Any = None
-
-    def submit(self, call: Call) -> futures.Future[str | None]:
-        """Begin a call, in a new process where there is none."""
         if self.executor is not None:
-            return super().submit(call)
+            return self.executor.submit(_attempt, call)
         self.executor = futures.ProcessPoolExecutor(1, get_context("spawn"), _begin, (call.log,))
         before, others = dict(os.environ), set(active_children())
         # Not in the process, where libraries may be loaded before. The first one: no file of the working directory is
         # taken for a module.
         os.environ.update({"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **self.environment})
         try:
-            return super().submit(call)
+            return self.executor.submit(_attempt, call)
         finally:
             os.environ.clear()
             os.environ.update(before)
-            (self.process,) = set(active_children()) - others
+            self.process = next(iter(set(active_children()) - others), None)
 
     def death(self) -> str:
-        """Its exit code, and the limit."""
-        self._shut()
-        code = self.process.exitcode
-        limit = "" if self.memory_gb is None else f", limit {self.memory_gb:g} GB"
+        """How the process died, for the message."""
+        self.release()
+        if self.process is None:
+            return ""
+        code, limit = self.process.exitcode, f", limit {self.memory_gb:g} GB" if self.memory_gb else ""
         return f" ({signal.Signals(-code).name if code < 0 else f'exit code {code}'}{limit})"
 
     def look(self) -> None:
         """End the process where it has grown too large."""
-        if self.executor is not None and self.memory_gb is not None:
+        if self.process is not None and self.memory_gb is not None:
             with suppress(psutil.Error):
                 if psutil.Process(self.process.pid).memory_info().rss > 0.95e9 * self.memory_gb:
                     self.process.kill()
 
-    def ended(self, call: Call) -> None:
-        """The process goes if it was for this call alone."""
-        if call.log is not None:
-            self._shut()
+    def release(self) -> None:
+        """Let the process end."""
+        if isinstance(self.executor, futures.ProcessPoolExecutor):
+            self.executor.shutdown()
+            self.executor = None
 
     def close(self) -> None:
         """End the process; it is killed when it does not obey."""
-        if self.executor is not None:
+        if self.process is not None:
             self.process.terminate()
             self.process.join(PATIENCE_SECONDS)
             self.process.kill()
-            self._shut()
-
-    def _shut(self) -> None:
-        """Let the process end when it has done its call."""
-        if self.executor is not None:
-            self.executor.shutdown()
-            self.executor = None
+        self.release()
 
 
 class _Here(futures.Executor):
@@ -384,7 +350,7 @@ def _slots(options: JobOptions, calls: int) -> Iterator[Sequence[Slot]]:
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         count = min(options.workers or os.cpu_count() or 1, calls)
         alone = options.workers == 1
-        yield [Slot(_Here())] if alone else [ProcessSlot(threads, options.memory_gb) for _ in range(count)]
+        yield [Slot(executor=_Here())] if alone else [Slot(threads, options.memory_gb) for _ in range(count)]
         return
     try:
         from distributed import Client
@@ -397,7 +363,7 @@ def _slots(options: JobOptions, calls: int) -> Iterator[Sequence[Slot]]:
     with client:
         if not client.nthreads():
             print(f"{options.scheduler}: has no workers yet; waiting for them", file=sys.stderr)
-        yield [Slot(client.get_executor(pure=False), lambda: max(1, sum(client.nthreads().values())))]
+        yield [Slot(executor=client.get_executor(pure=False), size=lambda: max(1, sum(client.nthreads().values())))]
 
 
 # --- in a worker process ---
@@ -408,6 +374,7 @@ def _begin(log: Path | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -418,3 +385,13 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def peak_memory() -> int:
+    """Greatest resident memory of this process so far, in bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

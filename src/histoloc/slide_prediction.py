@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
@@ -27,6 +25,7 @@ from histoloc.map_class import map_class_of, named_class
 from histoloc.options import SlideOptions
 from histoloc.prediction import Predictor, load
 from histoloc.progress import Bar
+from histoloc.runner import peak_memory
 from histoloc.slides.answer import OF_ALL_TILES, OF_NO_CLASSIFIER, OF_TOP_TILES, slide_probabilities, uncertainty
 from histoloc.slides.export import reductions, write_ome_tiff
 from histoloc.slides.grid import TileGrid, tile_grid
@@ -91,7 +90,7 @@ def _predict(
         result = _looked_at(slide, item, settings, options, folder)
         record = _write(result, item["name"], settings)
     seconds = round(time.perf_counter() - started, 2)
-    return record | {"cost": result.cost | {"seconds": seconds, "peak_memory_mb": round(peak_memory_mb(), 1)}}
+    return record | {"cost": result.cost | {"seconds": seconds, "peak_memory_mb": round(peak_memory() / 1e6, 1)}}
 
 
 @dataclass(frozen=True)
@@ -186,16 +185,6 @@ def _fingerprint(item: Mapping[str, Any], settings: Mapping[str, Any], grid: Til
     digest = hashlib.sha256(json.dumps([dict(item), dict(settings), grid.cell, arithmetic], sort_keys=True).encode())
     digest.update(np.ascontiguousarray(grid.positions).tobytes())
     return digest.hexdigest()[:32]
-
-
-def peak_memory_mb() -> float:
-    """Greatest resident memory of this process so far, in MB (10^6 bytes)."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 1e6
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _write(result: _Result, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
@@ -136,21 +136,12 @@ def _owner(place: Path) -> str:
     return ""
 
 
-class Processes(Protocol):
-    """The processes that do one work together, as Fabric has them."""
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this is the first one."""
-        ...
-
-    def broadcast(self, obj: bool) -> bool:
-        """What the first one says."""
-        ...
-
-
-def first_alone(processes: Processes, work: Callable[[], T]) -> T | None:
+def first_alone(processes: Any, work: Callable[[], T]) -> T | None:
     """Let the first of several processes do what may be refused; the others go on, or stop, with it.
+
+    Args:
+        processes: as Fabric has them: `is_global_zero`, and `broadcast` of what the first one says.
+        work: for the first one.
 
     Returns:
         What `work` returns; None in the other processes.

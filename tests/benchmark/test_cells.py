@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoloc.benchmark.cell import run_cell
-from histoloc.benchmark.cells import PlannedCell, choose_folds, choose_rows, epochs_logged, parse_numbers, plan
-from histoloc.benchmark.folder import claim
+from histoloc.benchmark.cells import PlannedCell, choose_folds, choose_rows, claim, epochs_logged, parse_numbers, plan
 from histoloc.benchmark.presets import Choices
 from histoloc.benchmark.rows import ABLATION, TABLE1
 from histoloc.benchmark.run import benchmark
@@ -224,15 +223,10 @@ def test_a_folder_grows_by_rows_folds_and_seeds_but_keeps_its_settings(choices, 
         "overrides": {"epochs": 3},
         "format": 1,
     }
-    assert set(first["machine"]) == {"cpu", "cores", "gpu", "memory_gb", "python", "torch", "platform"}
-    assert first["machine"]["cores"] >= 1
+    assert {"python", "torch", "cores", "memory", "GPU"} <= set(first["machine"])
     assert first["image_sides"] == [64, 96]
     second = call(seeds="0", rows="lse", epochs=3)
     assert (second["seeds"], second["rows"]) == ([0, 2], ["allones", "lse", "gap"])
-    assert second["command"] == (
-        f"histoloc benchmark table1 --data={choices.data.as_posix()} --folds=none --seeds=0,2 --rows=allones,lse,gap "
-        f"--preset=fast --split=test --maps=200 --epochs=3 '--out={(tmp_path / 'my bench').as_posix()}'"
-    )
     for changes, said in [
         ({"preset": "paper", "epochs": 3}, "preset was fast and is paper"),
         ({}, "overrides.epochs was 3 and is None"),
@@ -262,12 +256,12 @@ def test_all_cells_of_a_folder_are_of_one_table(choices, tiny_table, tmp_path, c
     make_table(tmp_path, tiny_table, exchange_labels)
     differs = r"was begun with another content of table\.csv \(the counts are the same\); restore the table"
     with pytest.raises(InputError, match=rf"allones/nofold-seed0: {differs}"):
-        run_cell(cell.folder)
+        run_cell(cell)
     assert sorted(f.name for f in cell.folder.iterdir()) == ["request.yaml"]
     claim("table1", chosen, plan("table1", chosen)[0])  # where nothing was made yet, another table may follow
     make_table(tmp_path, tiny_table, lambda rows: rows)
     claim("table1", chosen, plan("table1", chosen)[0])
-    run_cell(cell.folder)
+    run_cell(cell)
     assert cell.finished
     capsys.readouterr()
     before = (chosen.out / "benchmark.json").read_bytes()
@@ -310,9 +304,6 @@ def test_two_benchmarks_do_not_write_into_one_folder(choices, tmp_path, another_
     with another_call(chosen.out), pytest.raises(InputError, match="bench: another call is writing here"):
         benchmark("table1", chosen)
     (cell,) = plan("table1", dataclasses.replace(chosen, rows="gap"))[0]
-    cell.prepare()
     with another_call(cell.folder), pytest.raises(InputError, match="seed0: another call is writing here"):
-        run_cell(cell.folder)
-    assert sorted(str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()) == [
-        "bench/cells/gap/nofold-seed0/request.yaml"
-    ]
+        run_cell(cell)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]

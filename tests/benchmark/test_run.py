@@ -6,22 +6,19 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 import histoloc.benchmark.run as run_module
 from histoloc.benchmark.cells import PlannedCell, plan
 from histoloc.benchmark.presets import PRESETS, Choices
-from histoloc.benchmark.progress import Lines, Screen, Track, clock, seconds_left
-from histoloc.benchmark.rows import TABLE1
+from histoloc.benchmark.progress import Track, Watch
 from histoloc.benchmark.run import benchmark, worker_environments
 from histoloc.config import write_run
 from histoloc.errors import InputError
@@ -78,10 +75,6 @@ def undisturbed(make, tmp_path_factory) -> Path:
     return out
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=200)
-
-
 def files(folder: Path) -> dict[str, int]:
     return {f.relative_to(folder).as_posix(): f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
 
@@ -124,8 +117,8 @@ def test_two_workers_a_failing_cell_and_a_second_call(make, undisturbed):
     allones, gap = plan("table1", choices)[0]
     write_run(gap.folder / "run.yaml", gap.config)
     (gap.folder / "last.ckpt").write_bytes(b"damaged")
-    console = quiet()
-    outcome = benchmark("table1", choices, console=console)
+    file = io.StringIO()
+    outcome = benchmark("table1", choices, file=file)
     (gap.folder / "last.ckpt").unlink()
     assert (outcome.finished, [cell for cell, _ in outcome.failed]) == (1, [gap])
     error = (gap.folder / "error.txt").read_text()
@@ -133,15 +126,15 @@ def test_two_workers_a_failing_cell_and_a_second_call(make, undisturbed):
     assert "last.ckpt: cannot be read" in error
     assert outcome.failed[0][1] == error.strip()
     assert not (gap.folder / "cell.json").exists()
-    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    said = file.getvalue()
     assert re.search(r"^\[.*\] allones, no fold, seed 0: done in 0:00:\d\d, Cl\. error –, F1\+ \d", said, re.MULTILINE)
     assert re.search(r"^failed: gap, no fold, seed 0: .*last\.ckpt", said, re.MULTILINE)
-    before, console = files(allones.folder), quiet()
-    outcome = benchmark("table1", choices, console=console)
+    before, file = files(allones.folder), io.StringIO()
+    outcome = benchmark("table1", choices, file=file)
     assert (outcome.finished, outcome.failed) == (2, ())
     assert outcome.report == choices.out / "report.html"
     assert files(allones.folder) == before
-    assert "1 of 2 cells are finished already" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "1 of 2 cells are finished already" in file.getvalue()
     assert not (gap.folder / "error.txt").exists()
     assert_same(gap.folder, undisturbed)
     check_cost(json.loads((gap.folder / "cell.json").read_text()), gap)
@@ -166,7 +159,7 @@ def test_a_killed_cell_goes_on_after_its_last_epoch(make, undisturbed):
     cell = plan("table1", choices)[0][0]
     checkpoint, log = cell.folder / "last.ckpt", cell.folder / "log.csv"
     thread = when(checkpoint.exists, lambda: os.kill(pid(cell), signal.SIGKILL))
-    outcome = benchmark("table1", choices, console=quiet())
+    outcome = benchmark("table1", choices, file=io.StringIO())
     thread.join()
     assert outcome.finished == 0
     assert outcome.report is None
@@ -174,71 +167,38 @@ def test_a_killed_cell_goes_on_after_its_last_epoch(make, undisturbed):
     assert "SIGKILL" in (cell.folder / "error.txt").read_text()
     killed = len(pd.read_csv(log)) if log.exists() else 0
     assert 1 <= killed < EPOCHS
-    assert benchmark("table1", choices, console=quiet()).finished == 1
+    file = io.StringIO()
+    assert benchmark("table1", choices, file=file).finished == 1
+    assert f"gap, no fold, seed 0: started, goes on after epoch {killed}" in file.getvalue()
     assert_same(cell.folder, undisturbed)
     check_cost(json.loads((cell.folder / "cell.json").read_text()), cell)
 
 
-def test_sigterm_ends_the_cells_and_keeps_what_is_finished(make, monkeypatch):
-    processes, console = [], quiet()
+def test_sigterm_ends_the_cells_and_keeps_what_is_finished(make):
+    choices, file = make(rows="gap,lse,wildcat", workers=2), io.StringIO()
+    first, second, third = plan("table1", choices)[0]
 
-    def start(*arguments):
-        processes.append(run_start(*arguments))
-        return processes[-1]
+    def begun() -> bool:
+        logs = [cell.folder / "cell.log" for cell in (first, second)]
+        return all(log.exists() and "process" in log.read_text() for log in logs)
 
-    run_start = run_module.start
-    monkeypatch.setattr(run_module, "start", start)
-    stop = when(lambda: len(processes) == 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stop = when(begun, lambda: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
-        benchmark("table1", make(rows="gap,lse,wildcat", workers=2), console=console)
+        benchmark("table1", choices, file=file)
     stop.join()
-    assert len(processes) == 2, "the third cell is not begun"
-    assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
+    assert not any(alive(pid(cell)) for cell in (first, second))
+    assert not third.folder.exists(), "the third cell is not begun"
     assert signal.getsignal(signal.SIGTERM) is before
-    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    said = file.getvalue()
     assert "stopped: 0 of 3 cells are finished; the same command goes on" in said
-
-
-PARENT = """
-import subprocess, sys, time
-p = subprocess.Popen([*sys.argv[1:]], stdin=subprocess.PIPE, start_new_session=True)
-print(p.pid, flush=True)
-time.sleep(60)
-"""
-
-
-def test_no_cell_outlives_its_parent(tmp_path):
-    """The watch alone, in a process that imports next to nothing."""
-    child = (
-        "import ast, os, threading, time\n"
-        "from pathlib import Path\n"
-        f"tree = ast.parse(Path({str(Path(run_module.__file__).with_name('cell.py'))!r}).read_text())\n"
-        "watch = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == '_end_with_parent']\n"
-        "exec(compile(ast.Module(watch, []), 'watch', 'exec'))\n"
-        "threading.Thread(target=_end_with_parent, daemon=True).start()\n"
-        "time.sleep(60)\n"
-    )
-    arguments = [sys.executable, "-c", PARENT, sys.executable, "-c", child]
-    parent = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    orphan = int(parent.stdout.readline())
-    time.sleep(0.3)
-    assert alive(orphan)
-    parent.kill()
-    parent.wait()
-    for _ in range(100):
-        if not alive(orphan):
-            break
-        time.sleep(0.05)
-    assert not alive(orphan)
 
 
 # --- workers ---
 
 
 def test_workers_share_cores_and_take_devices_in_turns(monkeypatch):
-    monkeypatch.setattr(run_module, "cores", lambda: 8)
+    monkeypatch.setattr(run_module.os, "sched_getaffinity", lambda process: range(8), raising=False)
     monkeypatch.setattr(run_module.torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(run_module.torch.backends.mps, "is_available", lambda: False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -256,7 +216,7 @@ def test_workers_share_cores_and_take_devices_in_turns(monkeypatch):
     assert visible("2", None) == ["7"]
     assert visible("auto", 2) == ["4", "5"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert "OMP_NUM_THREADS" not in worker_environments("cpu", 2)[1]
+    assert worker_environments("cpu", 2)[1]["OMP_NUM_THREADS"] == "3"
     with pytest.raises(InputError, match=r"--devices 3: the GPUs here are 0, 1, 2; give auto"):
         worker_environments("3", None)
     monkeypatch.setattr(run_module.torch.cuda, "device_count", lambda: 0)
@@ -278,51 +238,48 @@ def tracks(make) -> list[Track]:
     return [Track(cell) for cell in cells if cell.row.name != "allones" or cell.seed == 0]
 
 
-def test_time_left_comes_from_measured_epochs(tracks):
-    allones, gap0, gap1, wildcat0, wildcat1 = tracks
-    assert seconds_left(tracks, 1) is None
-    gap0.state, gap0.logged, gap0.seconds = "running", 3, 6.0  # 2 s an epoch
-    assert seconds_left(tracks, 1) == pytest.approx(2 * (EPOCHS - 3) + 2 * EPOCHS + 2 * 2 * EPOCHS)
-    wildcat0.state, wildcat0.logged, wildcat0.seconds = "running", 1, 5.0
-    left = 2 * (EPOCHS - 3) + 2 * EPOCHS + 5 * (EPOCHS - 1) + 5 * EPOCHS
-    assert seconds_left(tracks, 1) == pytest.approx(left)
-    assert seconds_left(tracks, 2) == pytest.approx(left / 2)
-    # Start and evaluation of an ended cell took 4 s; three cells have not begun.
-    allones.state, allones.started, allones.ended = "done", 10.0, 14.0
-    assert seconds_left(tracks, 1) == pytest.approx(left + 2 * 4)
-    for track in tracks:
-        track.state = "done"
-    wildcat1.state, wildcat1.started = "running", time.monotonic()
-    assert seconds_left(tracks, 8) == pytest.approx(5 * EPOCHS)  # one cell, so one worker
-    wildcat1.state = "failed"
-    assert seconds_left(tracks, 2) == 0
-    assert gap1.share == 1
+def test_time_left_is_that_of_the_epochs_that_are_left(tracks):
+    def log(track: Track, epochs: int) -> None:
+        track.cell.folder.mkdir(parents=True, exist_ok=True)
+        rows = pd.DataFrame({"seconds": [2.0] * epochs, "valid_seconds": [0.0] * epochs})
+        rows.to_csv(track.cell.folder / "log.csv", index=False)
+
+    def left() -> str:
+        watch.began = time.monotonic() - 10
+        watch.look()
+        watch.started(gap)
+        return file.getvalue().splitlines()[-1]
+
+    allones, gap, *rest = tracks
+    log(gap, 2)
+    file = io.StringIO()
+    watch = Watch(tracks, file)
+    assert left().startswith("[0/5, 0:00:10 elapsed, about ? left] "), "epochs of an earlier call say nothing of this"
+    steps = 1 + 4 * (EPOCHS + 1) - 2
+    log(gap, 6)
+    assert f", about {timedelta(seconds=round(10 * (steps - 4) / 4))} left]" in left()
+    assert left().endswith("gap, no fold, seed 0: started, goes on after epoch 6")
+    assert watch.bar.n == 6
+    for track in (allones, *rest):
+        watch.ended(track, "done", "")
+    assert f"[4/5, 0:00:10 elapsed, about {timedelta(seconds=round(10 * 7 / (steps - 7)))} left]" in left()
 
 
-def test_clock():
-    assert [clock(s) for s in (None, 0, 59.6, 3725)] == ["?", "0:00:00", "0:01:00", "1:02:05"]
-
-
-def test_lines_and_picture(tracks):
-    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+def test_a_line_for_each_cell_and_a_bar(tracks, capsys):
+    file = io.StringIO()
     allones, gap0, gap1, *_ = tracks
-    lines = Lines(console, tracks, 2)
-    gap0.state, gap0.logged, gap0.seconds, gap0.started = "running", 3, 6.0, time.monotonic()
-    lines.started(gap0)
-    allones.state, allones.said, allones.started, allones.ended = "done", "F1+ 66.00", 1.0, 4.0
-    gap1.state, gap1.said, gap1.started, gap1.ended = "failed", "no such file", 1.0, 2.0
-    lines.ended(allones)
-    said = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
-    assert re.fullmatch(
-        r"\[0/5, 0:00:0\d elapsed, about 0:00:45 left\] gap, no fold, seed 0: started, goes on after epoch 3", said[0]
-    )
-    assert re.fullmatch(r"\[2/5, .* left\] allones, no fold, seed 0: done in 0:00:03, F1\+ 66\.00", said[1])
-    with console.capture() as captured:
-        console.print(Screen(console, tracks, 2).picture())
-    picture = captured.get()
-    assert re.fullmatch(r"2/5, .* left *", picture.splitlines()[0])
-    assert re.fullmatch(r"━+╸? *", picture.splitlines()[1].replace("╺", "━"))
-    assert re.search(r"running +gap, no fold, seed 0 +epoch 3/12 +2\.0 s per epoch", picture)
-    assert re.search(r"done +allones, no fold, seed 0 +0:00:03 +F1\+ 66\.00", picture)
-    assert re.search(r"failed +gap, no fold, seed 1 +0:00:01 +no such file", picture)
-    assert {row.name for row in TABLE1} >= {track.cell.row.name for track in tracks}
+    watch = Watch(tracks, file)
+    for track in (allones, gap0, gap1):
+        watch.started(track)
+        track.started -= 3
+    watch.ended(gap1, "failed", "no such file")
+    watch.look()
+    watch.bar.close()
+    watch.ended(allones, "done", "F1+ 66.00")
+    said = file.getvalue().splitlines()
+    assert re.fullmatch(r"\[0/5, 0:00:0\d elapsed, about \? left\] gap, no fold, seed 0: started", said[1])
+    assert re.fullmatch(r"\[1/5, .* left\] gap, no fold, seed 1: failed in 0:00:0[34], no such file", said[3])
+    assert re.fullmatch(r"\[2/5, .* left\] allones, no fold, seed 0: done in 0:00:0[34], F1\+ 66\.00", said[4])
+    bar = capsys.readouterr().err.rstrip().splitlines()[-1]
+    assert f" 13/{1 + 4 * (EPOCHS + 1)} " in bar
+    assert "allones, no fold, seed 0: 0/0; gap, no fold, seed 0: 0/12" in bar

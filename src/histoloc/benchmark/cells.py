@@ -1,27 +1,32 @@
-"""A benchmark as a list of cells (row, fold, seed), each of them an ordinary run in a folder of its own."""
+"""A benchmark as a list of cells (row, fold, seed), each an ordinary run in a folder of its own, and its settings."""
 
 import csv
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from histoloc.benchmark.presets import PRESETS, Choices
-from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, cell_name
+from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, FORMAT, SETTINGS_FILE, cell_name
 from histoloc.benchmark.rows import Row, rows_of
 from histoloc.config import RunConfig, method_class, plain, run_config
 from histoloc.data.images import image_size
+from histoloc.data.sample import Split
 from histoloc.data.table import Table, read_table
+from histoloc.doctor import machine
 from histoloc.errors import InputError
 from histoloc.nn.backbone import embedded_weights
-from histoloc.work_folder import inputs_of, write_text
+from histoloc.work_folder import check_claim, check_inputs, inputs_of, read_json, write_json, write_text
 
-REQUEST_FILE, LOG_FILE = "request.yaml", "cell.log"
+REQUEST_FILE = "request.yaml"
 LOOKED_AT = 32  # images whose size is looked at
+# A folder holds one benchmark: these may not differ between calls. Rows, folds and seeds may be added.
+FIXED = ("kind", "data", "preset", "split", "maps", "overrides", "range", "empty_class")
+ADDED = ("folds", "seeds", "rows")
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,6 @@ class PlannedCell:
         config: of the run.
         split: what is measured.
         maps: of so many images maps are kept.
-        empty_class: whose images are measured as images without ROI; None = every class has ROI.
         inputs: what the benchmark keeps of its table, as `inputs_of`.
     """
 
@@ -45,10 +49,9 @@ class PlannedCell:
     seed: int
     folder: Path
     config: RunConfig
-    split: str
+    split: Split
     maps: int
-    empty_class: str | None = None
-    inputs: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any]
 
     @property
     def label(self) -> str:
@@ -67,21 +70,25 @@ class PlannedCell:
     def request(self) -> dict[str, Any]:
         """All that the result depends on besides the table, as plain values."""
         # Only where it is named, so that cells of benchmarks without it stay finished.
-        empty = {} if self.empty_class is None else {"empty_class": self.empty_class}
+        empty_class = self.config.empty_class
         return {
             "row": self.row.name,
             "fold": self.fold,
             "seed": self.seed,
             "split": self.split,
             "maps": self.maps,
-            **empty,
+            **({} if empty_class is None else {"empty_class": empty_class}),
             "run": plain(self.config),
         }
 
     @property
     def finished(self) -> bool:
         """Whether this very request has its result."""
-        return (self.folder / CELL_FILE).is_file() and self._requested() == self.request
+        try:
+            request = yaml.safe_load((self.folder / REQUEST_FILE).read_text(encoding="utf-8"))
+            return (self.folder / CELL_FILE).is_file() and {**request, "inputs": 0} == {**self.request, "inputs": 0}
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            return False  # no request, so the cell is done again
 
     def prepare(self) -> None:
         """Write the request for the process that will do it; what an earlier try said is taken away."""
@@ -90,15 +97,6 @@ class PlannedCell:
         # The table may change before it is the cell's turn.
         text = yaml.safe_dump({**self.request, "inputs": self.inputs}, sort_keys=False, allow_unicode=True)
         write_text(self.folder / REQUEST_FILE, text)
-
-    def _requested(self) -> Any:
-        try:
-            requested = yaml.safe_load((self.folder / REQUEST_FILE).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return None  # no request, so the cell is done again
-        if isinstance(requested, dict):
-            requested.pop("inputs", None)
-        return requested
 
 
 def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
@@ -116,37 +114,25 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
     if choices.maps < 0:
         raise InputError(f"--maps {choices.maps} must be at least 0; correct it")
     rows = choose_rows(kind, choices.rows)
-    _check_published(kind, choices)
     table = read_table(choices.data)
     table.check_classes()
-    _check_empty_class(choices, table)
+    _check(kind, choices, table)
     folds = choose_folds(choices.folds, table)
     seeds = [seed for seed in parse_numbers(choices.seeds, "--seeds") if seed is not None]
     if not seeds:
         raise InputError("--seeds none: training needs a seed; give 0, or several such as 0-2")
-    split = choices.split
-    if split == "auto":
-        split = "test" if any(s.split == "test" for s in table.samples) else "valid"
+    best: Split = "test" if any(sample.split == "test" for sample in table.samples) else "valid"
+    split: Split = best if choices.split == "auto" else choices.split
     inputs = inputs_of(table)
     cells = [
-        PlannedCell(
-            row,
-            fold,
-            seed,
-            folder,
-            cell_config(row, fold, seed, choices),
-            split,
-            choices.maps,
-            choices.empty_class,
-            inputs,
-        )
+        PlannedCell(row, fold, seed, folder, config, split, choices.maps, inputs)
         for row in rows
         for fold in folds
         for seed in seeds
         for folder in [choices.out / "cells" / row.name / cell_name(fold, seed)]
+        for config in [cell_config(row, fold, seed, choices)]
     ]
-    _check_table(cells, folds, choices.data)
-    _check_backbone(choices)
+    _check_table(cells, folds, choices)
     return sorted(cells, key=lambda cell: cell.epochs > 0), _notes(choices, table, split)
 
 
@@ -159,8 +145,8 @@ def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunC
         InputError: an option of the row or an override has a wrong value.
     """
     preset, method = PRESETS[choices.preset], method_class(row.method)
-    given = choices.overrides
-    epochs = {"epochs": given.pop("epochs")} if "epochs" in given else {}
+    backbone = choices.overrides
+    epochs = {"epochs": backbone.pop("epochs")} if "epochs" in backbone else {}
     own = {"lr": min(preset["training"]["lr"], method.highest_lr)}
     values: dict[str, Any] = {
         "method": row.method,
@@ -171,7 +157,7 @@ def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunC
         "input": dict(preset["input"]),
         # One device for each cell: cells run side by side, not their batches.
         "training": {**preset["training"], **own, **epochs, "seed": seed, "devices": "1", "range": choices.range},
-        **({"backbone": given} if given else {}),
+        **({"backbone": backbone} if backbone else {}),
     }
     return run_config(values, where=f"row {row.name}")
 
@@ -184,14 +170,14 @@ def parse_numbers(text: str, flag: str) -> tuple[int | None, ...]:
     """
     if text.strip().lower() == "none":
         return (None,)
-    found: set[int] = set()
+    numbers: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip(), re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last - first > 9999:
             raise InputError(f"{flag} {text}: cannot be understood at {part.strip()!r}; write 0-4, or 0,2, or none")
-        found |= set(range(first, last + 1))
-    return tuple(sorted(found))
+        numbers |= set(range(first, last + 1))
+    return tuple(sorted(numbers))
 
 
 def choose_folds(text: str | None, table: Table) -> tuple[int | None, ...]:
@@ -205,8 +191,8 @@ def choose_folds(text: str | None, table: Table) -> tuple[int | None, ...]:
     folds = parse_numbers(text, "--folds")
     for fold in folds:
         if fold is not None and fold not in table.folds:
-            offered = f"has the folds {', '.join(map(str, table.folds))}" if table.folds else "has no folds"
-            raise InputError(f"--folds {text}: {table.path} {offered}; choose among them, or --folds none")
+            has = f"the folds {', '.join(map(str, table.folds))}" if table.folds else "no folds"
+            raise InputError(f"--folds {text}: {table.path} has {has}; choose among them, or --folds none")
     return folds
 
 
@@ -216,17 +202,14 @@ def choose_rows(kind: str, text: str | None) -> tuple[Row, ...]:
     Raises:
         InputError: there is no such row; the nearest one is named.
     """
-    rows = rows_of(kind)
-    if text is None:
-        return rows
-    known = [row.name for row in rows]
-    chosen = [name.strip() for name in text.split(",")]
+    known = [row.name for row in rows_of(kind)]
+    chosen = known if text is None else [name.strip() for name in text.split(",")]
     for name in chosen:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise InputError(f"--rows {text}: {kind} has no row {name!r}{hint}; its rows are {', '.join(known)}")
-    return tuple(row for row in rows if row.name in chosen)
+    return tuple(row for row in rows_of(kind) if row.name in chosen)
 
 
 def epochs_logged(folder: Path) -> tuple[int, float]:
@@ -239,45 +222,36 @@ def epochs_logged(folder: Path) -> tuple[int, float]:
     return len(rows), sum(float(row[name]) for row in rows for name in ("seconds", "valid_seconds"))
 
 
-def _check_table(cells: Sequence[PlannedCell], folds: Sequence[int | None], data: Path) -> None:
+def _check_table(cells: Sequence[PlannedCell], folds: Sequence[int | None], choices: Choices) -> None:
     """Make sure that every fold has the splits and masks that its cells need."""
-    empty_class = cells[0].empty_class
     methods = {cell.row.name: method_class(cell.config.method) for cell in cells}
-    learned = any(method.supervision for method in methods.values())
-    supervised = [name for name, method in methods.items() if "pixel" in method.supervision]
-    others = [name for name in methods if name not in supervised]
+    splits = {"valid", cells[0].split} | ({"train"} if any(m.supervision for m in methods.values()) else set())
+    others = [name for name, method in methods.items() if "pixel" not in method.supervision]
     for fold in folds:
-        table = read_table(data, fold=fold, check_files=False)
-        for split in {"valid", cells[0].split, *(["train"] if learned else [])}:
+        table = read_table(choices.data, fold=fold, check_files=False)
+        for split in splits:
             table.split(split)
-        with_roi = [sample for sample in table.split("train") if sample.labels != (empty_class,)]
-        if supervised and not table.has_masks(with_roi):
+        with_roi = [sample for sample in table.split("train") if sample.labels != (choices.empty_class,)]
+        if len(others) < len(methods) and not table.has_masks(with_roi):
             remedy = f"leave them out by --rows {','.join(others)}" if others else "choose other --rows"
             raise InputError(
-                f"{data}: {', '.join(supervised)} learns from masks, and training rows have none; fill the column "
-                f"mask, name the class whose images have no ROI by --empty-class, or {remedy}"
+                f"{choices.data}: {', '.join(n for n in methods if n not in others)} learns from masks, and training "
+                "rows have none; fill the column mask, name the class whose images have no ROI by --empty-class, or "
+                f"{remedy}"
             )
 
 
-def _check_empty_class(choices: Choices, table: Table) -> None:
-    if choices.empty_class is not None and choices.empty_class not in table.classes:
-        raise InputError(
-            f"--empty-class {choices.empty_class!r} is not a class of {choices.data}; choose one of "
-            f"{list(table.classes)}"
-        )
-
-
-def _check_published(kind: str, choices: Choices) -> None:
-    named = choices.published
+def _check(kind: str, choices: Choices, table: Table) -> None:
+    empty_class, named, weights = choices.empty_class, choices.published, choices.weights
+    if empty_class is not None and empty_class not in table.classes:
+        classes = list(table.classes)
+        raise InputError(f"--empty-class {empty_class!r} is not a class of {choices.data}; choose one of {classes}")
     if named not in (None, "none") and not any(named in row.published for row in rows_of(kind)):
         raise InputError(f"--published {named}: no numbers were published on it for the rows of {kind}; leave it out")
-
-
-def _check_backbone(choices: Choices) -> None:
-    if choices.backbone is not None and choices.weights in (None, "embedded"):
+    if choices.backbone is not None and weights in (None, "embedded"):
         embedded_weights(choices.backbone)
-    if choices.weights not in (None, "embedded", "hub", "none") and not Path(str(choices.weights)).is_file():
-        raise InputError(f"--weights {choices.weights}: there is no such file; give embedded, hub, none or a file")
+    if weights not in (None, "embedded", "hub", "none") and not Path(str(weights)).is_file():
+        raise InputError(f"--weights {weights}: there is no such file; give embedded, hub, none or a file")
 
 
 def image_sides(table: Table) -> tuple[int, int]:
@@ -288,13 +262,49 @@ def image_sides(table: Table) -> tuple[int, int]:
 
 
 def _notes(choices: Choices, table: Table, split: str) -> list[str]:
-    notes = [*table.notes]
-    notes += [f"split {split} is measured"] if choices.split == "auto" else []
-    small_side = PRESETS[choices.preset]["input"]["small_side"]
-    smallest, _ = image_sides(table)
+    notes = [*table.notes, *([f"split {split} is measured"] if choices.split == "auto" else [])]
+    small_side, smallest = PRESETS[choices.preset]["input"]["small_side"], image_sides(table)[0]
     if smallest < small_side:
-        notes.append(
-            f"images with a shorter side below the {small_side} px of preset {choices.preset} (here {smallest} px) are "
-            "scaled up"
-        )
+        preset = f"the {small_side} px of preset {choices.preset} (here {smallest} px)"
+        notes.append(f"images with a shorter side below {preset} are scaled up")
     return notes
+
+
+def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
+    """Write `benchmark.json`, merged with that of earlier calls.
+
+    Raises:
+        InputError: the folder holds a benchmark of other settings or of another table, or something else.
+    """
+    path = choices.out / SETTINGS_FILE
+    now: dict[str, Any] = {
+        "kind": kind,
+        "data": choices.data.as_posix(),
+        "preset": choices.preset,
+        "folds": [cell.fold for cell in cells],
+        "seeds": [cell.seed for cell in cells],
+        "rows": [cell.row.name for cell in cells],
+        "split": cells[0].split,
+        "maps": choices.maps,
+        "range": choices.range,
+        "empty_class": choices.empty_class,
+        "published": choices.published,
+        "inputs": cells[0].inputs,
+        "overrides": choices.overrides,
+        "image_sides": list(image_sides(read_table(choices.data, check_files=False))),
+        "machine": machine(),
+        "format": FORMAT,
+    }
+    earlier = read_json(path)
+    if earlier is not None:
+        if not all(isinstance(earlier.get(name), list) for name in ADDED):
+            raise InputError(f"{path}: says nothing of a benchmark's folds, seeds and rows; choose another --out")
+        check_claim(choices.out, {name: earlier.get(name) for name in FIXED}, {name: now[name] for name in FIXED})
+        if any(choices.out.glob("cells/*/*/model")):  # where nothing was made, the table may have been mended
+            check_inputs(choices.out, earlier.get("inputs"), now["inputs"])
+        now["published"] = choices.published or earlier.get("published")  # only what the tables show
+        now |= {name: [*earlier[name], *now[name]] for name in ADDED}
+    for name in ("folds", "seeds"):
+        now[name] = sorted(set(now[name]), key=lambda number: -1 if number is None else number)
+    now["rows"] = [row.name for row in rows_of(kind) if row.name in now["rows"]]
+    write_json(path, now)

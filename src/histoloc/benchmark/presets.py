@@ -5,24 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from histoloc.benchmark.rows import shipped
 from histoloc.types import Range
 
-# The paper's settings for GlaS; `fast` has images of half the side, a quarter of the epochs, ten times the rate;
-# `camelyon16` is what the recipes camelyon16-* have.
-PRESETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
-    "paper": {
-        "input": {"small_side": 432, "crop": 416},
-        "training": {"epochs": 80, "batch": 4, "lr": 1e-3, "selection": "error-latest"},
-    },
-    "fast": {
-        "input": {"small_side": 216, "crop": 208},
-        "training": {"epochs": 20, "batch": 4, "lr": 1e-2, "selection": "error-latest"},
-    },
-    "camelyon16": {
-        "input": {"small_side": 0, "crop": 416, "vertical_flip": 0.0, "quarter_turns": True},
-        "training": {"epochs": 20, "batch": 4, "lr": 1e-3, "selection": "error-latest"},
-    },
-}
+# `input` and `training` of each.
+PRESETS: dict[str, Mapping[str, Any]] = shipped("benchmark/presets")
 
 
 @dataclass(frozen=True)

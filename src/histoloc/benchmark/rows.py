@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any, Literal, NamedTuple
+
+import yaml
 
 Group = Literal["bound", "baseline", "ours"]
 DATASETS = {"glas": "GlaS", "camelyon16": "Camelyon16-P512"}
+KINDS = ("table1", "ablation", "methods")
 
 
 class PublishedRow(NamedTuple):
@@ -34,135 +38,32 @@ class Row:
     name: str
     title: str
     method: str
-    group: Group
+    group: Group = "baseline"
     options: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, PublishedRow] = field(default_factory=dict)
     note: str = ""
     learns_from: Literal["nothing", "labels", "masks"] = "labels"
 
 
-def _published(glas: tuple[float | None, ...], camelyon16: tuple[float | None, ...] | None = None) -> dict[str, Any]:
-    found = {"glas": PublishedRow(*glas)}
-    return found | ({} if camelyon16 is None else {"camelyon16": PublishedRow(*camelyon16)})
+def shipped(name: str) -> dict[str, Any]:
+    """A YAML file of the recipes."""
+    return yaml.safe_load((resources.files("histoloc.recipes") / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-# Belharbi et al., MIDL 2022, Table 1 = TMI 2022, Tables I and II; stain is ours.
-TABLE1 = (
-    Row(
-        "allones",
-        "All-ones",
-        "allones",
-        "bound",
-        {},
-        _published((None, 66.01, 0.0), (None, 59.44, 0.0)),
-        learns_from="nothing",
-    ),
-    Row(
-        "stain",
-        "Stain",
-        "stain",
-        "bound",
-        note="Learns nothing: a stain contrast, smoothed and stretched to [0, 1]; not in the paper.",
-        learns_from="nothing",
-    ),
-    Row(
-        "pn",
-        "PN",
-        "pn",
-        "baseline",
-        {},
-        _published((None, 65.52, 24.08), (None, 31.15, 37.36)),
-        "The published row's constraints and bounds are not known; these are histoloc's.",
-    ),
-    Row(
-        "erase",
-        "ERASE",
-        "erase",
-        "baseline",
-        {},
-        _published((7.50, 65.60, 25.01), (8.61, 31.30, 42.48)),
-        "The published row's rounds and erased share are not known; these are histoloc's. Every round has all epochs.",
-    ),
-    Row("maxpool", "Max-pooling", "maxpool", "baseline", {}, _published((1.25, 66.0, 26.32), (10.06, 48.28, 81.92))),
-    Row("lse", "CAM-LSE", "lse", "baseline", {}, _published((1.25, 66.05, 27.93), (1.51, 64.31, 63.78))),
-    Row("gradcam", "Grad-CAM", "gradcam", "baseline", {}, _published((0.0, 66.30, 21.30), (2.40, 62.78, 79.05))),
-    Row("gap", "GAP", "gap", "baseline", {}, _published((0.0, 66.90, 17.88), (2.40, 62.75, 79.05))),
-    Row("wildcat", "WILDCAT", "wildcat", "baseline", {}, _published((1.25, 67.21, 22.96), (1.48, 62.73, 72.59))),
-    Row("deepmil", "Deep MIL", "deepmil", "baseline", {}, _published((2.50, 68.52, 41.34), (1.93, 59.01, 36.94))),
-    Row(
-        "maxmin-eem",
-        "Max-min (EEM)",
-        "maxmin",
-        "ours",
-        {"background": "eem"},
-        _published((0.0, 72.11, 69.07), (6.26, 67.98, 88.80)),
-    ),
-    Row(
-        "maxmin-sem",
-        "Max-min (SEM)",
-        "maxmin",
-        "ours",
-        {"background": "sem"},
-        _published((0.0, 71.94, 69.23), (6.95, 68.26, 88.55)),
-    ),
-    Row(
-        "unet",
-        "U-Net",
-        "unet",
-        "bound",
-        {},
-        _published((None, 90.19, 88.52), (None, 71.11, 89.68)),
-        "Learns from masks: the upper bound.",
-        "masks",
-    ),
-)
-
-# Belharbi et al., TMI 2022, Table IV (GlaS).
-ABLATION = (
-    Row(
-        "fg",
-        "FG only",
-        "maxmin",
-        "ours",
-        {"background": "none", "size": "none"},
-        _published((1.25, 71.54, 49.23)),
-    ),
-    Row(
-        "fg-eem",
-        "FG + BG (EEM)",
-        "maxmin",
-        "ours",
-        {"background": "eem", "size": "none"},
-        _published((1.25, 72.54, 61.82)),
-    ),
-    Row(
-        "fg-eem-asc",
-        "FG + BG (EEM) + ASC",
-        "maxmin",
-        "ours",
-        {"background": "eem", "size": "asc"},
-        _published((0.0, 72.11, 69.07)),
-    ),
-    Row(
-        "fg-sem",
-        "FG + BG (SEM)",
-        "maxmin",
-        "ours",
-        {"background": "sem", "size": "none"},
-        _published((1.25, 72.96, 61.95)),
-    ),
-    Row(
-        "fg-sem-asc",
-        "FG + BG (SEM) + ASC",
-        "maxmin",
-        "ours",
-        {"background": "sem", "size": "asc"},
-        _published((0.0, 71.94, 69.23)),
-    ),
-)
+def _row(values: Mapping[str, Any]) -> Row:
+    values = {"method": values["name"], **values}
+    published = {name: _published(values.pop(name)) for name in DATASETS if name in values}
+    return Row(**values, published=published)
 
 
-KINDS = ("table1", "ablation", "methods")
+def _published(numbers: Any) -> PublishedRow:
+    """Numbers, or those of the recipe of this name."""
+    if isinstance(numbers, str):
+        numbers = [shipped(numbers)["published"][name] for name in PublishedRow._fields]
+    return PublishedRow(*numbers)
+
+
+TABLE1, ABLATION = (tuple(map(_row, shipped("benchmark/rows")[kind])) for kind in ("table1", "ablation"))
 
 
 def rows_of(kind: str) -> tuple[Row, ...]:
@@ -175,18 +76,8 @@ def rows_of(kind: str) -> tuple[Row, ...]:
         return {"table1": TABLE1, "ablation": ABLATION}[kind]
     from histoloc.methods import METHODS  # here, because it needs torch, and a report does not
 
-    def learns(method: Any) -> Any:
-        if not method.supervision:
-            return "nothing"
-        return "masks" if "pixel" in method.supervision else "labels"
-
-    return tuple(
-        Row(
-            name,
-            method.title,
-            name,
-            "baseline" if learns(method) == "labels" else "bound",
-            learns_from=learns(method),
-        )
-        for name, method in METHODS.items()
-    )
+    rows: list[Row] = []
+    for name, method in METHODS.items():
+        learns: Any = "masks" if "pixel" in method.supervision else "labels" if method.supervision else "nothing"
+        rows.append(Row(name, method.title, name, "baseline" if learns == "labels" else "bound", learns_from=learns))
+    return tuple(rows)
