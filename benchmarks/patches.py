@@ -35,7 +35,7 @@ from skimage.filters import threshold_otsu
 from histoloc.data.pixels import read_pixels
 from histoloc.data.table import Sample
 from histoloc.datasets.camelyon16.protocol import draw_slide, scan_slide, write_slide
-from histoloc.datasets.patches import MIN_TISSUE, P0
+from histoloc.datasets.options import Sampling
 from histoloc.slides.reader import open_slide
 from histoloc.slides.tissue import protocol_tissue
 
@@ -97,7 +97,7 @@ def plain_scan(path: Path, outline: Outline, size: int, tissue: Tissue) -> int:
                 share = tissue(plain_pixels(slide, x, y, size))
                 picture = Image.new("1", (size, size))
                 ImageDraw.Draw(picture).polygon([(u - x, v - y) for u, v in outline], fill=1, outline=1)
-                found += share >= MIN_TISSUE and float(np.asarray(picture).mean()) >= P0
+                found += share >= Sampling.tissue and float(np.asarray(picture).mean()) >= Sampling.p0
     return found
 
 
@@ -111,7 +111,7 @@ def plain_draw(path: Path, size: int, wanted: int, tissue: Tissue) -> int:
             if found == wanted:
                 break
             x, y = cells[index]
-            found += tissue(plain_pixels(slide, x, y, size)) >= MIN_TISSUE
+            found += tissue(plain_pixels(slide, x, y, size)) >= Sampling.tissue
     return found
 
 

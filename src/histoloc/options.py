@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from pydantic import TypeAdapter, ValidationError
 
 from histoloc.errors import InputError
 from histoloc.types import Range
@@ -169,3 +170,17 @@ def check_threshold(threshold: float | None) -> None:
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"--threshold {threshold} must lie within [0, 1]")
+
+
+def check_options(options: Any) -> None:
+    """Check a dataclass against the bounds that its fields declare.
+
+    Raises:
+        InputError: names the first option that is outside.
+    """
+    try:
+        TypeAdapter(type(options)).validate_python(vars(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = str(first["loc"][0]).replace("_", "-")
+        raise InputError(f"--{flag} {first['input']} is wrong ({first['msg']}); correct it") from error

@@ -18,12 +18,16 @@ from histoloc.cli.main import main
 from histoloc.data.images import read_image, read_mask
 from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import read_table
-from histoloc.datasets.camelyon16.folder import CamelyonSlide, check_fold, find_slides, slide_folds
+from histoloc.datasets.camelyon16.folder import check_fold, find_slides, slide_folds
 from histoloc.datasets.camelyon16.names import parse_patch_name
-from histoloc.datasets.camelyon16.protocol import Sampling, draw_slide, scan_slide
+from histoloc.datasets.camelyon16.protocol import draw_slide, scan_slide
 from histoloc.datasets.camelyon16.table import camelyon16_table
+from histoloc.datasets.options import CamelyonOptions, Sampling
 from histoloc.datasets.patches import calibration_size
+from histoloc.datasets.slide_list import ListedSlide
 from histoloc.errors import InputError
+from histoloc.options import check_options
+from histoloc.runner import JobOptions
 from histoloc.slides.reader import open_slide
 from histoloc.slides.tissue import protocol_tissue
 
@@ -52,7 +56,12 @@ def make_root(root: Path, training: int = 3, testing: int = 2) -> Path:
 
 
 def build(root: Path, out: Path, sampling: Sampling = SAMPLING, **options):
-    return camelyon16_table(root, out, sampling=sampling, workers=1, progress=False, **options)
+    jobs = JobOptions(workers=1, progress=False)
+    return camelyon16_table(root, out=out, sampling=sampling, options=CamelyonOptions(**options), jobs=jobs)
+
+
+def provenance(out: Path) -> dict:
+    return json.loads((out / "provenance.json").read_text())
 
 
 def listed(out: Path) -> pd.DataFrame:
@@ -68,7 +77,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def made(root, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("p64")
-    assert build(root, out).warnings == ()
+    assert build(root, out).warnings == []
     return out
 
 
@@ -141,17 +150,17 @@ def test_every_patch_obeys_every_rule(root, made):
         assert sample.image == (root / row["slide"]).resolve()
         assert (sample.group, sample.split, sample.label) == (row["slide"], row["split"], row["label"])
         assert (row["split"] == "test") == row["slide"].startswith("testing/")
-        assert name.tissue >= 0.1
+        assert float(name.tissue) >= 0.1
         if sample.label == "tumor":
             truth = read_truth(sample)
             assert truth is not None
-            assert truth.mean() == name.tumour >= 0.2
+            assert truth.mean() == float(name.metastatic or 0) >= 0.2
             assert sample.mask is not None
             assert sample.mask == (made / "masks" / f"mask_{row['name']}").resolve()
             assert set(np.unique(np.asarray(Image.open(sample.mask)))) <= {0, 255}
         else:
             assert sample.mask is None
-            assert protocol_tissue(read_pixels(sample)).mean() == name.tissue
+            assert protocol_tissue(read_pixels(sample)).mean() == float(name.tissue)
             assert name.x % SIZE == name.y % SIZE == 0
     labels = Counter((sample.split, sample.label) for sample in table.samples)
     for split in ("train", "valid", "test"):
@@ -164,7 +173,7 @@ def test_every_patch_obeys_every_rule(root, made):
 
 
 def test_calibration_keeps_all_small_shares_and_counts(root, made):
-    told, patches = json.loads((made / "provenance.json").read_text()), listed(made)
+    told, patches = provenance(made), listed(made)
     tumours = patches[patches["label"] == "tumor"]
     for part in ("train", "test"):
         slides = [slide for slide in find_slides(root).slides if slide.part == part and slide.label == "tumor"]
@@ -202,7 +211,7 @@ def test_seed_decides_and_nothing_else(root, made, tmp_path):
 def test_a_second_call_scans_nothing_again(root, made, monkeypatch):
     before = (made / "table.csv").read_bytes()
     monkeypatch.setattr("histoloc.datasets.camelyon16.protocol.open_slide", None)
-    assert build(root, made).warnings == ()
+    assert build(root, made).warnings == []
     assert (made / "table.csv").read_bytes() == before
     with pytest.raises(InputError, match="begun with other settings"):
         build(root, made, Sampling(size=SIZE, coarse=3, p0=0.3))
@@ -225,7 +234,7 @@ def test_a_list_of_names_gives_the_same_table(root, made, tmp_path):
         write_list(tmp_path / f"folder/split_0/{split}_s_0.csv", rows)
     for source in (tmp_path / "list.csv", tmp_path / "folder", made / "patches.csv"):
         out = tmp_path / f"from-{source.stem}"
-        assert build(root, out, patches_from=source).warnings == ()
+        assert build(root, out, patches_from=source).warnings == []
         assert listed(out).equals(patches)
         wanted, got = read_table(made / "table.csv"), read_table(out / "table.csv")
         for a, b in zip(wanted.samples, got.samples, strict=True):
@@ -242,7 +251,7 @@ def test_lists_of_other_roots_and_unknown_slides(root, made, tmp_path):
         file.write("Patch_file_training-normal-normal_900.tif_patch_0_x_0_y_0_tissue_1.0_w_64_h_64.png,,normal\n")
     result = build(root, tmp_path / "out", patches_from=source)
     assert len(listed(tmp_path / "out")) == len(patches)
-    assert result.provenance["counts"]["of_unknown_slides"] == {"training-normal-normal_900.tif": 1}
+    assert provenance(tmp_path / "out")["counts"]["of_unknown_slides"] == {"training-normal-normal_900.tif": 1}
     assert "1 of its slides are not there: training-normal-normal_900.tif (1)" in result.warnings[0]
 
 
@@ -265,12 +274,12 @@ def test_lists_that_cannot_be_used(root, tmp_path, text, message):
 
 def test_a_listed_patch_outside_its_slide_fails_the_slide(root, made, tmp_path):
     patches = listed(made)
-    first = next(n for n in patches["name"] if parse_patch_name(n).kind == "normal" and "training" in n)
+    first = next(n for n in patches["name"] if parse_patch_name(n).label == "normal" and "training" in n)
     wrong = first.replace(f"_x_{parse_patch_name(first).x}_", "_x_5000_")
     source = write_list(tmp_path / "list.csv", patches.assign(name=patches["name"].replace(first, wrong)))
     result = build(root, tmp_path / "out", patches_from=source)
-    assert len(result.provenance["failed"]) == 1
-    assert "but the slide at 768, 640" in result.warnings[0]
+    (reason,) = result.failed.values()
+    assert "but the slide at 768, 640" in reason
 
 
 def test_failures_are_told_and_repaired(root, made, tmp_path):
@@ -282,10 +291,10 @@ def test_failures_are_told_and_repaired(root, made, tmp_path):
     xml.write_bytes(whole[xml][: len(whole[xml]) // 2])
     slide.write_bytes(whole[slide][:3000])
     missing.unlink()
-    told = json.loads((made / "provenance.json").read_text())
+    told = provenance(made)
     fold = next(s["fold"] for s in told["slides"] if s["slide"].endswith("tumor_001.tif"))
     result = build(broken, tmp_path / "out", fold=fold)
-    failed = result.provenance["failed"]
+    failed = result.failed
     assert set(failed) == {
         "training/tumor/tumor_001.tif",
         "training/tumor/tumor_002.tif",
@@ -295,14 +304,14 @@ def test_failures_are_told_and_repaired(root, made, tmp_path):
     assert "no tumor_002.xml" in failed["training/tumor/tumor_002.tif"]
     assert any("3 slide(s) failed" in warning and "without them" in warning for warning in result.warnings)
     before = {slide["slide"]: slide["fold"] for slide in told["slides"]}
-    assert all(slide["fold"] == before[slide["slide"]] for slide in result.provenance["slides"])
+    assert all(slide["fold"] == before[slide["slide"]] for slide in provenance(tmp_path / "out")["slides"])
     rows = listed(tmp_path / "out")
     assert not set(failed) & set(rows["slide"])
     for _, of_split in rows.groupby("split"):
         assert set(Counter(of_split["label"]).values()) == {len(of_split) // 2}
     for path, content in whole.items():
         path.write_bytes(content)
-    assert build(broken, tmp_path / "out").warnings == ()
+    assert build(broken, tmp_path / "out").warnings == []
     assert listed(tmp_path / "out").equals(listed(made))
 
 
@@ -311,9 +320,9 @@ def test_what_a_slide_lacks_others_give(root, tmp_path):
     shutil.copytree(root, copy)
     slides = sorted(s.name for s in find_slides(copy).slides if s.part == "test" and s.label == "normal")
     make_slide(copy / slides[0], (160, 160), MPP, [box("tissue", 0, 0, 100, 150)], downsamples=(1, 8))
-    result = build(copy, tmp_path / "out")
+    build(copy, tmp_path / "out")
     rows = listed(tmp_path / "out").query("split == 'test' and label == 'normal'")
-    total = result.provenance["patches"]["test"]["tumor"]
+    total = provenance(tmp_path / "out")["patches"]["test"]["tumor"]
     limit = draw_slide(
         {"slide": str(copy / slides[0]), "name": slides[0], "seed": 0, "wanted": 99}, vars(SAMPLING)
     )["patches"]  # fmt: skip
@@ -364,14 +373,14 @@ def test_own_protocol_cuts_holes_out_and_takes_any_scale(root, tmp_path):
                 assert sample.mask.suffix == ".xml"
                 truth = read_truth(sample)
                 assert truth is not None
-                assert truth.mean() == name.tumour >= 0.1
+                assert truth.mean() == float(name.metastatic or 0) >= 0.1
         build(root, tmp_path / f"{mpp}-list", Sampling("own", mpp=mpp), patches_from=out / "patches.csv")
         assert listed(tmp_path / f"{mpp}-list").equals(rows)
 
 
 def test_published_sizes_of_folds():
-    slides = [CamelyonSlide(f"normal_{i:03}", Path(), "train", "normal") for i in range(159)]
-    slides += [CamelyonSlide(f"tumor_{i:03}", Path(), "train", "tumor") for i in range(111)]
+    slides = [ListedSlide(f"normal_{i:03}", Path(), "normal", part="train") for i in range(159)]
+    slides += [ListedSlide(f"tumor_{i:03}", Path(), "tumor", part="train") for i in range(111)]
     folds = slide_folds(slides)
     for label, sizes in (("normal", [32, 32, 32, 32, 31]), ("tumor", [23, 23, 23, 23, 19])):
         count = Counter(fold for name, fold in folds.items() if name.startswith(label))
@@ -416,7 +425,7 @@ def test_folders_that_are_no_camelyon16(tmp_path):
     with pytest.raises(InputError, match="'malignant'"):
         find_slides(tmp_path)
     touch(tmp_path, "images/normal_001.tif")
-    with pytest.raises(InputError, match="same slide"):
+    with pytest.raises(InputError, match="of the same slide"):
         find_slides(tmp_path)
 
 
@@ -426,7 +435,7 @@ def test_folders_that_are_no_camelyon16(tmp_path):
 )
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(InputError, match=next(iter(options))):
-        Sampling(**options)
+        check_options(Sampling(**options))
 
 
 def test_command(root, tmp_path, capsys):

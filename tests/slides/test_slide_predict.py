@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from factory import KINDS, blob, box, kinds_at, make_slide
 from histoloc.cli.main import main
 from histoloc.data.table import read_table
+from histoloc.datasets.options import TileOptions
 from histoloc.datasets.tiles import slide_tiles
 from histoloc.errors import InputError
 from histoloc.options import SlideOptions
 from histoloc.prediction import Predictor, load
+from histoloc.runner import JobOptions
 from histoloc.slide_cohort import predict_slides
 from histoloc.slides.answer import slide_probabilities, uncertainty
 from histoloc.slides.geojson import read_geojson
@@ -52,8 +54,9 @@ def table(slides, tmp_path_factory) -> Path:
     (folder / "list.csv").write_text(
         "slide,label\n" + "".join(f"{slides / n}.tif,{'normal' if n in 'np' else 'metastatic'}\n" for n in "mnop")
     )
-    slide_tiles(folder / "list.csv", folder / "all.csv", mpp=MPP, size=TILE, valid=0.5, test=0, workers=1,
-                progress=False, tissue=0.9)  # fmt: skip
+    options = TileOptions(mpp=MPP, size=TILE, valid=0.5, test=0, tissue=0.9)
+    jobs = JobOptions(workers=1, progress=False)
+    slide_tiles(folder / "list.csv", out=folder / "all.csv", options=options, jobs=jobs)
     rows = pd.read_csv(folder / "all.csv", dtype=str, keep_default_na=False)
     # A tile of a metastatic slide is metastatic where it has some metastasis.
     shares = [tumour(int(x), int(y), TILE, TILE).mean() for x, y in zip(rows["x"], rows["y"], strict=True)]

@@ -1,5 +1,6 @@
 """The command line: each command calls one function and adds nothing."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except (InputError, CycloptsError) as error:
-        print(f"histoloc: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
+        text = " ".join(str(error).split(chr(10)))
+        # Of what pydantic says of a value, the sentence alone.
+        text = re.sub(r"\d+ validation errors? for \S+\s+(.*?) \[type=.*", r"\1; correct it", text)
+        print(f"histoloc: {text}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("histoloc: interrupted; what was finished is kept", file=sys.stderr)

@@ -155,7 +155,7 @@ def read_table(
         InputError: lists the first 20 problems and how many more there are.
     """
     path = Path(path)
-    rows = _read_csv(path)
+    rows = read_cells(path, REQUIRED, OPTIONAL)
     problems = list(table_problems.empty_words(rows))
     numbers = {c: [_number(cell, c in WHOLE) for cell in rows[c]] for c in (*WHOLE, *POSITIVE)}
     values = pd.DataFrame(numbers, index=rows.index, dtype=object)
@@ -177,8 +177,12 @@ def read_table(
     return Table(path.absolute(), tuple(samples), known, folds, fold, tuple(notes))
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """All cells as stripped strings, absent columns empty, without blank rows; the index is the line in the file."""
+def read_cells(path: Path, required: Sequence[str], optional: Sequence[str]) -> pd.DataFrame:
+    """All cells of a CSV as stripped strings, absent columns empty, without blank rows; the index is the line.
+
+    Raises:
+        InputError: there is no such file, it is no CSV or empty, or its header is not as it must be.
+    """
     if not path.is_file():
         raise InputError(f"{path}: there is no such table; write one with `histoloc data`")
     try:
@@ -194,11 +198,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
     raw = raw.fillna("").apply(lambda column: column.str.strip(string.whitespace))
     raw = raw[(raw != "").any(axis=1)]
     columns = [] if raw.empty else raw.iloc[0].str.strip().tolist()
-    refuse(path, table_problems.header_problems(columns, REQUIRED, OPTIONAL) if columns else ())
+    refuse(path, table_problems.header_problems(columns, required, optional) if columns else ())
     if len(raw) < 2:
         raise InputError(f"{path}: the table is empty; list one image per row")
     rows = raw.iloc[1:].set_axis(columns, axis=1).set_axis(raw.index[1:] + 1, axis=0)
-    return rows.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
+    return rows.reindex(columns=[*required, *optional], fill_value="")
 
 
 def _number(cell: str, whole: bool) -> float | None:

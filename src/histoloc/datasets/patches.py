@@ -5,39 +5,28 @@ that neither the number of workers nor the order in which slides are done change
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_TISSUE = 0.1
-P0 = 0.2
-P1 = 0.5
 BIN = 0.05
 # What the published sampling kept with p0 <= p <= p1, and how many it drew from p > p1. The text calls it 1 %, but
 # the published code draws far more, so comparable data sets reproduce the counts.
 PUBLISHED_CALIBRATION = {"train": (10_089, 6_514), "test": (4_823, 3_009)}
 
 Mask = NDArray[np.bool_]
+Random = np.random.Generator
 
 
 class Box(NamedTuple):
-    """A rectangle of whole pixels of level 0; right and bottom are outside."""
+    """A rectangle of whole pixels; right and bottom are outside."""
 
     left: int
     top: int
     right: int
     bottom: int
-
-    @property
-    def width(self) -> int:
-        """Width in pixels."""
-        return self.right - self.left
-
-    @property
-    def height(self) -> int:
-        """Height in pixels."""
-        return self.bottom - self.top
 
 
 class Patch(NamedTuple):
@@ -47,8 +36,8 @@ class Patch(NamedTuple):
         region: number of the box, from 0.
         row: number of the strip within the box, from 0; strips without patches count.
         patch: number of the patch within its strip, from 0.
-        x: left edge in pixels of level 0.
-        y: top edge in pixels of level 0.
+        x: left edge in pixels.
+        y: top edge in pixels.
         tissue: share of tissue, in [0, 1].
         tumour: share of tumour, in [0, 1].
     """
@@ -63,20 +52,14 @@ class Patch(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A cell of the grid on a normal slide.
-
-    Attributes:
-        x: left edge in pixels of level 0.
-        y: top edge in pixels of level 0.
-        tissue: share of tissue at the coarse level, in [0, 1].
-    """
+    """A cell of the grid on a normal slide: its left and top edge in pixels, and its share of tissue, in [0, 1]."""
 
     x: int
     y: int
     tissue: float
 
 
-def random_for(seed: int, *names: str) -> np.random.Generator:
+def random_for(seed: int, *names: str) -> Random:
     """A generator that depends on the seed and on names (of the slide, of the step) and on nothing else.
 
     Args:
@@ -87,53 +70,28 @@ def random_for(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, *words]))
 
 
-def annotation_boxes(bounds: NDArray[np.floating], *, nested_in_x_alone: bool = False) -> list[Box]:
+def annotation_boxes(bounds: NDArray[np.floating]) -> list[Box]:
     """Bounding boxes of annotations, without those that lie within another; of equal ones the first is kept.
 
+    The published code also drops a box whose horizontal extent alone lies within another's, which loses tumours.
+
     Args:
-        bounds: (N, 4), left, top, right, bottom of each annotation in pixels of level 0.
-        nested_in_x_alone: drop a box whose horizontal extent lies within another's, wherever it is vertically.
-            This is a fault of the published code, which loses tumours; it is here for comparison only.
+        bounds: (N, 4), left, top, right, bottom of each annotation in pixels.
 
     Returns:
         The boxes that are kept, in the order of the annotations.
     """
     bounds = np.asarray(bounds, float).reshape(-1, 4)
     corners = np.concatenate([np.floor(bounds[:, :2]), np.ceil(bounds[:, 2:])], axis=1).astype(int)
-    low, high = ([0], [2]) if nested_in_x_alone else ([0, 1], [2, 3])
-    inside = (corners[:, None, low] >= corners[None, :, low]).all(-1)
-    inside &= (corners[:, None, high] <= corners[None, :, high]).all(-1)  # [i, j]: i lies within j
+    inside = (corners[:, None, :2] >= corners[None, :, :2]).all(-1)
+    inside &= (corners[:, None, 2:] <= corners[None, :, 2:]).all(-1)  # [i, j]: i lies within j
     index = np.arange(len(corners))
     dropped = (inside & (~inside.T | (index[None, :] < index[:, None]))).any(axis=1)
     return [Box(*map(int, corner)) for corner in corners[~dropped]]
 
 
-def pad_box(box: Box, width: int, height: int, slide: tuple[int, int]) -> Box:
-    """Widen a box by a patch to the left, right and below and by half a patch above, within the slide.
-
-    Args:
-        box: of an annotation.
-        width: of a patch, pixels of level 0.
-        height: of a patch.
-        slide: (width, height) of the slide.
-    """
-    return Box(
-        max(box.left - width, 0),
-        max(box.top - height // 2, 0),
-        min(box.right + width, slide[0]),
-        min(box.bottom + height, slide[1]),
-    )
-
-
-def strips(box: Box, height: int, step: int) -> list[Box]:
-    """Cut a box into strips of a patch's height, every `step` pixels; what is left below is too low for a patch."""
-    return [
-        Box(box.left, top, box.right, top + height) for top in range(box.top, box.bottom - height + 1, step)
-    ]  # fmt: skip
-
-
 def scan_strip(
-    tissue: Mask, tumour: Mask, width: int, step: int, *, min_tissue: float = MIN_TISSUE, p0: float = P0
+    tissue: Mask, tumour: Mask, width: int, step: int, *, min_tissue: float, p0: float
 ) -> list[tuple[int, float, float]]:
     """Find the patches of one strip.
 
@@ -157,11 +115,8 @@ def scan_strip(
         return []
     shares = [_window_shares(mask, width) for mask in (tissue, tumour)]
     enough = (shares[0] >= min_tissue) & (shares[1] >= p0)
-    begin = max(int(columns.argmax()) - width, 0)
-    if not enough[begin:].any():
-        return []
-    first = begin + int(enough[begin:].argmax())
-    places = np.arange(first, len(enough), step)
+    enough[: max(int(columns.argmax()) - width, 0)] = False
+    places = np.arange(int(enough.argmax()), len(enough), step)
     return [(int(x), float(shares[0][x]), float(shares[1][x])) for x in places[enough[places]]]
 
 
@@ -174,35 +129,36 @@ def _window_shares(mask: Mask, width: int) -> NDArray[np.float64]:
 def scan_boxes(
     boxes: Sequence[Box],
     masks: Callable[[Box], tuple[Mask, Mask]],
-    width: int,
-    height: int,
+    size: int,
     slide: tuple[int, int],
     *,
-    step: tuple[int, int] | None = None,
-    min_tissue: float = MIN_TISSUE,
-    p0: float = P0,
+    step: int,
+    min_tissue: float,
+    p0: float,
 ) -> Iterator[Patch]:
     """Find all tumour patches of a slide, one strip in memory at a time.
 
+    Each box is widened by a patch to the left, right and below and by half a patch above, within the slide, and cut
+    into strips of a patch's height; what is left below is too low for a patch.
+
     Args:
         boxes: of the annotations, as `annotation_boxes` gives them.
-        masks: gives (tissue, tumour) of a strip at level 0, both of the strip's (height, width).
-        width: of a patch, pixels of level 0.
-        height: of a patch.
+        masks: gives (tissue, tumour) of a strip, both of the strip's (height, width).
+        size: side of a patch in pixels.
         slide: (width, height) of the slide.
-        step: pixels from patch to patch (right, down); by default width and height.
+        step: pixels from patch to patch, to the right and down.
         min_tissue: smallest share of tissue.
         p0: smallest share of tumour.
     """
-    right, down = (width, height) if step is None else step
     for region, box in enumerate(boxes):
-        padded = pad_box(box, width, height, slide)
-        if padded.width < width:
+        left, right = max(box.left - size, 0), min(box.right + size, slide[0])
+        top, bottom = max(box.top - size // 2, 0), min(box.bottom + size, slide[1])
+        if right - left < size:
             continue
-        for row, strip in enumerate(strips(padded, height, down)):
-            found = scan_strip(*masks(strip), width, right, min_tissue=min_tissue, p0=p0)
-            for patch, (x, tissue, tumour) in enumerate(found):
-                yield Patch(region, row, patch, strip.left + x, strip.top, tissue, tumour)
+        for row, y in enumerate(range(top, bottom - size + 1, step)):
+            places = scan_strip(*masks(Box(left, y, right, y + size)), size, step, min_tissue=min_tissue, p0=p0)
+            for patch, (x, *shares) in enumerate(places):
+                yield Patch(region, row, patch, left + x, y, *shares)
 
 
 def calibration_size(kept: int, split: str) -> int:
@@ -216,77 +172,55 @@ def calibration_size(kept: int, split: str) -> int:
     return round(kept * high / low)
 
 
-def calibrate(
-    names: Sequence[str],
-    tumour: Sequence[float] | NDArray[np.floating],
-    wanted: int,
-    rng: np.random.Generator,
-    *,
-    p0: float = P0,
-    p1: float = P1,
-    width: float = BIN,
-) -> Mask:
+def calibrate(shares: Mapping[str, float], wanted: int, rng: Random, *, p0: float, p1: float) -> set[str]:
     """Choose patches such that those full of tumour do not outweigh the others.
 
-    All with p0 <= p <= p1 are kept. From those with p > p1 one is drawn at a time: first a bin of [p1, 1] among
-    those that have patches left, each as likely as the other, then a patch in it; none is drawn twice.
+    All with p0 <= p <= p1 are kept. From those with p > p1 one is drawn at a time: first a bin of [p1, 1] among those
+    that have patches left, each as likely as the other, then a patch in it; none is drawn twice. A bin is 0.05 wide,
+    the last one includes p = 1.
 
     Args:
-        names: (N,), unique names of the patches; the choice does not depend on the order they come in.
-        tumour: (N,), share of tumour p of each patch.
+        shares: share of tumour p of each patch by its name; the choice does not depend on their order.
         wanted: number of patches with p > p1 to draw; where there are fewer, all are taken.
         rng: as `random_for` gives it.
         p0: patches below it are left out.
         p1: up to it all are kept.
-        width: of a bin; the last bin includes p = 1.
 
     Returns:
-        (N,) bool, whether a patch is chosen.
+        Names of the chosen patches.
     """
-    shares = np.asarray(tumour, float)
-    if len(set(names)) < len(names) or shares.shape != (len(names),):
-        raise ValueError("patches have unique names and one share of tumour each")
-    chosen = (shares >= p0) & (shares <= p1)
-    large = np.array(sorted(np.flatnonzero(shares > p1), key=lambda i: names[int(i)]), int)
+    large = sorted(name for name, share in shares.items() if share > p1)
     # Rounded, because 0.6 lies on the border of two bins only up to the last digit.
-    bins = np.floor(np.round((shares[large] - p1) / width, 9)).astype(int)
-    last = max(int(np.ceil(round((1 - p1) / width, 9))) - 1, 0)
-    bins = np.minimum(bins, last)
-    left = [list(rng.permutation(large[bins == k])) for k in range(last + 1)]
+    bins = np.floor(np.round((np.array([shares[name] for name in large]) - p1) / BIN, 9)).astype(int)
+    last = max(int(np.ceil(round((1 - p1) / BIN, 9))) - 1, 0)
+    left = [list(rng.permutation(np.flatnonzero(np.minimum(bins, last) == k))) for k in range(last + 1)]
+    chosen = {name for name, share in shares.items() if p0 <= share <= p1}
     for _ in range(min(wanted, len(large))):
         filled = [members for members in left if members]
-        chosen[filled[rng.integers(len(filled))].pop()] = True
+        chosen.add(large[filled[rng.integers(len(filled))].pop()])
     return chosen
 
 
 def normal_candidates(
-    tissue: Mask,
-    downsample: float,
-    slide: tuple[int, int],
-    size: tuple[int, int],
-    *,
-    step: tuple[int, int] | None = None,
-    min_tissue: float = MIN_TISSUE,
+    tissue: Mask, downsample: float, slide: tuple[int, int], size: int, *, step: int, min_tissue: float
 ) -> list[Candidate]:
     """Cells of the grid of patches that have enough tissue, as far as a coarse picture of the slide shows it.
 
     Args:
         tissue: (H, W), tissue of the whole slide at a coarse level.
-        downsample: pixels of level 0 per pixel of `tissue`.
-        slide: (width, height) of the slide in pixels of level 0; only cells entirely in it are candidates.
-        size: (width, height) of a patch in pixels of level 0.
-        step: pixels of level 0 from cell to cell (right, down); by default the size.
+        downsample: pixels of the slide per pixel of `tissue`.
+        slide: (width, height) of the slide in pixels; only cells entirely in it are candidates.
+        size: side of a patch in pixels.
+        step: pixels from cell to cell, to the right and down.
         min_tissue: smallest share of tissue.
 
     Returns:
         The candidates, row by row.
     """
-    right, down = size if step is None else step
-    xs = np.arange(0, slide[0] - size[0] + 1, right)
-    ys = np.arange(0, slide[1] - size[1] + 1, down)
+    xs, ys = (np.arange(0, length - size + 1, step) for length in slide)
     integral = np.pad(np.cumsum(np.cumsum(tissue, axis=0, dtype=np.int64), axis=1), ((1, 0), (1, 0)))
-    x0, x1 = _coarse(xs, size[0], downsample, tissue.shape[1])
-    y0, y1 = (edge[:, None] for edge in _coarse(ys, size[1], downsample, tissue.shape[0]))
+    x0, x1 = _coarse(xs, size, downsample, tissue.shape[1])
+    y0, y1 = (edge[:, None] for edge in _coarse(ys, size, downsample, tissue.shape[0]))
     count = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
     share = count / ((y1 - y0) * (x1 - x0))
     return [Candidate(int(xs[j]), int(ys[i]), float(share[i, j])) for i, j in np.argwhere(share >= min_tissue)]
@@ -297,60 +231,45 @@ def _coarse(
 ) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
     """First and end pixel of cells at the coarse level: the nearest whole pixels, at least one."""
     first = np.clip(np.rint(edges / downsample).astype(int), 0, length - 1)
-    end = np.clip(np.rint((edges + size) / downsample).astype(int), first + 1, length)
-    return first, end
+    return first, np.clip(np.rint((edges + size) / downsample).astype(int), first + 1, length)
 
 
 def draw_normals(
-    candidates: Sequence[Candidate],
-    wanted: int,
-    accept: Callable[[Candidate], float | None],
-    rng: np.random.Generator,
+    candidates: Sequence[Candidate], wanted: int, share: Callable[[Candidate], float], min_tissue: float, rng: Random
 ) -> list[Candidate]:
     """Draw normal patches without repetition; each is looked at again at full resolution before it counts.
 
     Args:
         candidates: cells of the slide's grid, in any order.
         wanted: number of patches; fewer come back where the slide has no more.
-        accept: gives the share of tissue of a cell at level 0, or None to refuse the cell.
+        share: gives the share of tissue of a cell at full resolution.
+        min_tissue: smallest such share.
         rng: as `random_for` gives it for the slide.
 
     Returns:
-        The patches in the order drawn, with the share of tissue at level 0. Those of a smaller `wanted` are the
-        first of those of a larger one.
+        The patches in the order drawn, with that share. Those of a smaller `wanted` are the first of those of a
+        larger one.
     """
     ordered = sorted(candidates)
-    drawn: list[Candidate] = []
-    for index in rng.permutation(len(ordered)):
-        if len(drawn) >= wanted:
-            break
-        share = accept(ordered[index])
-        if share is not None:
-            drawn.append(ordered[index]._replace(tissue=share))
-    return drawn
+    looked = (ordered[index]._replace(tissue=share(ordered[index])) for index in rng.permutation(len(ordered)))
+    return list(islice((cell for cell in looked if cell.tissue >= min_tissue), wanted))
 
 
-def equal_numbers(total: int, slides: Sequence[str], available: Mapping[str, int] | None = None) -> dict[str, int]:
+def equal_numbers(total: int, available: Mapping[str, int]) -> dict[str, int]:
     """Share out patches equally among slides, the remainder to the first by name.
 
     Args:
         total: number of patches.
-        slides: names of the slides, in any order.
         available: how many patches each slide can give; what one lacks rolls on to the next by name, and from
-            the last to the first. None for no limit.
+            the last to the first.
 
     Returns:
         Number of patches of each slide, sorted by name; they add up to less than `total` only where all slides
         together have no more.
     """
-    names = sorted(slides)
-    if not names or len(set(names)) < len(names) or total < 0:
-        raise ValueError("share out a number from 0 up among slides of different names")
-    each, remainder = divmod(total, len(names))
-    numbers = {name: each + (remainder if name == names[0] else 0) for name in names}
-    if available is None:
-        return numbers
-    short = 0
+    names = sorted(available)
+    each, short = divmod(total, len(names)) if names else (0, 0)
+    numbers = dict.fromkeys(names, each)
     for name in [*names, *names]:  # the second round is for what the last slides lacked
         possible = min(numbers[name] + short, available[name])
         short += numbers[name] - possible

@@ -1,21 +1,23 @@
 """Tables of the user's own slides: tiles on a grid over the tissue, labelled by slide or by annotation."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from cyclopts import Parameter
 from numpy.typing import NDArray
 
-from histoloc.data.table import read_table, write_table
-from histoloc.datasets.own_slides import OwnSlide, class_without_roi, labels_by_group, read_slides, split_groups
+from histoloc.data.table import write_table
+from histoloc.datasets.options import TileOptions
 from histoloc.datasets.patches import random_for
+from histoloc.datasets.result import TableResult
+from histoloc.datasets.slide_list import ListedSlide, class_without_roi, read_slides, split_groups
 from histoloc.errors import InputError
-from histoloc.runner import run_jobs
+from histoloc.options import check_options
+from histoloc.runner import JobOptions, run_jobs
 from histoloc.slides.annotations import rasterise, read_annotations
 from histoloc.slides.reader import Slide, open_slide
 from histoloc.slides.tissue import share
@@ -25,154 +27,104 @@ from histoloc.work_folder import locked
 TISSUE_MPP = 8.0  # of the tissue mask
 
 
-@dataclass(frozen=True)
-class SlideTiles:
-    """What `slide_tiles` made.
-
-    Attributes:
-        out: the table that was written.
-        tiles: number of its rows.
-        left_out: number of tiles with some ROI, but less than was asked for.
-        failed: the reason by name of each slide that gave no tiles.
-        warnings: of the annotations that were read.
-    """
-
-    out: Path
-    tiles: int
-    left_out: int
-    failed: dict[str, str]
-    warnings: tuple[str, ...]
-
-    def summary(self) -> str:
-        """Tiles by split and label, what was left out, and what to know of numbers from the table.
-
-        Raises:
-            InputError: the table cannot be trained on, for want of a class in the split train.
-        """
-        table = read_table(self.out, check_files=False)
-        lines = [table.summary(), *(f"warning: {note}" for note in table.notes)]
-        if self.left_out:
-            lines.append(f"{self.left_out} tiles with less ROI than asked for are left out")
-        return "\n".join(lines)
-
-
 def slide_tiles(
     table: Path,
-    out: Path,
     *,
-    mpp: float,
-    size: int = 512,
-    stride: int | None = None,
-    tissue: float = 0.5,
-    roi: float = 0.5,
-    empty_class: str | None = None,
-    valid: float = 0.2,
-    test: float = 0.2,
-    seed: int = 0,
-    per_slide: int | None = None,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    memory_gb: float = 1.0,
-    progress: bool = True,
-) -> SlideTiles:
-    """Cut slides into tiles and write them as a table of regions; no pixels are stored.
+    out: Path,
+    options: Annotated[TileOptions, Parameter(name="*")],
+    jobs: Annotated[JobOptions, Parameter(name="*")] = JobOptions(),  # noqa: B008
+) -> TableResult:
+    """Your own slides -> a table of tiles, read from the slides on the fly; a second call does only what is missing.
+
+    Slides that fail are listed in failed.csv with their reasons; the table is made without them, the exit code is 1.
 
     Tiles lie on a grid that begins at the slide's upper left corner; those with enough tissue are kept, by the robust
     rule of `slides.tissue` at 8 µm/px. A tile gets its slide's label. Where the table has annotations, a tile of an
     annotated slide gets it only if its share of ROI is at least `roi`, a tile without any ROI gets the class of the
     slides without annotation, and what is in between is left out.
 
-    Sets are made of whole groups, by label and seed alone (see `split_groups`), so that a slide that fails moves no
-    other. What is done is kept in the folder `OUT-STEM.jobs` beside `out`, with the failures in its `failed.csv`; a
-    second call opens only slides that failed or changed. Splits, `roi` and `per_slide` may change between calls.
+    Sets are made of whole groups, by label and seed alone, so that a slide that fails moves no other. A second call
+    opens only slides that failed or changed. Splits, `roi` and `per_slide` may change between calls.
 
     Args:
-        table: CSV with the columns slide, label and, optionally, annotation (ASAP XML or GeoJSON), group (patient;
-            by default the slide) and mpp (of level 0, for slides that do not say it). Paths are relative to it.
-        out: the table to write; besides the standard columns it has `tissue` and, with annotations, `roi`, the
-            shares of the tile, and `slide_mpp` where the given table has mpp.
-        mpp: scale of the tiles in micrometres per pixel.
-        size: side of a tile in pixels of `mpp`.
-        stride: from tile to tile in pixels of `mpp`; None for `size`.
-        tissue: least share of tissue, in [0, 1].
-        roi: least share of ROI for the label of an annotated slide, in (0, 1].
-        empty_class: class of tiles without ROI; None for that of the slides without annotation.
-        valid: share of groups for the split valid, in [0, 1).
-        test: share of groups for the split test, likewise.
-        seed: of splits and draws.
-        per_slide: keep at most so many tiles of a slide, drawn at random; None keeps all.
-        workers: as `run_jobs` has it, as the next three.
-        scheduler: address of a Dask scheduler.
-        memory_gb: limit of each worker process.
-        progress: show a bar.
+        table: CSV with the columns slide and label and, optionally, annotation (ASAP XML, GeoJSON), group (patient; by
+            default the slide) and mpp (of level 0, for slides that do not say it); paths are relative to it.
+        out: the table to write (CSV), with the shares of tissue and ROI of each tile; what is done is kept beside it,
+            in a folder that ends in .jobs, with failed.csv.
+        options: which tiles are cut.
+        jobs: where slides are worked on.
 
     Raises:
         InputError: the table or a number cannot be used, the earlier call had another grid, another call is at the same
             `out`, no slide gave a tile, or the class of tiles without ROI is not clear.
     """
     table, out = Path(table), Path(out)
-    _check_numbers(mpp, size, stride, tissue, roi, per_slide, seed)
+    check_options(options)
     slides = read_slides(table)
-    if out.absolute() in (table.absolute(), *(s.path for s in slides)):
+    if out.absolute() in (table.absolute(), *(slide.path for slide in slides)):
         raise InputError(f"{out}: is one of the given files; choose another --out")
-    empty = class_without_roi(table, slides, empty_class)
-    splits = split_groups(labels_by_group(slides), valid=valid, test=test, seed=seed)
-    jobs = out.with_name(f"{out.stem}.jobs")
-    with locked(jobs):
-        result = run_jobs(
-            tiles_of_slide,
-            {slide.name: _item(slide) for slide in slides},
-            jobs,
-            settings={"mpp": float(mpp), "size": size, "stride": stride or size, "tissue": float(tissue)},
-            workers=workers,
-            scheduler=scheduler,
-            memory_gb=memory_gb,
-            progress=progress,
-        )
+    empty = class_without_roi(table, slides, options.empty_class)
+    labels: dict[str, set[str]] = defaultdict(set)
+    for slide in slides:
+        labels[slide.group].add(slide.label)
+    splits = split_groups(labels, valid=options.valid, test=options.test, seed=options.seed)
+    grid = {"mpp": float(options.mpp), "size": options.size, "stride": options.stride or options.size}
+    settings = grid | {"tissue": float(options.tissue)}
+    place = out.with_name(f"{out.stem}.jobs")
+    with locked(place):
+        items = {slide.name: slide.item() for slide in slides}
+        result = run_jobs(tiles_of_slide, items, place, settings=settings, options=jobs)
         rows: list[dict[str, Any]] = []
         left_out = 0
         for slide in slides:
-            found = result.done.get(slide.name, {"tiles": []})["tiles"]
-            labelled = [
-                (tile, label) for tile in found if (label := _label(slide, tile["roi"], roi, empty)) is not None
-            ]
-            left_out += len(found) - len(labelled)
-            for index in _drawn(len(labelled), per_slide, seed, slide.name):
-                tile, label = labelled[index]
-                rows.append(_row(slide, tile, label, splits[slide.group], mpp, size))
+            tiles = result.done.get(slide.name, {"tiles": []})["tiles"]
+            labelled = _labelled(slide, tiles, options, empty)
+            left_out += len(tiles) - len(labelled)
+            rows += [_row(slide, splits[slide.group], options) | tile for tile in _drawn(slide, labelled, options)]
         if not rows:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(result.failed.items())[:3])
             raise InputError(f"{table}: no slide gave a tile ({reasons or 'all have less ROI than asked for'})")
         frame = pd.DataFrame(rows)
         write_table(out, frame.drop(columns=[c for c in ("roi", "slide_mpp") if frame[c].isna().all()]))
-    warnings = tuple(warning for done in result.done.values() for warning in done["warnings"])
-    return SlideTiles(out, len(rows), left_out, result.failed, warnings)
+    warnings = [warning for done in result.done.values() for warning in done["warnings"]]
+    remarks = [f"{left_out} tiles with less ROI than asked for are left out"] if left_out else []
+    return TableResult(out, warnings, remarks, result.failed)
 
 
-def _check_numbers(
-    mpp: float, size: int, stride: int | None, tissue: float, roi: float, per_slide: int | None, seed: int
-) -> None:
-    if not 0 < mpp < float("inf"):
-        raise InputError(f"mpp {mpp:g}: give a positive number of micrometres per pixel")
-    for name, value in (("size", size), ("stride", stride), ("per-slide", per_slide)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} {value}: give a whole number from 1 up")
-    if not 0 <= tissue <= 1:
-        raise InputError(f"tissue {tissue:g}: give a share from 0 to 1")
-    if not 0 < roi <= 1:
-        raise InputError(f"roi {roi:g}: give a share above 0, up to 1")
-    if seed < 0:
-        raise InputError(f"seed {seed}: give a whole number from 0 up")
+def _labelled(
+    slide: ListedSlide, tiles: list[dict[str, Any]], options: TileOptions, empty: str | None
+) -> list[dict[str, Any]]:
+    """The tiles with their labels, without those that have some ROI but too little."""
+    full = [tile["roi"] is None or tile["roi"] >= options.roi for tile in tiles]
+    pairs = zip(tiles, full, strict=True)
+    return [
+        tile | {"label": slide.label if is_full else empty} for tile, is_full in pairs if is_full or not tile["roi"]
+    ]
 
 
-def _item(slide: OwnSlide) -> dict[str, Any]:
-    """What the tiles of a slide depend on besides the settings; a file that was repaired is another file."""
-    files = [slide.path] if slide.annotation is None else [slide.path, slide.annotation]
+def _drawn(slide: ListedSlide, tiles: list[dict[str, Any]], options: TileOptions) -> list[dict[str, Any]]:
+    """At most so many tiles, in order; those of fewer are among those of more."""
+    if options.per_slide is None or len(tiles) <= options.per_slide:
+        return tiles
+    order = random_for(options.seed, "tiles", slide.name).permutation(len(tiles))
+    return [tiles[index] for index in sorted(order[: options.per_slide])]
+
+
+def _row(slide: ListedSlide, split: str, options: TileOptions) -> dict[str, Any]:
+    """What all tiles of a slide have in common, and the columns in order."""
+    size = {"width": options.size, "height": options.size}
+    columns = dict.fromkeys(
+        ("image", "label", "mask", "split", "group", "mpp", "x", "y", "width", "height", "tissue", "roi")
+    )
     return {
-        "slide": str(slide.path),
-        "annotation": None if slide.annotation is None else str(slide.annotation),
-        "mpp": slide.mpp,
-        "files": [[file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        **columns,
+        **size,
+        "image": slide.path,
+        "mask": slide.annotations,
+        "split": split,
+        "group": slide.group,
+        "mpp": options.mpp,
+        "slide_mpp": slide.mpp,
     }
 
 
@@ -180,7 +132,7 @@ def tiles_of_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
     """The tiles of one slide: a task of `run_jobs`.
 
     Args:
-        item: `slide`, `annotation` (or None) and `mpp` (or None, to take the file's).
+        item: see `ListedSlide.item`.
         settings: `mpp`, `size` and `stride` in pixels of it, and the least share of `tissue`.
 
     Returns:
@@ -191,7 +143,8 @@ def tiles_of_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
         InputError: the slide or its annotation cannot be read, or no tile has enough tissue.
     """
     mpp, size = settings["mpp"], settings["size"]
-    with open_slide(Path(item["slide"]), mpp=item["mpp"], option="mpp in the table") as slide:
+    annotations = None
+    with open_slide(Path(item["slide"]), mpp=item.get("slide_mpp"), option="mpp in the table") as slide:
         slide.level_for(mpp)  # refuses a scale that the slide does not have, before anything is read
         scale = mpp / slide.mpp
         xs, ys = (_grid(length, size * scale, settings["stride"] * scale) for length in slide.size)
@@ -207,13 +160,16 @@ def tiles_of_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
                 f"{slide.path}: no tile has {100 * settings['tissue']:g} % of tissue, the best has "
                 f"{100 * shares.max():.1f} %; look at it with `histoloc slides tissue`"
             )
-        corners = [(int(xs[column]), int(ys[row])) for row, column in chosen]
-        rois, warnings = _roi_shares(slide, item["annotation"], corners, size, scale)
-    tiles = [
-        {"x": x, "y": y, "tissue": round(float(shares[row, column]), 6), "roi": roi}
-        for (x, y), (row, column), roi in zip(corners, chosen, rois, strict=True)
-    ]
-    return {"tiles": tiles, "warnings": warnings}
+        if item["annotations"] is not None:
+            annotations = read_annotations(Path(item["annotations"]), size=slide.size)
+    tiles: list[dict[str, Any]] = []
+    for row, column in chosen:
+        x, y, roi = int(xs[column]), int(ys[row]), None
+        if annotations is not None:
+            # Of the very mask that training reads, so that no tile without ROI has a pixel of it.
+            roi = float(rasterise(annotations, x, y, size, size, scale).mean())
+        tiles.append({"x": x, "y": y, "tissue": round(float(shares[row, column]), 6), "roi": roi})
+    return {"tiles": tiles, "warnings": [] if annotations is None else list(annotations.warnings)}
 
 
 def _grid(length: int, side: float, step: float) -> NDArray[np.int64]:
@@ -224,48 +180,5 @@ def _grid(length: int, side: float, step: float) -> NDArray[np.int64]:
 
 
 def _tissue_shares(slide: Slide, xs: NDArray[np.int64], ys: NDArray[np.int64], side: float) -> NDArray[np.float64]:
-    at = max(TISSUE_MPP, slide.mpp)
-    return share(find_tissue(slide, at), at, xs[None, :], ys[:, None], side, side, slide)
-
-
-def _roi_shares(
-    slide: Slide, annotation: str | None, corners: Sequence[tuple[int, int]], size: int, scale: float
-) -> tuple[Sequence[float | None], list[str]]:
-    """Shares of the very masks that training reads, so that none without ROI has a pixel of it."""
-    if annotation is None:
-        return [None] * len(corners), []
-    annotations = read_annotations(Path(annotation), size=slide.size)
-    shares = [float(rasterise(annotations, x, y, size, size, scale).mean()) for x, y in corners]
-    return shares, list(annotations.warnings)
-
-
-def _label(slide: OwnSlide, found: float | None, roi: float, empty: str | None) -> str | None:
-    """The label of a tile, or None where it has some ROI but too little."""
-    if found is None or found >= roi:
-        return slide.label
-    return empty if found == 0 else None
-
-
-def _drawn(count: int, per_slide: int | None, seed: int, name: str) -> Sequence[int]:
-    """Indices of at most so many tiles, in order; those of fewer are among those of more."""
-    if per_slide is None or count <= per_slide:
-        return range(count)
-    return sorted(int(index) for index in random_for(seed, "tiles", name).permutation(count)[:per_slide])
-
-
-def _row(slide: OwnSlide, tile: Mapping[str, Any], label: str, split: str, mpp: float, size: int) -> dict[str, Any]:
-    return {
-        "image": str(slide.path),
-        "label": label,
-        "mask": None if slide.annotation is None else str(slide.annotation),
-        "split": split,
-        "group": slide.group,
-        "mpp": mpp,
-        "x": tile["x"],
-        "y": tile["y"],
-        "width": size,
-        "height": size,
-        "tissue": tile["tissue"],
-        "roi": tile["roi"],
-        "slide_mpp": slide.mpp,
-    }
+    mpp = max(TISSUE_MPP, slide.mpp)
+    return share(find_tissue(slide, mpp), mpp, xs[None, :], ys[:, None], side, side, slide)

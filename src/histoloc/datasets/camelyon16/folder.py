@@ -3,18 +3,13 @@
 import csv
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from histoloc.datasets.patches import random_for
+from histoloc.datasets.slide_list import ListedSlide
 from histoloc.errors import InputError
-from histoloc.slides.reader import open_slide
-
-Part = Literal["train", "test"]
-Label = Literal["normal", "tumor"]
-Kind = Literal["normal", "tumor", "test"]
 
 FOLDS = 5
 FOLD_SEED = 0
@@ -24,12 +19,12 @@ SLIDE_EXTENSIONS = (".tif", ".tiff")
 
 # Folders of the releases (GigaDB and AWS since 2018, AWS flat, the challenge's first one), below the root; case is
 # ignored.
-_SLIDES: dict[Kind, tuple[str, ...]] = {
+_SLIDES: dict[str, tuple[str, ...]] = {
     "normal": ("training/normal", "training/images", "images", "TrainingData/Train_Normal"),
     "tumor": ("training/tumor", "training/images", "images", "TrainingData/Train_Tumor"),
     "test": ("testing/images", "testing", "images", "Testset/Images"),
 }
-_ANNOTATIONS: dict[Kind, tuple[str, ...]] = {
+_ANNOTATIONS: dict[str, tuple[str, ...]] = {
     "tumor": (
         "training/lesion_annotations", "training/annotations", "annotations", "lesion_annotations",
         "TrainingData/Ground_Truth/XML",
@@ -43,42 +38,21 @@ _REFERENCE = ("testing/reference.csv", "reference.csv", "evaluation/reference.cs
 
 
 @dataclass(frozen=True)
-class CamelyonSlide:
-    """One slide of the challenge.
-
-    Attributes:
-        name: path relative to the root, with `/`.
-        path: absolute path.
-        part: of the challenge.
-        label: whether it holds a metastasis.
-        annotations: absolute path of its XML; None on normal slides.
-        mpp: micrometres per pixel of level 0, of a slide that does not say it.
-    """
-
-    name: str
-    path: Path
-    part: Part
-    label: Label
-    annotations: Path | None = None
-    mpp: float | None = None
-
-
-@dataclass(frozen=True)
 class CamelyonFolder:
     """What the folder holds.
 
     Attributes:
-        slides: sorted by name.
+        slides: sorted by name; the part is train or test, the label normal or tumor.
+        folds: fold of each training slide by name, see `slide_folds`; tumour slides without outlines keep their place.
         left_out: the reason by name of slides that the protocol or their own name excludes.
         failed: the reason by name of slides that ought to be there but cannot be used.
-        without_outlines: tumour slides among the failed ones; they keep their place in the folds.
         warnings: what else there is to know.
     """
 
-    slides: tuple[CamelyonSlide, ...]
+    slides: tuple[ListedSlide, ...]
+    folds: dict[str, int]
     left_out: dict[str, str]
     failed: dict[str, str]
-    without_outlines: tuple[CamelyonSlide, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -98,9 +72,8 @@ def find_slides(root: Path, *, published: bool = True) -> CamelyonFolder:
         raise InputError(f"{root}: there is no such folder; correct the path")
     left_out: dict[str, str] = {}
     failed: dict[str, str] = {}
-    slides: list[CamelyonSlide] = []
-    without: list[CamelyonSlide] = []
-    files: dict[Kind, dict[str, Path]] = {kind: _slide_files(root, kind) for kind in _SLIDES}
+    slides: list[ListedSlide] = []
+    files = {kind: _files(root, folders, kind, SLIDE_EXTENSIONS) for kind, folders in _SLIDES.items()}
     for kind in ("normal", "tumor"):
         if not files[kind]:
             raise InputError(
@@ -108,47 +81,28 @@ def find_slides(root: Path, *, published: bool = True) -> CamelyonFolder:
                 "give the folder of the challenge that holds training/ and testing/"
             )
     reference = _read_reference(root) if files["test"] else {}
-    outlines: dict[Kind, dict[str, Path]] = {kind: _outline_files(root, kind) for kind in _ANNOTATIONS}
+    outlines = {kind: _files(root, folders, kind, (".xml",)) for kind, folders in _ANNOTATIONS.items()}
     for kind, paths in files.items():
         for stem, path in paths.items():
             name = path.relative_to(root).as_posix()
-            label: Label | None = reference.get(stem) if kind == "test" else kind
-            annotations = outlines[kind].get(stem) if kind != "normal" and label == "tumor" else None
+            label = reference.get(stem, "") if kind == "test" else kind
+            annotations = outlines[kind].get(stem) if label == "tumor" else None
+            slide = ListedSlide(name, path, label, annotations, part="test" if kind == "test" else "train")
             if published and stem in NOT_PUBLISHED:
                 left_out[name] = "the published benchmark leaves it out"
-            elif label is None:
+                continue
+            slides.append(slide)
+            if not label:
                 failed[name] = "reference.csv does not say whether it holds a tumour; complete it"
             elif label == "tumor" and annotations is None:
-                without.append(CamelyonSlide(name, path, "test" if kind == "test" else "train", label))
                 looked = ", ".join(_ANNOTATIONS[kind])
                 failed[name] = f"it holds a tumour, but there is no {stem}.xml (looked in {looked}); add it"
-            else:
-                part = "test" if kind == "test" else "train"
-                slides.append(CamelyonSlide(name, path, part, label, annotations))
+    usable = sorted((slide for slide in slides if slide.name not in failed), key=lambda slide: slide.name)
     warnings = () if files["test"] else (f"{root}: no test slides; looked in {', '.join(_SLIDES['test'])}",)
-    return CamelyonFolder(tuple(sorted(slides, key=lambda s: s.name)), left_out, failed, tuple(without), warnings)
+    return CamelyonFolder(tuple(usable), slide_folds(slides), left_out, failed, warnings)
 
 
-def give_scale(slides: Iterable[CamelyonSlide], mpp: float) -> tuple[CamelyonSlide, ...]:
-    """The slides, with `mpp` (micrometres per pixel of level 0) for those that do not say it; all are opened.
-
-    Raises:
-        InputError: the mpp is not positive.
-    """
-    if not 0 < mpp < math.inf:
-        raise InputError(f"slide-mpp {mpp:g}: give a positive number of micrometres per pixel")
-    return tuple(slide if _opens(slide.path) else replace(slide, mpp=mpp) for slide in slides)
-
-
-def _opens(path: Path) -> bool:
-    try:
-        open_slide(path).close()
-    except InputError:  # for want of a scale; or it is damaged, which the task that opens it with one will tell
-        return False
-    return True
-
-
-def slide_folds(slides: Iterable[CamelyonSlide]) -> dict[str, int]:
+def slide_folds(slides: Iterable[ListedSlide]) -> dict[str, int]:
     """Fold of each training slide, by name: five folds of ceil(20 %) of each class, shuffled with seed 0.
 
     The sizes are the published ones (32 normal and 23 tumour slides, 31 and 19 in the last fold); which slides are
@@ -164,22 +118,22 @@ def slide_folds(slides: Iterable[CamelyonSlide]) -> dict[str, int]:
     return dict(sorted(folds.items()))
 
 
-def split_of(slide: CamelyonSlide, folds: dict[str, int], fold: int) -> str:
+def split_of(slide: ListedSlide, folds: dict[str, int], fold: int) -> str:
     """The split of a slide when `fold` is the validation set."""
     if slide.part == "test":
         return "test"
     return "valid" if folds[slide.name] == fold else "train"
 
 
-def check_fold(slides: Iterable[CamelyonSlide], folds: dict[str, int], fold: int) -> None:
+def check_fold(slides: Iterable[ListedSlide], folds: dict[str, int], fold: int) -> None:
     """Refuse a fold that leaves training or validation without slides of a class."""
     slides = [slide for slide in slides if slide.part == "train"]
     for label in ("normal", "tumor"):
-        there = {folds[slide.name] for slide in slides if slide.label == label}
-        if len(there) < 2:
+        numbers = {folds[slide.name] for slide in slides if slide.label == label}
+        if len(numbers) < 2:
             raise InputError(f"{label}: a training and a validation set need at least 2 slides of it; add slides")
-        if fold not in there:
-            raise InputError(f"fold {fold}: has no {label} slide; choose one of {', '.join(map(str, sorted(there)))}")
+        if fold not in numbers:
+            raise InputError(f"fold {fold}: has no {label} slide; choose one of {', '.join(map(str, sorted(numbers)))}")
 
 
 def _resolve(root: Path, relative: str) -> Path | None:
@@ -193,47 +147,36 @@ def _resolve(root: Path, relative: str) -> Path | None:
     return path
 
 
-def _files(root: Path, folders: Sequence[str], kind: str, extensions: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """(name of the challenge in small letters, path); masks and the like are passed over."""
+def _files(root: Path, folders: Iterable[str], kind: str, extensions: Iterable[str]) -> dict[str, Path]:
+    """Files by the challenge's name in small letters; masks and the like are passed over."""
+    files: dict[str, Path] = {}
     for folder in folders:
-        found = _resolve(root, folder)
-        for path in sorted(found.iterdir()) if found is not None and found.is_dir() else []:
-            if path.suffix.lower() in extensions and re.fullmatch(rf"{kind}_\d+", path.stem.lower()):
-                yield path.stem.lower(), path
+        place = _resolve(root, folder)
+        for path in sorted(place.iterdir()) if place is not None and place.is_dir() else []:
+            stem = path.stem.lower()
+            if path.suffix.lower() not in extensions or not re.fullmatch(rf"{kind}_\d+", stem):
+                continue
+            if files.setdefault(stem, path) != path:
+                raise InputError(f"{path}: is of the same slide as {files[stem]}; keep one")
+    return files
 
 
-def _slide_files(root: Path, kind: Kind) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for stem, path in _files(root, _SLIDES[kind], kind, SLIDE_EXTENSIONS):
-        if found.setdefault(stem, path) != path:
-            raise InputError(f"{path}: is the same slide as {found[stem]}; keep one")
-    return found
-
-
-def _outline_files(root: Path, kind: Kind) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for stem, path in _files(root, _ANNOTATIONS[kind], kind, (".xml",)):
-        if found.setdefault(stem, path) != path:
-            raise InputError(f"{path}: annotates the same slide as {found[stem]}; keep one")
-    return found
-
-
-def _read_reference(root: Path) -> dict[str, Label]:
+def _read_reference(root: Path) -> dict[str, str]:
     """Label of each test slide; rows are `test_001,Tumor,...`, with or without header and extension."""
     path = next((p for p in (_resolve(root, name) for name in _REFERENCE) if p is not None and p.is_file()), None)
     if path is None:
         raise InputError(f"{root}: has test slides but no reference.csv with their labels; looked for {_REFERENCE}")
-    labels: dict[str, Label] = {}
+    labels: dict[str, str] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [[cell.strip().lower() for cell in row] for row in csv.reader(file)]
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").lower().splitlines()))
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"{path}: is no readable CSV ({error}); copy it again") from error
     for row in rows:
-        if len(row) > 1 and re.fullmatch(r"test_\d+(\.tiff?)?", row[0]):
-            if row[1] not in ("normal", "tumor", "tumour"):
-                raise InputError(f"{path}: {row[0]} is '{row[1]}'; expected Normal or Tumor")
-            labels[row[0].split(".")[0]] = "normal" if row[1] == "normal" else "tumor"
+        name, label = (cell.strip() for cell in (*row, "", "")[:2])
+        if match := re.fullmatch(r"(test_\d+)(\.tiff?)?", name):
+            if label not in ("normal", "tumor", "tumour"):
+                raise InputError(f"{path}: {name} is '{label}'; expected Normal or Tumor")
+            labels[match[1]] = "normal" if label == "normal" else "tumor"
     if not labels:
         raise InputError(f"{path}: has no row like test_001,Tumor; copy it again")
     return labels

@@ -1,123 +1,98 @@
-"""The user's list of slides: reading it, and putting whole groups of slides into splits."""
+"""Slides of a data set: the user's list of them, and whole groups of slides put into splits."""
 
-from __future__ import annotations
-
-import string
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from histoloc.data.labels import group_problems, label_problems
-from histoloc.data.table import SPLITS
+from histoloc.data.sample import SPLITS
+from histoloc.data.table import read_cells
+from histoloc.data.table_problems import refuse
 from histoloc.datasets.patches import random_for
 from histoloc.errors import InputError
 
-_LISTED_PROBLEMS = 20
-
 
 @dataclass(frozen=True)
-class OwnSlide:
-    """One row of the user's table of slides.
+class ListedSlide:
+    """One slide of a data set.
 
     Attributes:
-        name: the cell as written; unique in the table.
-        path: of the slide, absolute.
+        name: what it is called; unique.
+        path: absolute.
         label: name of the class.
-        annotation: absolute path of the outlines of its ROI (ASAP XML, GeoJSON), or None.
-        group: what must not be on two sides of a split; by default the slide itself.
+        annotations: absolute path of the outlines of its ROI (ASAP XML, GeoJSON), or None.
         mpp: micrometres per pixel of level 0, which overrule the file, or None.
+        group: what must not be on two sides of a split.
+        part: the set that the data set itself puts it into; empty where it leaves that open.
     """
 
     name: str
     path: Path
     label: str
-    annotation: Path | None
-    group: str
-    mpp: float | None
+    annotations: Path | None = None
+    mpp: float | None = None
+    group: str = ""
+    part: str = ""
+
+    def item(self, **more: Any) -> dict[str, Any]:
+        """What a task has to know of it, fit for JSON; a file that was exchanged makes it another item."""
+        files = [file for file in (self.path, self.annotations) if file is not None]
+        try:
+            seen = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        except OSError as error:
+            seen = [str(error)]  # the task opens the files and tells it as the slide's own failure
+        slide, *annotations = map(str, files)
+        return {
+            "slide": slide,
+            "annotations": next(iter(annotations), None),
+            "slide_mpp": self.mpp,
+            "files": seen,
+        } | more
 
 
-def read_slides(table: Path) -> list[OwnSlide]:
+def read_slides(table: Path) -> list[ListedSlide]:
     """Read a table of slides: columns slide, label and, optionally, annotation, group, mpp; others are ignored.
+
+    A slide without group is a group of its own.
 
     Raises:
         InputError: names the first 20 problems: missing columns or files, empty cells, slides listed twice.
     """
     table = Path(table)
-    if not table.is_file():
-        raise InputError(f"{table}: there is no such table; write a CSV with the columns slide and label")
-    try:
-        rows = pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{table}: is no readable CSV ({str(error).strip()}); save it as UTF-8 CSV") from error
-    rows.columns = rows.columns.str.strip()
-    if lacking := [column for column in ("slide", "label") if column not in rows.columns]:
-        raise InputError(
-            f"{table}: missing columns: {', '.join(lacking)}; the header has {', '.join(rows.columns)}, "
-            f"it needs slide and label, separated by commas"
-        )
-    slides: list[OwnSlide] = []
+    rows = read_cells(table, ("slide", "label"), ("annotation", "group", "mpp"))
+    scales = pd.to_numeric(rows["mpp"], errors="coerce")
+    rows["scale"] = scales.where((scales > 0) & (scales < math.inf))
+    folder = table.absolute().parent
+    slides: list[ListedSlide] = []
     problems: list[str] = []
-    seen: dict[Path, int] = {}
-    for line, row in enumerate(rows.to_dict("records"), start=2):
-        cells = {str(name): str(cell).strip(string.whitespace) for name, cell in row.items()}
-        slide = _own_slide(table.absolute().parent, cells)
-        found = _problems(slide, cells)
-        first = seen.setdefault(slide.path.resolve(), line)
-        if first != line and not found:
-            found.append(f"is the same slide as line {first}; delete one of the rows")
-        problems += [f"line {line} ({slide.name or 'no slide'}): {problem}" for problem in found]
-        slides.append(slide)
+    first: dict[Path, int] = {}
+    for line, slide, label, annotation, group, mpp, scale in rows.itertuples(name=None):
+        name, path = Path(slide).as_posix() if slide else "", folder / slide
+        outlines = folder / annotation if annotation else None
+        slides.append(ListedSlide(name, path, label, outlines, None if pd.isna(scale) else scale, group or name))
+        rules = {
+            "the cell slide is empty; name a file or delete the row": not slide,
+            "there is no such file; correct the path": slide and not path.is_file(),
+            "the cell label is empty; name the class": not label,
+            f"there is no annotation {annotation}; correct the path or empty the cell": outlines
+            and not outlines.is_file(),
+            f"mpp '{mpp}' is no positive number; give micrometres per pixel or leave it empty": mpp and pd.isna(scale),
+            f"is the same slide as line {first.get(path.resolve())}; delete one of the rows": path.resolve() in first,
+        }
+        first.setdefault(path.resolve(), line)
+        problems += [f"line {line} ({name or 'no slide'}): {problem}" for problem, broken in rules.items() if broken]
     problems += label_problems(Counter(slide.label for slide in slides if slide.label))
     problems += group_problems(Counter(slide.group for slide in slides if slide.group != slide.name))
-    if problems:
-        more = len(problems) - _LISTED_PROBLEMS
-        said = "; ".join(problems[:_LISTED_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-        raise InputError(f"{table}: {said}")
-    if not slides:
-        raise InputError(f"{table}: the table is empty; list one slide per row")
+    refuse(table, problems)
     return slides
 
 
-def _own_slide(folder: Path, cells: Mapping[str, str]) -> OwnSlide:
-    annotation = cells.get("annotation", "")
-    name = Path(cells["slide"]).as_posix() if cells["slide"] else ""
-    return OwnSlide(
-        name=name,
-        path=folder / cells["slide"],
-        label=cells["label"],
-        annotation=folder / annotation if annotation else None,
-        group=cells.get("group", "") or name,
-        mpp=_positive(cells.get("mpp", "")),
-    )
-
-
-def _positive(cell: str) -> float | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if 0 < value < float("inf") else None
-
-
-def _problems(slide: OwnSlide, cells: Mapping[str, str]) -> list[str]:
-    problems = []
-    if not slide.name:
-        problems.append("the cell slide is empty; name a file or delete the row")
-    elif not slide.path.is_file():
-        problems.append("there is no such file; correct the path")
-    if not slide.label:
-        problems.append("the cell label is empty; name the class")
-    if slide.annotation is not None and not slide.annotation.is_file():
-        problems.append(f"there is no annotation {cells['annotation']}; correct the path or empty the cell")
-    if cells.get("mpp") and slide.mpp is None:
-        problems.append(f"mpp '{cells['mpp']}' is no positive number; give micrometres per pixel or leave it empty")
-    return problems
-
-
-def class_without_roi(table: Path, slides: Sequence[OwnSlide], given: str | None = None) -> str | None:
+def class_without_roi(table: Path, slides: Sequence[ListedSlide], given: str | None = None) -> str | None:
     """The class of tiles without ROI: the one given, or that of the slides without annotation.
 
     Returns:
@@ -127,8 +102,8 @@ def class_without_roi(table: Path, slides: Sequence[OwnSlide], given: str | None
         InputError: none is given, and the slides without annotation have no class or several; or it is a class that
             slides are annotated for.
     """
-    annotated = {slide.label for slide in slides if slide.annotation is not None}
-    plain = sorted({slide.label for slide in slides if slide.annotation is None})
+    annotated = {slide.label for slide in slides if slide.annotations is not None}
+    plain = sorted({slide.label for slide in slides if slide.annotations is None})
     if not annotated:
         return None
     if given is not None:
@@ -146,14 +121,6 @@ def class_without_roi(table: Path, slides: Sequence[OwnSlide], given: str | None
             f"is not clear; annotate all of them, and list slides of a class without ROI"
         )
     return plain[0]
-
-
-def labels_by_group(slides: Sequence[OwnSlide]) -> dict[str, set[str]]:
-    """The labels of the slides of each group."""
-    labels: dict[str, set[str]] = defaultdict(set)
-    for slide in slides:
-        labels[slide.group].add(slide.label)
-    return labels
 
 
 def split_groups(

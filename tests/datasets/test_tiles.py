@@ -16,9 +16,11 @@ from factory import box, make_slide
 from histoloc.cli.main import main
 from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import read_table
-from histoloc.datasets.own_slides import read_slides, split_groups
+from histoloc.datasets.options import TileOptions
+from histoloc.datasets.slide_list import read_slides, split_groups
 from histoloc.datasets.tiles import slide_tiles, tiles_of_slide
 from histoloc.errors import InputError
+from histoloc.runner import JobOptions
 from histoloc.slides.geojson import Feature, write_geojson
 
 MPP = 0.5
@@ -61,8 +63,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def tiles(folder, out, table="plain.csv", **options):
-    options = {"mpp": MPP, "size": SIZE, "workers": 1, "progress": False, "tissue": 0.8} | options
-    made = slide_tiles(folder / table, out, **options)
+    jobs = JobOptions(workers=1, progress=False, scheduler=options.pop("scheduler", None))
+    options = {"mpp": MPP, "size": SIZE, "tissue": 0.8} | options
+    made = slide_tiles(folder / table, out=out, options=TileOptions(**options), jobs=jobs)
     return made, pd.read_csv(out, keep_default_na=False)
 
 
@@ -75,7 +78,8 @@ def test_tiles_lie_where_the_tissue_is(folder, tmp_path):
     made, rows = tiles(folder, tmp_path / "tiles.csv")
     for name in "abcdef":
         assert corners(rows, f"{name}.tif") == TILES
-    assert (made.tiles, made.left_out, made.failed, made.warnings) == (72, 0, {}, ())
+    assert len(rows) == 72
+    assert (made.remarks, made.failed, made.warnings) == ([], {}, [])
     assert (rows[["width", "height"]] == SIZE).all(axis=None)
     assert (rows["mpp"] == MPP).all()
     assert (rows["tissue"] > 0.8).all()
@@ -89,7 +93,7 @@ def test_tiles_lie_where_the_tissue_is(folder, tmp_path):
 
 
 def test_scale_and_stride_by_hand(folder):
-    item = {"slide": str(folder / "a.tif"), "annotation": None, "mpp": None}
+    item = {"slide": str(folder / "a.tif"), "annotations": None}
     settings = {"mpp": 2 * MPP, "size": 128, "stride": 64, "tissue": 0.95}
     found = tiles_of_slide(item, settings)
     # 128 px at 1 µm/px are 256 px of level 0, half of it from tile to tile: 7 x 5 tiles lie within the tissue.
@@ -110,7 +114,7 @@ def test_labels_by_annotation(folder, tmp_path):
     assert (roi.pop((1, 1)), roi.pop((2, 1))) == (1, 0.75)
     assert len(roi) == 8
     assert set(roi.values()) == {0}
-    assert made.left_out == 3 * 2
+    assert made.remarks == ["6 tiles with less ROI than asked for are left out"]
     assert list(a["label"]) == ["tumor"] * 2 + ["normal"] * 8
     assert (rows[rows["group"] == "d.tif"]["label"] == "normal").all()
     assert (rows.loc[rows["group"].isin(["d.tif", "e.tif", "f.tif"]), "mask"] == "").all()
@@ -124,7 +128,7 @@ def test_labels_by_annotation(folder, tmp_path):
     # Another share needs no slide again: the quarter counts now, the 3/16 do not.
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "tiles.jobs" / "parts").iterdir()}
     made, rows = tiles(folder, tmp_path / "tiles.csv", "list.csv", roi=0.25)
-    assert made.left_out == 3
+    assert made.remarks == ["3 tiles with less ROI than asked for are left out"]
     assert (rows["label"] == "tumor").sum() == 9
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "tiles.jobs" / "parts").iterdir()} == before
 
@@ -138,15 +142,15 @@ def test_a_class_without_roi_can_be_named(folder, tmp_path):
 
 
 def test_one_process_and_three_workers_write_equal_tables(folder, tmp_path):
-    made, _ = tiles(folder, tmp_path / "one.csv", "list.csv", per_slide=5, seed=3)
+    _, one = tiles(folder, tmp_path / "one.csv", "list.csv", per_slide=5, seed=3)
     # Threads, since processes are slow to start; test_jobs.py has these.
     threads: dict[str, Any] = {"processes": False, "protocol": "tcp", "dashboard_address": None}
     cluster = LocalCluster(n_workers=3, threads_per_worker=1, **threads)
     with cluster:
         address = cluster.scheduler_address
-        other, _ = tiles(folder, tmp_path / "three.csv", "list.csv", per_slide=5, seed=3, scheduler=address)
+        _, three = tiles(folder, tmp_path / "three.csv", "list.csv", per_slide=5, seed=3, scheduler=address)
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "three.csv").read_bytes()
-    assert made.tiles == other.tiles == 30
+    assert len(one) == len(three) == 30
     tiles(folder, tmp_path / "one.csv", "list.csv", per_slide=5, seed=4)
     assert (tmp_path / "one.csv").read_bytes() != (tmp_path / "three.csv").read_bytes()
 
@@ -182,7 +186,7 @@ def test_failed_slides_are_listed_and_completed(folder, tmp_path):
     write_list(tmp_path / "plain.csv", "slide,label,mpp", *(row if row.count(",") == 2 else f"{row}," for row in rows))
     made, second = tiles(tmp_path, tmp_path / "t.csv", valid=0)
     assert made.failed == {}
-    assert made.tiles == 72
+    assert len(second) == 72
     now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "t.jobs" / "parts").iterdir()}
     assert {name: now[name] for name in parts} == parts
     assert not (tmp_path / "t.jobs" / "failed.csv").exists()
@@ -200,7 +204,7 @@ def test_another_grid_in_the_same_place_is_refused(folder, tmp_path):
 
 def test_two_calls_do_not_write_one_table(folder, tmp_path, another_call):
     with another_call(tmp_path / "t.jobs"), pytest.raises(InputError, match=r"t\.jobs: another call is writing here"):
-        slide_tiles(folder / "plain.csv", tmp_path / "t.csv", mpp=MPP, size=SIZE, workers=1, progress=False)
+        tiles(folder, tmp_path / "t.csv")
     assert [file.name for file in tmp_path.iterdir()] == ["t.jobs"]
     assert not any((tmp_path / "t.jobs").iterdir())
 
@@ -290,8 +294,8 @@ def test_the_list_is_never_overwritten(folder):
 def test_groups_and_paths_of_the_list(folder, tmp_path):
     write_list(folder / "groups.csv", "slide,label,group,annotation", "a.tif, x ,p1,a.geojson", "b.tif,y,,")
     first, second = read_slides(folder / "groups.csv")
-    assert (first.label, first.group, first.annotation) == ("x", "p1", folder / "a.geojson")
-    assert (second.name, second.group, second.annotation, second.mpp) == ("b.tif", "b.tif", None, None)
+    assert (first.label, first.group, first.annotations) == ("x", "p1", folder / "a.geojson")
+    assert (second.name, second.group, second.annotations, second.mpp) == ("b.tif", "b.tif", None, None)
     rows = [f"{n}.tif,{'xy'[n > 'c']},{g}" for n, g in zip("abcdef", "112345", strict=True)]
     write_list(folder / "groups.csv", "slide,label,group", *rows)
     _, made = tiles(folder, tmp_path / "t.csv", "groups.csv", valid=0)
@@ -347,5 +351,5 @@ def test_a_real_slide(shared_data, tmp_path):
     if not slide.is_file():
         pytest.skip("no real slide")
     settings = {"mpp": 0.5, "size": 512, "stride": 512, "tissue": 0.5}
-    found = tiles_of_slide({"slide": str(slide), "annotation": None, "mpp": None}, settings)
+    found = tiles_of_slide({"slide": str(slide), "annotations": None}, settings)
     assert 5 <= len(found["tiles"]) <= 4 * 5
