@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from histoloc.evaluation import evaluate as evaluate
     from histoloc.localization_files import predict as predict
     from histoloc.methods import METHODS as METHODS
-    from histoloc.options import SlideOptions as SlideOptions
     from histoloc.prediction import Predictor as Predictor
     from histoloc.prediction import load as load
     from histoloc.report import write_report as write_report
@@ -36,7 +35,6 @@ _ROOMS = {
     "evaluation": ("evaluate",),
     "localization_files": ("predict",),
     "methods": ("METHODS",),
-    "options": ("SlideOptions",),
     "prediction": ("Predictor", "load"),
     "report": ("write_report",),
     "slide_cohort": ("predict_slides",),

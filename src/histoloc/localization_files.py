@@ -1,6 +1,6 @@
 """`histoloc predict`: images in, map, mask and picture of each, and one table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from histoloc.data.images import read_image, write_map, write_mask, write_picture
 from histoloc.errors import InputError
+from histoloc.inputs import input_files
 from histoloc.options import ALL, PredictionOptions
 from histoloc.pictures import overlay
 from histoloc.prediction import Predictor, load
@@ -41,7 +42,7 @@ def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = 
         raise InputError(f"{out}: folder contains a run, a model or a slide's results; choose another --out")
     predictor = load(model, asked.device, range=asked.range, empty_class=asked.empty_class)
     predictor.check(asked.threshold, None if asked.map_class == ALL else asked.map_class)
-    files = _image_files(images)
+    files = input_files(images, IMAGE_SUFFIXES, "image", deep=True)
     with locked(out):
         return _predict(predictor, files, out, asked, progress=progress)
 
@@ -90,30 +91,3 @@ def _classes(predictor: Predictor, maps: int, map_class: str | None) -> list[str
         return [None]
     empty = predictor.calibration.empty
     return [name for index, name in enumerate(predictor.config.classes) if index != empty]
-
-
-def _image_files(paths: Sequence[Path]) -> dict[str, Path]:
-    """Output name -> image, for files and for all images below folders."""
-    files: dict[str, Path] = {}
-    for file in _expand(paths):
-        name = file.stem
-        if name in files:
-            raise InputError(
-                f"{file}: has the same name as {files[name]}, and their results would overwrite each other; "
-                "predict them into different folders"
-            )
-        files[name] = file
-    return files
-
-
-def _expand(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_file():
-            yield path
-            continue
-        if not path.is_dir():
-            raise InputError(f"{path}: no such image or folder; check the path")
-        images = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        if not images:
-            raise InputError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); check the folder")
-        yield from images

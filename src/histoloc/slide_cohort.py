@@ -15,6 +15,7 @@ import pandas as pd
 
 from histoloc.data.fingerprint import file_mark
 from histoloc.errors import InputError
+from histoloc.inputs import input_files
 from histoloc.model_folder import ModelConfig, find_model, read_model_config
 from histoloc.options import SlideOptions
 from histoloc.runner import run_jobs
@@ -45,7 +46,7 @@ class Cohort(NamedTuple):
 
 
 def predict_slides(
-    model: Path | str, slides: Sequence[Path | str], out: Path | str, options: SlideOptions | None = None
+    model: Path, slides: Sequence[Path], out: Path, options: SlideOptions | None = None, **changes: Any
 ) -> Cohort:
     """Predict slides: for each a map, outlines, an answer and a picture, and one table over all.
 
@@ -57,15 +58,16 @@ def predict_slides(
         model: a run or a model folder.
         slides: files, or folders whose slides are taken (not those of sub-folders, and no hidden files).
         out: folder for `slides.csv` and a folder for each slide.
-        options: see `SlideOptions`; None takes the defaults.
+        options: None takes the defaults.
+        changes: single options of `SlideOptions` instead, by name, as `empty_class="normal"`.
 
     Raises:
         InputError: a model or slide that cannot be used, `out` begun with other options, or no slide that could be
             predicted.
     """
-    model, out = Path(model), Path(out).absolute()
+    out = Path(out).absolute()
     config = read_model_config(model)
-    options = resolved(model, config, options or SlideOptions())
+    options = resolved(model, config, replace(options or SlideOptions(), **changes))
     settings = {
         "model": str(find_model(model).absolute()), "weights_sha256": config.weights_sha256, **options.of_result
     }  # fmt: skip
@@ -157,38 +159,15 @@ def cohort_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["score", "name"], ascending=[False, True], ignore_index=True)
 
 
-def _items(slides: Sequence[Path | str], slide_mpp: float | None) -> dict[str, dict[str, Any]]:
+def _items(slides: Sequence[Path], slide_mpp: float | None) -> dict[str, dict[str, Any]]:
     """What each task has to know, by the slide's name; without the out folder, so that this may be moved."""
-    items: dict[str, dict[str, Any]] = {}
-    for path in (file.absolute() for one in slides for file in _slide_files(Path(one))):
-        name = path.stem
-        if name in items:
-            raise InputError(
-                f"{path}: has the same name as {items[name]['slide']}, and their results would overwrite each other; "
-                f"predict them into different folders"
-            )
-        if name in _RESERVED:
-            raise InputError(f"{path}: the out folder has a {name!r} of its own; rename the slide")
-        items[name] = {"slide": str(path), "mark": file_mark(path), "slide_mpp": slide_mpp, "name": name}
-    return items
-
-
-def _slide_files(path: Path) -> list[Path]:
-    try:
-        if path.is_file():
-            return [path]
-        if not path.is_dir():
-            raise InputError(f"{path}: no such slide or folder; check the path")
-        # Some systems leave a hidden file of the same ending beside each slide.
-        files = [file for file in path.iterdir() if file.suffix.lower() in SLIDE_SUFFIXES and file.name[0] != "."]
-        files = sorted(file for file in files if file.is_file())
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
-        ) from error
-    if not files:
-        raise InputError(f"{path}: holds no slide ({', '.join(sorted(SLIDE_SUFFIXES))}); check the folder")
-    return files
+    files = input_files([Path(path).absolute() for path in slides], SLIDE_SUFFIXES, "slide", deep=False)
+    for name in _RESERVED & set(files):
+        raise InputError(f"{files[name]}: the out folder has a {name!r} of its own; rename the slide")
+    return {
+        name: {"slide": str(file), "mark": file_mark(file), "slide_mpp": slide_mpp, "name": name}
+        for name, file in files.items()
+    }
 
 
 def _make_way(out: Path, settings: Mapping[str, Any], items: Iterable[str], resume: bool) -> None:

@@ -4,7 +4,7 @@ import shapely
 
 from factory import box, make_slide
 from histoloc.pictures import HEAT, HEAT_OPACITY
-from histoloc.slides.overview import MARGIN, overview
+from histoloc.slides.overview import _bar_length, overview, under_map
 from histoloc.slides.reader import open_slide
 from histoloc.slides.regions import Outline, find_outlines
 
@@ -33,22 +33,20 @@ def roi_map(cell=CELL):
     return np.rint(255 * np.outer(down, across)).astype(np.uint8)
 
 
-def panels(picture, thumbnail, lines):
-    """The bare picture and the one with heat, beside or below each other."""
-    height, width = thumbnail.shape[:2]
-    size = max(17, max(560, 2 * width + MARGIN) // 100)
-    top = MARGIN + lines * round(1.65 * size)
-    left = (picture.shape[1] - 2 * width - MARGIN) // 2
-    second = left + width + MARGIN
-    return picture[top : top + height, left : left + width], picture[top : top + height, second : second + width]
+def picture(slide, roi=None, outlines=(), threshold=0.5, cell=CELL):
+    values = np.zeros((128, 94), np.uint8) if roi is None else roi
+    return overview(slide, values, cell, outlines, title=["s", "metastatic 0.98"], threshold=threshold, max_side=800)
 
 
-def test_the_slide_lies_beside_the_slide_under_its_map(slide):
-    outlines = [Outline(shapely.box(1000, 1500, 1800, 2700), 0.24, 1.0)]
-    picture = overview(slide, roi_map(), CELL, outlines, title=["s", "metastatic 0.98"], threshold=0.5, max_side=800)
+def box_of(a, b):
+    """Left, top, right, bottom of where two pictures differ."""
+    rows, columns = np.nonzero((a != b).any(axis=2))
+    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+
+
+def test_the_map_lies_where_it_belongs(slide):
     thumbnail = slide.thumbnail(max_side=800)
-    bare, marked = panels(picture, thumbnail, 2)
-    assert (bare == thumbnail).all()
+    marked = under_map(slide, thumbnail, roi_map(), CELL)
     ratio = thumbnail.shape[0] / SIZE[1]
     left, top, right, bottom = (round(value * ratio) for value in (1000, 1500, 1800, 2700))
     inside = marked[top + 10 : bottom - 10, left + 10 : right - 10].astype(float)
@@ -58,85 +56,56 @@ def test_the_slide_lies_beside_the_slide_under_its_map(slide):
     far = np.ones(thumbnail.shape[:2], bool)
     far[top - 10 : bottom + 10, left - 10 : right + 10] = False
     assert (marked[far] == thumbnail[far]).all()
+    half = under_map(slide, thumbnail, roi_map(2 * CELL), 2 * CELL)
+    assert box_of(half, thumbnail) == pytest.approx(box_of(marked, thumbnail), abs=8)
 
 
-def test_outlines_lie_where_they_belong_to_the_pixel(slide):
-    outlines = [Outline(shapely.box(1000, 1500, 1800, 2700), 0.24, 1.0)]
-    empty = np.zeros((128, 94), np.uint8)
-    picture = overview(slide, empty, CELL, outlines, title=["s"], threshold=0.5, max_side=800)
-    thumbnail = slide.thumbnail(max_side=800)
-    _, marked = panels(picture, thumbnail, 1)
-    changed = (marked != thumbnail).any(axis=2)
-    rows, columns = np.nonzero(changed)
-    ratio = thumbnail.shape[0] / SIZE[1]
-    for found, edge in ((rows.min() + 2, 1500), (rows.max() - 1, 2700), (columns.min() + 2, 1000)):
-        assert found == pytest.approx(edge * ratio, abs=1.5)
-    assert (marked[round(1500 * ratio) - 1 : round(1500 * ratio) + 1, 250] == 255).all(axis=1).any()
+def test_outlines_lie_on_the_map_and_not_on_the_bare_slide(slide):
+    empty = picture(slide)
+    panel = box_of(empty, picture(slide, np.full((128, 94), 255, np.uint8)))
+    scale = (panel[2] - panel[0]) / SIZE[0]
+    assert panel[0] > empty.shape[1] / 2
+    outlined = box_of(empty, picture(slide, outlines=[Outline(shapely.box(1000, 1500, 1800, 2700), 0.24, 1.0)]))
+    expected = np.tile(panel[:2], 2) + scale * np.array([1000, 1500, 1800, 2700])
+    assert outlined == pytest.approx(expected, abs=5)
 
 
-def test_a_reduced_map_lies_where_the_map_lies(slide):
-    fine, coarse = (
-        overview(slide, roi_map(cell), cell, [], title=["s"], threshold=0.5, max_side=800) for cell in (CELL, 2 * CELL)
+def test_a_stored_level_of_that_size_is_taken_as_it_is(slide, monkeypatch):
+    sides = []
+    real = type(slide).thumbnail
+    monkeypatch.setattr(
+        type(slide), "thumbnail", lambda self, max_side: sides.append(max_side) or real(self, max_side=max_side)
     )
-    weights = []
-    for picture in (fine, coarse):
-        bare, marked = panels(picture, slide.thumbnail(max_side=800), 1)
-        changed = (marked != bare).any(axis=2)
-        weights.append(np.argwhere(changed).mean(axis=0))
-    assert weights[0] == pytest.approx(weights[1], abs=1.5)
-    centre = np.array([1500 + 600, 1000 + 400]) * 800 / SIZE[1]
-    assert weights[0] == pytest.approx(centre, abs=1.5)
+    overview(slide, roi_map(), CELL, [], title=["s"], threshold=0.5, max_side=round(1.5 * slide.levels[-1].height))
+    assert sides == [slide.levels[-1].height]
 
 
-def test_a_stored_level_of_that_size_is_taken_as_it_is(slide):
-    level = slide.levels[-1]
-    picture = overview(slide, roi_map(), CELL, [], title=["s"], threshold=0.5, max_side=round(1.5 * level.height))
-    bare, _ = panels(picture, slide.thumbnail(max_side=level.height), 1)
-    np.testing.assert_array_equal(bare, slide.read(0, 0, level.width, level.height, level.mpp))
+@pytest.mark.parametrize(("width", "length"), [(1.5, 0.2), (5, 1), (9.9, 1), (10, 2), (26, 5), (0.03, 0.005)])
+def test_the_scale_bar_is_1_2_or_5_times_a_power_of_ten(width, length):
+    assert _bar_length(width) == pytest.approx(length)
 
 
-def test_the_scale_bar_has_its_length(slide):
-    picture = overview(slide, roi_map(), CELL, [], title=[], threshold=0.5, max_side=800)
-    height, width = slide.thumbnail(max_side=800).shape[:2]
-    footer = picture[2 * MARGIN + height :]
-    row = footer[17 // 2]
-    length = int(np.argmin((row[MARGIN:] == (30, 30, 30)).all(axis=1)))
-    assert length == round(0.2 / (SIZE[0] * MPP / 1000 / width))  # of 1.5 mm, a fifth is 0.3
+def test_the_threshold_is_marked_on_the_colour_bar(slide):
+    low, middle, high = (picture(slide, threshold=value) for value in (0.25, 0.5, 0.75))
+
+    def distance(one, other):
+        columns = next(np.flatnonzero(row) for row in (one != other).any(axis=2) if row.any())
+        return columns.max() - columns.min()
+
+    assert distance(low, high) - distance(low, middle) == pytest.approx(distance(middle, high), abs=10)
+    assert distance(low, high) > low.shape[1] / 10
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.37, 1.0])
-def test_the_threshold_is_marked_on_the_colour_bar(slide, threshold):
-    pictures = [
-        overview(slide, roi_map(), CELL, [], title=[], threshold=value, max_side=800) for value in (threshold, 0.8)
-    ]
-    size = 17
-    long, right = 14 * size, pictures[0].shape[1] - MARGIN
-    x = right - long - size
-    top = 2 * MARGIN + slide.thumbnail(max_side=800).shape[0]
-    dark = (pictures[0][top - 3, x : x + long] == 30).all(axis=1)
-    assert np.flatnonzero(dark).mean() == pytest.approx(threshold * (long - 1), abs=1.1)
-    assert (pictures[0] != pictures[1]).any()
-
-
-def test_wide_slides_stand_above_each_other_and_long_titles_are_cut(tmp_path):
+def test_wide_slides_stand_above_each_other(tmp_path):
     make_slide(tmp_path / "wide.tif", (4000, 1000), MPP, [box("tissue", 500, 300, 2000, 400)])
-    with open_slide(tmp_path / "wide.tif") as wide:
-        values = np.zeros((32, 125), np.uint8)
-        picture = overview(wide, values, CELL, [], title=["W" * 500], threshold=0.5, max_side=600)
-        thumbnail = wide.thumbnail(max_side=600)
-    assert picture.shape[1] == 600 + 2 * MARGIN
-    top = MARGIN + round(1.65 * 17)
-    for start in (top, top + 150 + MARGIN):
-        assert (picture[start : start + 150, MARGIN : MARGIN + 600] == thumbnail).all()
-    assert (picture[:, -MARGIN + 3 :] == 255).all()
-
-
-def test_a_tiny_slide_has_room_for_its_legend(tmp_path):
     make_slide(tmp_path / "tiny.tif", (64, 64), MPP, [], downsamples=(1,))
-    with open_slide(tmp_path / "tiny.tif") as tiny:
-        picture = overview(tiny, np.zeros((2, 2), np.uint8), CELL, [], title=["t"], threshold=0.5)
-    assert picture.shape[1] == 560 + 2 * MARGIN
-    assert picture.dtype == np.uint8
+    with open_slide(tmp_path / "wide.tif") as wide, open_slide(tmp_path / "tiny.tif") as tiny:
+        one, two = (np.full((32, 125), value, np.uint8) for value in (0, 255))
+        panel = box_of(picture(wide, one), picture(wide, two))
+        height, width = picture(wide, one).shape[:2]
+        assert panel[2] - panel[0] > 0.9 * width
+        assert panel[1] > height / 3
+        assert min(picture(tiny, np.zeros((2, 2), np.uint8)).shape[:2]) > 400, "there is room for the legend"
 
 
 def test_the_real_slide_with_its_outlines(shared_data):
@@ -145,9 +114,9 @@ def test_the_real_slide_with_its_outlines(shared_data):
         values = np.zeros(cells, np.uint8)
         values[20:60, 25:45] = 180
         outlines = find_outlines([values], 0.5, 32.0, 32 * real.mpp, size=real.size)
-        picture = overview(real, values, 32.0, outlines, title=["CMU-1"], threshold=0.5, max_side=500)
-        bare, marked = panels(picture, real.thumbnail(max_side=500), 1)
-    changed = np.argwhere((bare != marked).any(axis=2))
+        thumbnail = real.thumbnail(max_side=500)
+        changed = np.argwhere((under_map(real, thumbnail, values, 32.0) != thumbnail).any(axis=2))
+        assert overview(real, values, 32.0, outlines, title=["CMU-1"], threshold=0.5, max_side=500).ndim == 3
     ratio = 500 / real.height
     assert changed.min(axis=0) == pytest.approx(np.array([20, 25]) * 32 * ratio, abs=32 * ratio)
     assert changed.max(axis=0) == pytest.approx(np.array([60, 45]) * 32 * ratio, abs=32 * ratio)

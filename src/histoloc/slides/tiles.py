@@ -189,7 +189,8 @@ class EvidenceFile:
     def probabilities(self) -> NDArray[np.float32]:
         """(done, K) class probabilities."""
         step = 256  # records, so that the evidence beside them takes little memory
-        parts = [self._read(start, start + step)["probabilities"] for start in range(0, max(1, self.done), step)]
+        starts = range(0, max(1, self.done), step)
+        parts = [self._read(start, start + step)["probabilities"].copy() for start in starts]
         return np.concatenate(parts)
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
