@@ -12,12 +12,13 @@ from cyclopts import Parameter
 from pydantic import TypeAdapter, ValidationError
 
 from histoloc.errors import InputError
+from histoloc.runner import JobOptions
 from histoloc.types import Range
 from histoloc.work_folder import safe_name
 
 SMALLEST_TILE, TILE_STEP = 32, 16  # pixels of the working scale
 # Of slides: with what they are predicted, and not what comes out. Their own scale is kept for each slide.
-_MEANS = {"batch", "device", "memory_gb", "progress", "readers", "resume", "scheduler", "slide_mpp", "workers"}
+_MEANS = {*JobOptions.__dataclass_fields__, "batch", "device", "readers", "resume", "slide_mpp"}
 ALL = "all"  # as a class: one map of each
 
 
@@ -94,7 +95,7 @@ class EvaluationOptions(MapOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideOptions(MapOptions):
+class SlideOptions(MapOptions, JobOptions):
     """What `slides predict` is asked for.
 
     Attributes:
@@ -110,11 +111,8 @@ class SlideOptions(MapOptions):
         precision: of the network; auto = bf16 on a GPU that has it, float32 elsewhere.
         batch: tiles at a time; by default 2 on a CPU and 16 elsewhere.
         readers: threads that read tiles; by default half as many as there are cores, at most 8.
-        workers: processes, one slide each.
-        scheduler: address of a Dask scheduler to use instead (tcp://host:8786); it must see the same folders.
-        memory_gb: with several workers, one above it is ended and its slide tried again.
+        workers: processes, one slide each. 1 works in this one, where nothing guards against running out of memory.
         resume: go on with what OUT has; --no-resume does its slides anew.
-        progress: show bars.
     """
 
     mpp: float | None = None
@@ -125,11 +123,10 @@ class SlideOptions(MapOptions):
     precision: Literal["auto", "float32", "bf16"] = "auto"
     batch: int | None = None
     readers: int | None = None
-    workers: int = 1
-    scheduler: str | None = None
-    memory_gb: float = 4.0
     resume: bool = True
-    progress: bool = True
+    workers: int | None = 1
+    retries: int = 1
+    memory_gb: float = 4.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -81,17 +81,8 @@ def predict_slides(
     predictor = load(model, "cpu", range=options.range, empty_class=options.empty_class)
     predictor.check(options.threshold, options.map_class)
     _make_way(out, settings, items, options.resume)
-    result = run_jobs(
-        partial(predict_slide, options=options, out=str(out)),
-        items,
-        out,
-        settings=settings,
-        workers=options.workers,
-        scheduler=options.scheduler,
-        retries=1,
-        memory_gb=options.memory_gb,
-        progress=options.progress,
-    )
+    task = partial(predict_slide, options=options, out=str(out))
+    result = run_jobs(task, items, out, settings=settings, options=options)
     _write_table(out / "slides.csv", _records(out, settings) | result.done)
     if not result.done:
         raise InputError(_all_failed(out, result.failed))
@@ -110,13 +101,8 @@ def resolved(model: Path, config: ModelConfig, options: SlideOptions) -> SlideOp
     empty_class = options.empty_class or config.empty_class
     if empty_class not in (None, *config.classes):
         raise InputError(f"--empty-class {empty_class!r} is not a class of {model}; choose of {list(config.classes)}")
-    return replace(
-        options,
-        mpp=float(mpp),
-        tile=options.tile or tile_side(config),
-        range=options.range or config.range,
-        empty_class=empty_class,
-    )
+    tile, range = options.tile or tile_side(config), options.range or config.range
+    return replace(options, mpp=float(mpp), tile=tile, range=range, empty_class=empty_class)
 
 
 def _all_failed(out: Path, failed: Mapping[str, str]) -> str:
@@ -146,17 +132,15 @@ def cohort_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     Returns:
         Columns slide, name, class, score, prob_<class>, roi_share, roi_mm2, tissue_mm2, regions, largest_mm2, folder.
     """
-    rows = []
-    for name, record in records.items():
-        probabilities = {f"prob_{c}": round(p, 6) for c, p in (record["probabilities"] or {}).items()}
-        roi = record["roi"]
-        rows.append(
-            {"slide": record["slide"], "name": name, "class": record["class"] or "", "score": round(record["score"], 6)}
-            | probabilities
-            | {"roi_share": round(roi["share"], 6), "roi_mm2": roi["mm2"], "tissue_mm2": roi["tissue_mm2"]}
-            | {"regions": roi["regions"], "largest_mm2": roi["largest_mm2"], "folder": name}
-        )
-    return pd.DataFrame(rows).sort_values(["score", "name"], ascending=[False, True], ignore_index=True)
+    rows = [
+        {"slide": record["slide"], "name": name, "class": record["class"] or "", "score": record["score"]}
+        | {f"prob_{label}": p for label, p in (record["probabilities"] or {}).items()}
+        | {"roi_share": record["roi"]["share"], "roi_mm2": record["roi"]["mm2"]}
+        | {key: record["roi"][key] for key in ("tissue_mm2", "regions", "largest_mm2")}
+        | {"folder": name}
+        for name, record in records.items()
+    ]
+    return pd.DataFrame(rows).round(6).sort_values(["score", "name"], ascending=[False, True], ignore_index=True)
 
 
 def _items(slides: Sequence[Path], slide_mpp: float | None) -> dict[str, dict[str, Any]]:

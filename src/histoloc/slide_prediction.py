@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
@@ -27,15 +26,15 @@ from histoloc.prediction import Predictor, load
 from histoloc.progress import Bar
 from histoloc.runner import peak_memory
 from histoloc.slides.answer import OF_ALL_TILES, OF_NO_CLASSIFIER, OF_TOP_TILES, slide_probabilities, uncertainty
-from histoloc.slides.export import reductions, write_ome_tiff
+from histoloc.slides.export import reductions, small_level, write_ome_tiff, write_tiles
 from histoloc.slides.grid import TileGrid, tile_grid
 from histoloc.slides.overview import overview
-from histoloc.slides.reader import Slide, open_slide
+from histoloc.slides.reader import Slide, open_slide, stored_mpp
 from histoloc.slides.regions import Outline, find_outlines, lowest_roi, write_regions
 from histoloc.slides.stitch import MapFile, Tiles, as_bytes, stitch, tissue_rows, write_map
 from histoloc.slides.tiles import TISSUE_MPP, EvidenceFile, Network, evidence_of_tiles
 from histoloc.slides.tissue import tissue as find_tissue
-from histoloc.work_folder import atomic_path, locked, write_json
+from histoloc.work_folder import locked, write_json
 
 FORMAT = 1  # of slide.json
 WORK = "work"  # in the folder of a slide, for as long as it is not done
@@ -63,14 +62,20 @@ def predict_slide(
         InputError: slide or model cannot be read or do not fit each other, there is no tissue, a file cannot be
             written, or another call is at this slide.
     """
-    folder = Path(out) / item["name"]
+    started, folder = time.perf_counter(), Path(out) / item["name"]
     with locked(folder):
         # First: what is there is of an earlier call, and would not belong to what comes.
         (folder / "slide.json").unlink(missing_ok=True)
         for unfinished in folder.glob(".*.part*"):  # of a process that was killed
             unfinished.unlink()
+        path = Path(item["slide"])
+        mpp = item["slide_mpp"] if stored_mpp(path) is None else None
         try:
-            record = _predict(item, settings, options, folder)
+            with open_slide(path, mpp=mpp, option="--slide-mpp") as slide:
+                result = _look(slide, item, settings, options, folder)
+                record = _write(result, item["name"], settings)
+            seconds, memory = round(time.perf_counter() - started, 2), round(peak_memory() / 1e6, 1)
+            record["cost"] = result.cost | {"seconds": seconds, "peak_memory_mb": memory}
             # Last, because it is what says that the folder is complete.
             write_json(folder / "slide.json", record)
             shutil.rmtree(folder / WORK)
@@ -80,17 +85,6 @@ def predict_slide(
                 f"again, complete tiles stay"
             ) from error
     return record
-
-
-def _predict(
-    item: Mapping[str, Any], settings: Mapping[str, Any], options: SlideOptions, folder: Path
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    with _open(Path(item["slide"]), item["slide_mpp"]) as slide:
-        result = _looked_at(slide, item, settings, options, folder)
-        record = _write(result, item["name"], settings)
-    seconds = round(time.perf_counter() - started, 2)
-    return record | {"cost": result.cost | {"seconds": seconds, "peak_memory_mb": round(peak_memory() / 1e6, 1)}}
 
 
 @dataclass(frozen=True)
@@ -118,10 +112,10 @@ class _Result:
     cost: dict[str, Any]
 
 
-def _looked_at(
+def _look(
     slide: Slide, item: Mapping[str, Any], settings: Mapping[str, Any], options: SlideOptions, folder: Path
 ) -> _Result:
-    """Tiles of the slide through the network."""
+    """Give the tiles of the slide to the network."""
     assert options.mpp is not None
     assert options.tile is not None
     # Before the model is there, because looking for tissue takes memory that it gives back.
@@ -130,44 +124,32 @@ def _looked_at(
     if tissue is not None and not tissue.any():
         raise InputError(f"{slide.path}: no tissue was found; look at `histoloc slides tissue`, or give --no-tissue")
     predictor = opened_model(settings["model"], settings["weights_sha256"], options)
-    precision, on_cpu = _precision(options.precision, predictor.device), predictor.device.type == "cpu"
-    network = Network(
-        partial(predictor.evidence, precision=precision), predictor.stride, options.batch or (2 if on_cpu else 16)
-    )
+    device, precision = predictor.device, _precision(options.precision, predictor.device)
+    batch = options.batch or (2 if device.type == "cpu" else 16)
+    network = Network(partial(predictor.evidence, precision=precision), predictor.stride, batch)
     maps, cell = network.probe(options.tile)
     grid = tile_grid(slide, options.mpp, options.tile, options.overlap, cell, tissue, at)
-    evidence = EvidenceFile(
-        folder / WORK,
-        _fingerprint(item, settings, grid, f"{predictor.device.type} {precision}"),
-        len(grid.positions),
-        network.batch,
-        (len(predictor.config.classes), maps, grid.side),
-    )
-    first, number, started = evidence.done, len(grid.positions), time.perf_counter()
-    batches = evidence_of_tiles(slide, grid, network, first, options.readers)
+    number, shape = len(grid.positions), (len(predictor.config.classes), maps, grid.tile // cell)
+    fingerprint = _fingerprint(item, settings, grid, f"{device.type} {precision}")
+    evidence = EvidenceFile(folder / WORK, fingerprint, number, batch, shape)
+    first, started = evidence.done, time.perf_counter()
     alone = options.progress and options.workers == 1 and options.scheduler is None
     with Bar(total=number, initial=first, unit="tile", desc=slide.path.stem, leave=False, disable=not alone) as bar:
-        for probabilities, values in batches:
+        for probabilities, values in evidence_of_tiles(slide, grid, network, first, options.readers):
             evidence.append(probabilities, values)
             bar.update(len(values))
     speed = round((number - first) / (time.perf_counter() - started), 2) if number > first else None
-    cost = {"tiles": number, "tiles_per_second": speed, "device": str(predictor.device), "precision": precision}
+    cost = {"tiles": number, "tiles_per_second": speed, "device": str(device), "precision": precision}
     return _Result(slide, grid, tissue, predictor, evidence, options, folder, cost)
-
-
-def _open(path: Path, slide_mpp: float | None) -> Slide:
-    """Open a slide; one that does not say its scale, or none that can be right, has that of the user."""
-    try:
-        return open_slide(path, option="--slide-mpp")
-    except InputError:
-        if slide_mpp is None:
-            raise
-        return open_slide(path, mpp=slide_mpp, option="--slide-mpp")
 
 
 @lru_cache(maxsize=1)
 def opened_model(model: str, weights_sha256: str, options: SlideOptions) -> Predictor:
-    """The model, opened once per process."""
+    """The model, opened once per process.
+
+    Raises:
+        InputError: as `load`, or the model has changed since the call began.
+    """
     predictor = load(Path(model), options.device, range=options.range, empty_class=options.empty_class)
     if predictor.config.weights_sha256 != weights_sha256:
         raise InputError(f"{model}: has changed since this was begun; choose another --out for the new model")
@@ -189,53 +171,48 @@ def _fingerprint(item: Mapping[str, Any], settings: Mapping[str, Any], grid: Til
 
 def _write(result: _Result, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Write the maps, outlines, table of tiles and picture; what slide.json says, but for the cost."""
-    grid, folder, options = result.grid, result.folder, result.options
-    predictor, evidence = result.predictor, result.evidence
-    empty, classes = predictor.calibration.empty, predictor.config.classes
-    p = evidence.probabilities()
-    classifies = predictor.method.classifies
-    of_slide = slide_probabilities(p, grid.tissue, empty) if classifies else None
-    if options.map_class is None:
-        label = 0 if of_slide is None else int(of_slide.argmax())
-    else:
-        label = named_class(options.map_class, classes, evidence.maps, empty)
+    grid, folder, evidence, predictor = result.grid, result.folder, result.evidence, result.predictor
+    calibration, classes, p = predictor.calibration, predictor.config.classes, evidence.probabilities()
+    asked, of_slide = result.options.map_class, None
+    label = 0 if asked is None else named_class(asked, classes, evidence.maps, calibration.empty)
+    if predictor.method.classifies:
+        of_slide = slide_probabilities(p, grid.tissue, calibration.empty)
+        label = label if asked else int(of_slide.argmax())
 
     def roi_of_tiles(start: int, stop: int) -> NDArray[np.float32]:
-        return predictor.roi_of_tiles(p[start:stop], evidence.read(start, stop), label, predictor.calibration)
+        return predictor.roi_of_tiles(p[start:stop], evidence.read(start, stop), label, calibration)
 
     def entropy_of_tiles(start: int, stop: int) -> NDArray[np.float32]:
         return np.broadcast_to(uncertainty(p[start:stop])[:, None, None], (stop - start, grid.side, grid.side))
 
     levels = _write_map(result, "map", "ROI", roi_of_tiles)
-    if classifies:
+    if of_slide is not None:
         _write_map(result, "uncertainty", "uncertainty", entropy_of_tiles)
     counts = _histogram(result, levels[0])
-    threshold = predictor.threshold(options.threshold)
+    threshold = predictor.threshold(result.options.threshold)
     threshold = _otsu(counts) if threshold is None else threshold
-    outlines = find_outlines(
-        levels[0].bands(),
-        threshold,
-        grid.cell * grid.downsample,
-        grid.cell * grid.mpp,
-        size=result.slide.size,
-        min_area_mm2=options.min_area_mm2,
-    )
-    roi_class = map_class_of(classes, label, evidence.maps, empty)
+    cell, mpp, area = grid.cell * grid.downsample, grid.cell * grid.mpp, result.options.min_area_mm2
+    outlines = find_outlines(levels[0].bands(), threshold, cell, mpp, size=result.slide.size, min_area_mm2=area)
+    roi_class = map_class_of(classes, label, evidence.maps, calibration.empty)
     write_regions(folder / "regions.geojson", outlines, roi_class or "ROI")
-    _write_tiles(folder / "tiles.csv", grid, dict(zip(classes, p.T, strict=True)) if classifies else {})
-    record = _record(result, name, settings, of_slide)
-    record |= {
+    write_tiles(folder / "tiles.csv", grid, {} if of_slide is None else dict(zip(classes, p.T, strict=True)))
+    record = _record(result, name, settings, of_slide) | {
         "roi_class": roi_class,
-        "roi": _areas(grid, counts, threshold, outlines),
-        "map": {"file": "map.ome.tif", "mpp": grid.cell * grid.mpp, "width": grid.columns, "height": grid.rows,
-                "threshold": threshold},
-        "uncertainty": {"file": "uncertainty.ome.tif"} if classifies else None,
+        "roi": _areas(counts, threshold, mpp, outlines),
+        "map": {
+            "file": "map.ome.tif", "mpp": mpp, "width": grid.columns, "height": grid.rows, "threshold": threshold
+        },
+        "uncertainty": None if of_slide is None else {"file": "uncertainty.ome.tif"},
         "regions": "regions.geojson",
         "overview": "overview.png",
     }  # fmt: skip
     if of_slide is None:
         record["score"] = record["roi"]["share"]
-    _write_overview(result, levels, outlines, record)
+    small, number = small_level(levels, _PICTURE)
+    picture = overview(
+        result.slide, small, 2**number * cell, outlines, title=_title(record), threshold=threshold, max_side=_PICTURE
+    )
+    write_picture(folder / "overview.png", picture)
     return record
 
 
@@ -243,8 +220,7 @@ def _write_map(result: _Result, name: str, title: str, tiles: Tiles) -> list[Map
     """Stitch a map into one array on disk, and write it as a pyramid; the array and its smaller levels."""
     grid = result.grid
     bands = map(as_bytes, stitch(grid, tiles, result.tissue))
-    whole = write_map(result.folder / WORK / f"{name}.raw", bands, (grid.rows, grid.columns))
-    levels = reductions(whole)
+    levels = reductions(write_map(result.folder / WORK / f"{name}.raw", bands, (grid.rows, grid.columns)))
     write_ome_tiff(result.folder / f"{name}.ome.tif", levels, grid.cell * grid.mpp, title)
     return levels
 
@@ -265,96 +241,57 @@ def _otsu(counts: NDArray[np.int64]) -> float:
     return float(threshold_otsu(hist=(counts, np.arange(256)))) / 255
 
 
-def _areas(grid: TileGrid, counts: NDArray[np.int64], threshold: float, outlines: list[Outline]) -> dict[str, Any]:
+def _areas(counts: NDArray[np.int64], threshold: float, mpp: float, outlines: list[Outline]) -> dict[str, Any]:
     """Areas in mm² of tissue and of what is cut from the map; cells count whole, regions with an outline only."""
-    cell = (grid.mpp * grid.cell / 1000) ** 2
-    inside, tissue = int(counts[lowest_roi(threshold) :].sum()), int(counts.sum())
+    cell, inside, tissue = (mpp / 1000) ** 2, int(counts[lowest_roi(threshold) :].sum()), int(counts.sum())
     # Where there are only regions without an outline, how large they are is not known.
     largest = round(outlines[0].area_mm2, 6) if outlines else (None if inside else 0.0)
-    return {
-        "mm2": round(inside * cell, 6),
-        "tissue_mm2": round(tissue * cell, 6),
-        "share": inside / tissue if tissue else 0.0,
-        "regions": len(outlines),
-        "largest_mm2": largest,
-    }
+    areas = {"mm2": round(inside * cell, 6), "tissue_mm2": round(tissue * cell, 6)}
+    return areas | {"share": inside / tissue if tissue else 0.0, "regions": len(outlines), "largest_mm2": largest}
 
 
 def _record(
     result: _Result, name: str, settings: Mapping[str, Any], of_slide: NDArray[np.float64] | None
 ) -> dict[str, Any]:
     """What slide.json says of slide, class and model."""
-    slide, predictor = result.slide, result.predictor
-    config, calibration = predictor.config, predictor.calibration
+    slide, method = result.slide, result.predictor.method
+    config, calibration = result.predictor.config, result.predictor.calibration
     label, probabilities, score, rule = None, None, 0.0, OF_NO_CLASSIFIER
     if of_slide is not None:
         label = config.classes[int(of_slide.argmax())]
         probabilities = dict(zip(config.classes, of_slide.tolist(), strict=True))
         score = float(of_slide.max() if calibration.empty is None else 1 - of_slide[calibration.empty])
         rule = OF_ALL_TILES if calibration.empty is None else OF_TOP_TILES
-    return {
-        "format": FORMAT,
-        "name": name,
-        "slide": str(slide.path),
-        "slide_mpp": slide.mpp if slide.mpp_given else None,
-        "width": slide.width,
-        "height": slide.height,
-        "mpp": slide.mpp,
-        "class": label,
-        "probabilities": probabilities,
-        "score": score,
-        "aggregation": rule,
-        "calibration": {key: getattr(calibration, key) for key in ("range", "centre", "slope")},
-        "notes": _notes(result),
-        "settings": dict(settings),
-        "model": {
-            "method": config.method,
-            "title": predictor.method.title,
-            "classes": list(config.classes),
-            "weights_sha256": config.weights_sha256,
-            "provenance": config.provenance,
-        },
-        "histoloc": version("histoloc"),
-    }
-
-
-def _notes(result: _Result) -> list[str]:
-    """What a reader of the map must know."""
-    notes = []
-    method = result.predictor.method
-    if method.in_tiles:
-        notes.append(f"{method.title} on a slide: {method.in_tiles}")
-    no_class = result.predictor.calibration.empty is None and result.options.map_class is None
-    if no_class and result.evidence.maps > 1:
+    notes = [f"{method.title} on a slide: {method.in_tiles}"] if method.in_tiles else []
+    if calibration.empty is None and result.options.map_class is None and result.evidence.maps > 1:
         notes.append(
             "no class is named as having no ROI, so each map is that of the class which the slide was given; name it "
             "by --empty-class where there is one, or choose a class by --class"
         )
-    return notes
+    return {
+        "format": FORMAT, "name": name, "slide": str(slide.path),
+        "slide_mpp": slide.mpp if slide.mpp_given else None,
+        "width": slide.width, "height": slide.height, "mpp": slide.mpp,
+        "class": label, "probabilities": probabilities, "score": score, "aggregation": rule,
+        "calibration": {key: getattr(calibration, key) for key in ("range", "centre", "slope")},
+        "notes": notes,
+        "settings": dict(settings),
+        "model": {
+            "method": config.method, "title": method.title, "classes": list(config.classes),
+            "weights_sha256": config.weights_sha256, "provenance": config.provenance,
+        },
+        "histoloc": version("histoloc"),
+    }  # fmt: skip
 
 
-def _write_tiles(path: Path, grid: TileGrid, probabilities: Mapping[str, NDArray[np.float32]]) -> None:
-    """A row per tile: where it lies in pixels of level 0, its tissue, its class probabilities."""
-    x, y = (grid.positions * grid.downsample).round(1).T
-    size = round(grid.tile * grid.downsample, 1)
-    columns: dict[str, Any] = {"x": x, "y": y, "size": size, "tissue": grid.tissue.round(4)}
-    columns |= {f"prob_{name}": values.round(6) for name, values in probabilities.items()}
-    with atomic_path(path) as temporary:
-        pd.DataFrame(columns).to_csv(temporary, index=False, lineterminator="\n")
-
-
-def _write_overview(result: _Result, levels: list[MapFile], outlines: list[Outline], record: Mapping[str, Any]) -> None:
-    grid, areas, label = result.grid, record["roi"], record["class"]
-    regions = "1 region" if areas["regions"] == 1 else f"{areas['regions']} regions"
-    title = [
-        record["name"] if label is None else f"{record['name']}: {label}, p = {record['probabilities'][label]:.2f}",
-        f"{record['model']['title']}: ROI {areas['mm2']:.3g} mm² of {areas['tissue_mm2']:.3g} mm² tissue "
-        f"({100 * areas['share']:.1f} %)",
-        f"{regions} of {result.options.min_area_mm2:g} mm² or more",
+def _title(record: Mapping[str, Any]) -> list[str]:
+    """What stands above the picture."""
+    roi, label = record["roi"], record["class"]
+    probability = "" if label is None else f": {label}, p = {record['probabilities'][label]:.2f}"
+    of_tissue = f"{roi['mm2']:.3g} mm² of {roi['tissue_mm2']:.3g} mm² tissue ({100 * roi['share']:.1f} %)"
+    regions = "1 region" if roi["regions"] == 1 else f"{roi['regions']} regions"
+    return [
+        f"{record['name']}{probability}",
+        f"{record['model']['title']}: ROI {of_tissue}",
+        f"{regions} of {record['settings']['min_area_mm2']:g} mm² or more",
     ]
-    number = next((i for i, level in enumerate(levels) if max(level.shape) <= _PICTURE), len(levels) - 1)
-    small = np.concatenate(list(levels[number].bands()))
-    scale = 2**number * grid.cell * grid.downsample
-    threshold = record["map"]["threshold"]
-    picture = overview(result.slide, small, scale, outlines, title=title, threshold=threshold, max_side=_PICTURE)
-    write_picture(result.folder / "overview.png", picture)

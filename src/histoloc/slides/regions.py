@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,10 +113,11 @@ class _Corners(NamedTuple):
 
 
 def _corners(bands: Bands, lowest: int, min_cells: int) -> _Corners:
-    first, above, total, parts = 0, np.zeros(0, bool), np.zeros(0, np.int64), []
-    for values in _closed(bands):
-        if first == 0:
-            above, total = np.zeros(values.shape[1], bool), np.zeros(values.shape[1] + 1, np.int64)
+    rest, parts, first = iter(bands), [], 0
+    start = next(rest)
+    above, total = np.zeros(start.shape[1], bool), np.zeros(start.shape[1] + 1, np.int64)
+    # A last row of nothing closes what reaches the lower edge.
+    for values in chain([start], rest, [np.zeros_like(start[:1])]):
         mask = _without_specks(values >= lowest, min_cells)
         cells = np.pad(np.concatenate([above[None], mask]), [(0, 0), (1, 1)])
         a, b, c, d = cells[:-1, :-1], cells[:-1, 1:], cells[1:, :-1], cells[1:, 1:]
@@ -125,14 +127,6 @@ def _corners(bands: Bands, lowest: int, min_cells: int) -> _Corners:
         parts.append(_Corners(np.stack([y + first, x], axis=1), d[y, x], meeting[y, x], sums[y, x]))
         first, above, total = first + len(values), mask[-1], sums[-1]
     return _Corners(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def _closed(bands: Bands) -> Iterator[NDArray[np.uint8]]:
-    """The bands, and a last row of nothing, which closes what reaches the lower edge."""
-    last = np.zeros((1, 1), np.uint8)
-    for last in bands:
-        yield last
-    yield np.zeros_like(last[:1])
 
 
 def _without_specks(mask: NDArray[np.bool_], min_cells: int) -> NDArray[np.bool_]:
