@@ -35,6 +35,7 @@ LOOK_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 _LONGEST_NAME = 150  # of a part, well below what file systems allow
 _NO_ANSWER_S = 20
+_UNSEEN = "its result is not to be seen at {}; let all workers have the same folders"
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ def run_jobs(
     The result of an item becomes `out/parts/KEY.json`, written atomically when all else of the task is done, together
     with the item and a fingerprint of the settings. An item that has changed since is done again, other settings are
     refused. A task that fails is tried again; then the item is listed with its reason in `out/failed.csv` (which is
-    absent where all went well) and the others go on. Only a full disk ends the call: what is done is kept. A worker
-    process that dies loses only its item, which is tried again with nothing beside it.
+    absent where all went well) and the others go on. A worker process that dies loses only its item, which is tried
+    again with nothing beside it. Only a full disk ends the call: what is done is kept.
 
     Args:
         task: `task(item, settings)` gives a result fit for JSON. It may be called twice for the same item, in any
@@ -127,8 +128,7 @@ def run_jobs(
         Results and failures; they do not depend on the number of workers.
 
     Raises:
-        InputError: `out` cannot be written or was begun with other settings, no scheduler answers, the disk is
-            full, or a number is out of its range.
+        InputError: `out` cannot be written or has other settings, no scheduler answers, disk full, a wrong number.
     """
     out = Path(out).absolute()
     options = replace(options or JobOptions(), **changes)
@@ -143,18 +143,23 @@ def run_jobs(
         for key, mark in marks.items()
         if _read_part(paths[key], mark) is None
     ]
+    reasons = _do_with_bar(missing, len(items), options)
+    parts = {key: _read_part(paths[key], mark) for key, mark in marks.items()}
+    failed = {key: reasons.get(key) or _UNSEEN.format(paths[key]) for key, part in parts.items() if part is None}
+    write_failed(out / "failed.csv", failed)
+    return JobsResult({key: part["result"] for key, part in parts.items() if part is not None}, failed)
+
+
+def _do_with_bar(calls: Sequence[Call], total: int, options: JobOptions) -> dict[str, str | None]:
+    """Do what is missing of so many; why a call failed, None where it did not."""
     reasons: dict[str, str | None] = {}
-    bar = Bar(total=len(items), initial=len(items) - len(missing), unit="item", disable=not options.progress)
-    with bar, _slots(options, len(missing)) as slots, closing(do_calls(missing, slots, options.retries)) as looks:
+    bar = Bar(total=total, initial=total - len(calls), unit="item", disable=not options.progress)
+    with bar, _slots(options, len(calls)) as slots, closing(do_calls(calls, slots, options.retries)) as looks:
         for _, ended in looks:
             reasons |= ended
             bar.set_postfix_str(f"{sum(reason is not None for reason in reasons.values())} failed", refresh=False)
             bar.update(len(ended))
-    parts = {key: _read_part(paths[key], mark) for key, mark in marks.items()}
-    unseen = "its result is not to be seen at {}; let all workers have the same folders"
-    failed = {key: reasons.get(key) or unseen.format(paths[key]) for key, part in parts.items() if part is None}
-    write_failed(out / "failed.csv", failed)
-    return JobsResult({key: part["result"] for key, part in parts.items() if part is not None}, failed)
+    return reasons
 
 
 def _check(options: JobOptions) -> None:
