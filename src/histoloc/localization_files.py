@@ -9,15 +9,13 @@ from tqdm import tqdm
 
 from histoloc.data.images import read_image, write_map, write_mask, write_picture
 from histoloc.errors import InputError
-from histoloc.inputs import input_files
+from histoloc.inputs import IMAGE_SUFFIXES, input_files
 from histoloc.options import ALL, PredictionOptions
 from histoloc.pictures import overlay
 from histoloc.prediction import Predictor, load
 from histoloc.slides.reader import stored_mpp
 from histoloc.types import Localization
 from histoloc.work_folder import atomic_path, locked, safe_name
-
-IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
 
 
 def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = True, **options: Any) -> pd.DataFrame:

@@ -15,17 +15,13 @@ import pandas as pd
 
 from histoloc.data.fingerprint import file_mark
 from histoloc.errors import InputError
-from histoloc.inputs import input_files
+from histoloc.inputs import SLIDE_SUFFIXES, input_files
 from histoloc.model_folder import ModelConfig, find_model, read_model_config
 from histoloc.options import SlideOptions
 from histoloc.runner import run_jobs
 from histoloc.scale import tile_side
 from histoloc.work_folder import atomic_path, locked
 
-SLIDE_SUFFIXES = {
-    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi", ".png",
-    ".jpg", ".jpeg", ".bmp",
-}  # fmt: skip
 _RESERVED = {"parts", "slides.csv", "failed.csv", "settings.json"}  # what else lies in the out folder
 _REASONS = 3  # at most, where all slides failed
 

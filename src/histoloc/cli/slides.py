@@ -25,11 +25,11 @@ def info(slide: Path, *, mpp: float | None = None, properties: bool = False) -> 
     from histoloc.slides.reader import describe, open_slide
 
     with open_slide(slide, mpp=mpp) as opened:
-        found = describe(opened)
-    levels, written = found.pop("levels"), found.pop("properties")
+        facts = describe(opened)
+    levels, of_scanner = facts.pop("levels"), facts.pop("properties")
     for number, level in enumerate(levels):
-        found[f"level {number}"] = f"{level['width']} x {level['height']} px, {level['mpp']:.4g} µm/px"
-    for name, value in (found | (written if properties else {})).items():
+        facts[f"level {number}"] = f"{level['width']} x {level['height']} px, {level['mpp']:.4g} µm/px"
+    for name, value in (facts | (of_scanner if properties else {})).items():
         print(f"{name:12} {value}")
 
 

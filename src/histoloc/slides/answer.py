@@ -1,4 +1,4 @@
-"""From tiles to what is said of the slide: class probabilities, and how sure it is where."""
+"""From tiles to the slide's answer: class probabilities, and how sure it is where."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import shapely
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
@@ -56,18 +57,10 @@ def overview(
     """
     bare = slide.thumbnail(max_side=_cheap_side(slide, max_side))
     heat = under_map(slide, bare, roi, scale)
-    height, width = bare.shape[:2]
-    across, down = (1, 2) if width > height else (2, 1)
-    inches = max(across * width / _DPI, 4) + 0.2, max(down * height / _DPI, 2) + 1.5  # the rest is for text
-    figure = Figure(inches, dpi=_DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    left, right = figure.subplots(down, across)
-    for axes, picture in ((left, bare), (right, heat)):
-        axes.imshow(picture, extent=(0, slide.width, slide.height, 0))
-        axes.set_axis_off()
+    figure, left, right = _page(bare, heat, (slide.width, slide.height))
     rings = shapely.get_rings([outline.geometry for outline in outlines])
     # Vertices closer than pixels cost time only.
-    lines = [shapely.get_coordinates(ring) for ring in shapely.simplify(rings, 0.5 * slide.width / width)]
+    lines = [shapely.get_coordinates(ring) for ring in shapely.simplify(rings, 0.5 * slide.width / bare.shape[1])]
     border = [withStroke(linewidth=3, foreground="black")]
     right.add_collection(LineCollection(lines, colors="white", linewidths=1.5, path_effects=border), autolim=False)
     mm = _bar_length(slide.width * slide.mpp / 1000)
@@ -77,8 +70,22 @@ def overview(
     bar = figure.colorbar(colours, ax=[left, right], label=label, location="bottom", shrink=0.4, aspect=30)
     bar.ax.axvline(threshold, color="black", linewidth=3)
     figure.suptitle("\n".join(title))
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _page(bare: Picture, heat: Picture, size: tuple[int, int]) -> tuple[Figure, Axes, Axes]:
+    """A figure of two pictures of the slide, in the coordinates of its level 0."""
+    height, width = bare.shape[:2]
+    across, down = (1, 2) if width > height else (2, 1)
+    inches = max(across * width / _DPI, 4) + 0.2, max(down * height / _DPI, 2) + 1.5  # the rest is for text
+    figure = Figure(inches, dpi=_DPI, layout="constrained")
+    left, right = figure.subplots(down, across)
+    for axes, picture in ((left, bare), (right, heat)):
+        axes.imshow(picture, extent=(0, size[0], size[1], 0))
+        axes.set_axis_off()
+    return figure, left, right
 
 
 def under_map(slide: Slide, thumbnail: Picture, roi: NDArray[np.uint8], scale: float) -> Picture:

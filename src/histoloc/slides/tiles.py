@@ -220,25 +220,9 @@ class ArraySource:
         """Nothing is open."""
 
 
-class ImageTiles(NamedTuple):
-    """An image in memory, cut into the tiles that its slide would have.
-
-    Attributes:
-        grid: of N tiles.
-        probabilities: (N, K) of the tiles.
-        evidence: (N, C, n, n) of the tiles on the cells of the map.
-        tissue: (h, w) bool over the image; None where all of it was looked at.
-    """
-
-    grid: TileGrid
-    probabilities: NDArray[np.float32]
-    evidence: NDArray[np.float32]
-    tissue: NDArray[np.bool_] | None
-
-
 def look_at_image(
     network: Network, pixels: Pixels, mpp: float, working_mpp: float, tile: int, *, tissue: bool
-) -> ImageTiles:
+) -> tuple[TileGrid, NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_] | None]:
     """Cut an image into the tiles that its slide would have, and ask a network about each.
 
     Args:
@@ -248,6 +232,10 @@ def look_at_image(
         working_mpp: µm/px at which the network looks.
         tile: side of a tile in pixels of that scale.
         tissue: look at tissue alone, as on slides; where there is none, at the whole image.
+
+    Returns:
+        The grid of N tiles; their class probabilities (N, K); their evidence (N, C, n, n) on the cells of the map; and
+        the tissue, (h, w) bool over the image, None where all of it was looked at.
     """
     slide = Slide(Path("image"), mpp, opened=lambda _: ArraySource(pixels, mpp))
     at = max(TISSUE_MPP, slide.mpp)
@@ -256,4 +244,4 @@ def look_at_image(
         mask = None
     grid = tile_grid(slide, working_mpp, tile, OVERLAP, network.probe(tile)[1], mask, at)
     probabilities, evidence = zip(*evidence_of_tiles(slide, grid, network), strict=True)
-    return ImageTiles(grid, np.concatenate(probabilities), np.concatenate(evidence), mask)
+    return grid, np.concatenate(probabilities), np.concatenate(evidence), mask
