@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from histoloc.errors import InputError
 from histoloc.metrics.classification import BY_CLASS
@@ -37,35 +37,16 @@ class Metric(BaseModel):
 
 
 class Metrics(BaseModel):
-    """The `metrics` part of metrics.json; keys that start with `oracle_` are kept as extras."""
-
-    model_config = ConfigDict(extra="allow")
+    """What the `metrics` part of metrics.json has besides numbers."""
 
     resampled: Literal["images", "groups"] = "images"  # by the intervals
     groups: int | None = None
     notes: list[str] = Field(default_factory=list)
-    cl_error: Metric | None = None
-    balanced_accuracy: Metric | None = None
-    auc: Metric | None = None
-    kappa: Metric | None = None
-    f1_plus: Metric | None = None
-    f1_minus: Metric | None = None
-    f1_mean: Metric | None = None
-    pxap: Metric | None = None
-    pxap_with_roi: Metric | None = None
     pxap_images_without_roi: int = 0  # in the pool of `pxap`
-    tpr: Metric | None = None
-    tnr: Metric | None = None
-    specificity_without_roi: Metric | None = None
     confusion: list[list[int]] = Field(default_factory=list)  # (K, K) images; row: true class, column: predicted class
     classes: list[str] = Field(default_factory=list)
     # F1⁺ and F1⁻ over the thresholds in [0, 1] at which the ROI map may be cut
     threshold_curve: dict[Literal["threshold", "f1_plus", "f1_minus"], list[Percent | None]] | None = None
-
-    @property
-    def pools_without_roi(self) -> bool:
-        """Whether images without ROI take part in `pxap`, so that it differs from `pxap_with_roi`."""
-        return self.pxap_images_without_roi > 0 and self.pxap is not None and self.pxap.value is not None
 
 
 class Threshold(BaseModel):
@@ -100,8 +81,7 @@ class Result(BaseModel):
     uses_masks: list[str] = Field(default_factory=list)
     empty_class: str | None = None  # its images count as images without ROI, with or without a mask file
     metrics: Metrics
-    argmax_rule: dict[str, Metric] | None = None  # where a pixel is ROI if the predicted class's map is largest
-    per_image_rule: dict[str, Metric] | None = None  # where maps are made by the papers' per-image rule
+    numbers: dict[str, Metric]  # also `recall_<class>`, and by other rules `argmax_...`, `per_image_...`
     floors: dict[str, dict[str, Percent | None]] = Field(default_factory=dict)  # of methods that learn nothing
     range: str | None = None  # how evidence became maps; several are joined by ` and `
     scale: dict[str, int] = Field(default_factory=dict)  # how many images were brought to the network how
@@ -110,45 +90,45 @@ class Result(BaseModel):
     identity: Identity | None = None
     seconds: float | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_numbers(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or not isinstance(metrics := content.get("metrics"), dict):
+            return content
+        numbers = {name: metric for name, metric in metrics.items() if isinstance(metric, dict) and "value" in metric}
+        by_class = {key: metrics.get(key) or {} for key in BY_CLASS}
+        numbers |= {f"{key}_{name}": metric for key, of in by_class.items() for name, metric in of.items()}
+        for rule, names in RULES.items():
+            measured = content.get(f"{rule}_rule") or {}
+            numbers |= {f"{rule}_{name}": measured.get(name, {}) for name in names}
+        return content | {"numbers": numbers}
+
     @property
     def asked(self) -> Identity:
         """What the evaluation was asked for; of an old one, which did not write it down, as far as it shows."""
         given = self.threshold.value if self.threshold.rule == "given" else None
         return self.identity or Identity(threshold=given)
 
-    def metric(self, name: str) -> Metric:
-        """A number by its name; those of another rule as `argmax_f1_plus` and `per_image_f1_plus`."""
-        found = getattr(self.metrics, name, None)
-        for rule in RULES:
-            if name.startswith(f"{rule}_"):
-                found = (getattr(self, f"{rule}_rule") or {}).get(name.removeprefix(f"{rule}_"))
-        return found if isinstance(found, Metric) else Metric()
+    @property
+    def pools_without_roi(self) -> bool:
+        """Whether images without ROI take part in PxAP, so that it differs from PxAP over the images with ROI."""
+        return self.metrics.pxap_images_without_roi > 0 and self.value("pxap") is not None
+
+    def value(self, name: str) -> float | None:
+        """One of `numbers`; None where it is not defined."""
+        return self.numbers.get(name, Metric()).value
 
     def record(self) -> dict[str, Any]:
         """One flat line: how the maps were cut, every number, and behind it its interval (`_low`, `_high`)."""
-        record: dict[str, Any] = {
-            "split": self.split,
-            "table": self.table,
-            "n_images": self.n_images,
-            "threshold_rule": self.threshold.rule,
-            "threshold": self.threshold.value,
-            "range": self.range,
-            "selection_rule": (self.selection or {}).get("rule"),
-            "resampled": self.metrics.resampled,
-            "image_groups": self.metrics.groups,
-        }
-        metrics = self.metrics.model_dump()
-        for key in BY_CLASS:
-            metrics |= {f"{key}_{name}": metric for name, metric in (metrics.pop(key, None) or {}).items()}
-        for name, metric in metrics.items():
-            if isinstance(metric, dict) and "value" in metric:
-                bounds = () if name.startswith("oracle") else ("low", "high")
-                record |= {name: metric["value"]} | {f"{name}_{bound}": metric.get(bound) for bound in bounds}
-        record["pxap_images_without_roi"] = self.metrics.pxap_images_without_roi
-        for name in (f"{rule}_{name}" for rule, names in RULES.items() for name in names):
-            metric = self.metric(name)
-            record |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
-        return record
+        record: dict[str, Any] = {name: getattr(self, name) for name in ("split", "table", "n_images", "range")}
+        record |= {"threshold_rule": self.threshold.rule, "threshold": self.threshold.value}
+        record |= {"selection_rule": (self.selection or {}).get("rule")}
+        record |= {"resampled": self.metrics.resampled, "image_groups": self.metrics.groups}
+        for name, metric in self.numbers.items():
+            record[name] = metric.value
+            if not name.startswith("oracle"):
+                record |= {f"{name}_low": metric.low, f"{name}_high": metric.high}
+        return record | {"pxap_images_without_roi": self.metrics.pxap_images_without_roi}
 
 
 @dataclass(eq=False)

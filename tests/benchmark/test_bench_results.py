@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from fake_bench import flat, write_bench, write_cell, write_settings
 
-from histoloc.benchmark.results import cell_name, dataset_of, is_bench, read_bench, results_frame, write_results
+from histoloc.benchmark.results import cell_name, dataset_of, is_bench, read_bench, results_frame
 from histoloc.errors import InputError
 
 
@@ -44,9 +44,8 @@ def test_a_cell_that_succeeded_later_is_no_failure(folder):
 
 
 def test_results_are_tidy(folder):
-    path = folder / "results.csv"
-    write_results(read_bench(folder), path)
-    frame = pd.read_csv(path)
+    results_frame(read_bench(folder)).to_csv(folder / "results.csv", index=False)
+    frame = pd.read_csv(folder / "results.csv")
     assert len(frame) == 10
     first = frame.iloc[2]
     assert (first["row"], first["title"], first["group"], first["fold"], first["seed"]) == (

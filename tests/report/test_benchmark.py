@@ -162,11 +162,11 @@ def test_mean_curve_by_hand(finished):
     found = read_bench(finished)
     curve = mean_curve([cell.result for cell in found.of(found.rows[0])])
     assert curve is not None
-    threshold, mean, std = curve
-    assert threshold.tolist() == [0.0, 0.5, 1.0]
-    assert mean[0, :2].tolist() == [71.0, 70.0]  # 70, 72, 70, 72
-    assert std[0, 0] == pytest.approx((4 / 3) ** 0.5)
-    assert np.isnan(mean[0, 2])
+    mean, std = curve
+    assert mean.index.tolist() == [0.0, 0.5, 1.0]
+    assert mean["f1_plus"].tolist()[:2] == [71.0, 70.0]  # 70, 72, 70, 72
+    assert std["f1_plus"].iloc[0] == pytest.approx((4 / 3) ** 0.5)
+    assert np.isnan(mean["f1_plus"].iloc[2])
     assert mean_curve([]) is None
 
 

@@ -13,7 +13,7 @@ from histoloc.cli.main import main
 from histoloc.report import read_runs, runs_table, write_report
 from histoloc.report.gallery import galleries
 from histoloc.report.html import render
-from histoloc.report.tables import METRICS, Cell, percent
+from histoloc.report.tables import METRICS, Entry, percent
 
 ASKED = ("fold", "threshold", "range", "map_class", "empty_class")
 
@@ -51,7 +51,7 @@ def options(runs) -> list[Path]:
     return runs
 
 
-def rows_of(paths: list[Path]) -> list[tuple[str, dict[str, Cell]]]:
+def rows_of(paths: list[Path]) -> list[tuple[str, dict[str, Entry]]]:
     """The run and the cells by heading of every evaluation."""
     table = runs_table(read_runs(paths)[0])
     heads = [" ".join(filter(None, heading)) for heading in table.headings]

@@ -81,5 +81,5 @@ def test_a_metric_that_is_no_percentage_is_refused(runs):
     value = json.loads(path.read_text())
     value["metrics"]["f1_plus"]["value"] = 7000.0
     path.write_text(json.dumps(value))
-    with pytest.raises(InputError, match=r"metrics\.f1_plus\.value"):
+    with pytest.raises(InputError, match=r"`numbers\.f1_plus\.value`"):
         read_runs(runs)

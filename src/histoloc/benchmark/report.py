@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,18 @@ import pandas as pd
 from markupsafe import Markup
 
 from histoloc.benchmark.compare import METRICS as COMPARED
-from histoloc.benchmark.compare import Difference, Differences, best_baseline, compare, resampled
-from histoloc.benchmark.notes import SPLITS
-from histoloc.benchmark.results import Bench, is_bench, read_bench, write_results
+from histoloc.benchmark.compare import Differences, best_baseline, compare, resampled
+from histoloc.benchmark.results import Bench, is_bench, read_bench, results_frame
 from histoloc.benchmark.rows import Row
-from histoloc.benchmark.tables import KINDS, benchmark_table, costs_table, difference, differences_table, duration
+from histoloc.benchmark.tables import (
+    KINDS,
+    SPLITS,
+    benchmark_table,
+    costs_table,
+    difference,
+    differences_table,
+    duration,
+)
 from histoloc.errors import InputError
 from histoloc.report.charts import COLOURS, confusion, forest, matrices, scatter, thresholds
 from histoloc.report.gallery import Gallery, side_by_side
@@ -75,7 +81,7 @@ def write_benchmark_report(
     """
     found = read_bench(Path(bench))
     table = benchmark_table(found)
-    write_results(found, found.folder / "results.csv")
+    write_text(found.folder / "results.csv", results_frame(found).to_csv(index=False))
     write_text(found.folder / "tables.md", to_markdown(table))
     write_text(found.folder / "tables.html", template("page.html.j2").render(title=table.title, table=to_html(table)))
     write_text(found.folder / "tables.tex", to_latex(table))
@@ -147,13 +153,8 @@ def _points(bench: Bench) -> pd.DataFrame:
 
 def _forest(bench: Bench, differences: Differences) -> Markup | None:
     rows = [row for row in bench.rows if any(differences.get(row.name, {}).values())]
-    columns, none = ["value", "low", "high"], Difference(math.nan, math.nan, math.nan, math.nan, 0)
-    shown = {}
-    for metric in reversed(COMPARED):
-        found = [differences[row.name][metric] or none for row in rows]
-        frame = pd.DataFrame([[getattr(d, name) for name in columns] for d in found], columns=columns)
-        shown[f"Δ {METRICS[metric]}, percentage points"] = frame.set_axis([row.title for row in rows])
-    return forest(shown, [GROUPS[row.group][1] for row in rows])
+    shown = [(row.title, GROUPS[row.group][1], differences[row.name]) for row in rows]
+    return forest(shown, {name: f"Δ {METRICS[name]}, percentage points" for name in reversed(COMPARED)})
 
 
 def _finding(bench: Bench, baseline: Row | None, differences: Differences) -> str:

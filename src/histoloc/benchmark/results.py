@@ -14,7 +14,7 @@ import pandas as pd
 from histoloc.benchmark.rows import DATASETS, KINDS, Row, rows_of
 from histoloc.errors import InputError
 from histoloc.results import Evaluation, Result, read_evaluation
-from histoloc.work_folder import atomic_path, read_json, read_yaml
+from histoloc.work_folder import read_json, read_yaml
 
 SETTINGS_FILE, CELL_FILE, ERROR_FILE = "benchmark.json", "cell.json", "error.txt"
 FORMAT = 1
@@ -62,8 +62,8 @@ class Cell:
         return self.evaluation.result
 
     def value(self, name: str) -> float:
-        """A metric in percent (`Result.metric`), or a number of WHAT_IT_COST; NaN where it is not defined."""
-        found = self.cost.get(name) if name in WHAT_IT_COST else self.result.metric(name).value
+        """A metric in percent (`Result.value`), or a number of WHAT_IT_COST; NaN where it is not defined."""
+        found = self.cost.get(name) if name in WHAT_IT_COST else self.result.value(name)
         return math.nan if found is None else float(found)
 
 
@@ -217,14 +217,6 @@ def results_frame(bench: Bench) -> pd.DataFrame:
     frame = frame[[name for name in frame if name not in WHAT_IT_COST] + list(WHAT_IT_COST)]
     whole = ["fold", "seed", "n_images", "image_groups", "epochs", "selected_epoch", "parameters"]
     return frame.astype(dict.fromkeys(whole, "Int64")).iloc[: len(records)]
-
-
-def write_results(bench: Bench, path: Path) -> pd.DataFrame:
-    """Write `results_frame` as CSV, atomically."""
-    frame = results_frame(bench)
-    with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False)
-    return frame
 
 
 def _cell(row: Row, fold: int | None, seed: int, run: Path, split: str) -> Cell:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from histoloc.results import Result, Run
 
@@ -83,37 +81,33 @@ def thresholds(results: Mapping[str, Sequence[Result]]) -> Markup | None:
     if not known:
         return None
     figure, axes = panels(list(known))
-    for axis, (name, (threshold, mean, std)) in zip(axes, known.items(), strict=True):
-        for part, label, colour, line in ((0, "F1⁺", COLOURS[2], "-"), (1, "F1⁻", COLOURS[1], "--")):
-            axis.plot(threshold, mean[part], color=colour, linestyle=line, label=label)
-            low, high = mean[part] - std[part], mean[part] + std[part]
-            axis.fill_between(threshold, low, high, color=colour, alpha=0.2, linewidth=0)
+    for axis, (name, (mean, std)) in zip(axes, known.items(), strict=True):
+        for column, label, colour, line in (("f1_plus", "F1⁺", COLOURS[2], "-"), ("f1_minus", "F1⁻", COLOURS[1], "--")):
+            low, high = mean[column] - std[column], mean[column] + std[column]
+            axis.plot(mean[column], color=colour, linestyle=line, label=label)
+            axis.fill_between(mean.index, low, high, color=colour, alpha=0.2, linewidth=0)
         for used in {used for result in results[name] if (used := result.threshold.value) is not None}:
             axis.axvline(used, color="black", linewidth=0.9, label="threshold used")
-        if np.isfinite(mean.mean(axis=0)).any():
-            best = int(np.nanargmax(mean.mean(axis=0)))
+        both = mean.mean(axis=1, skipna=False).dropna()
+        for best in both.index[both == both.max()][:1]:
             label = "oracle: best mean on this split, no fair choice"
-            axis.plot([threshold[best]] * 2, mean[:, best], "D:", mfc="white", ms=4.5, color="#555555", label=label)
+            axis.plot([best] * 2, mean.loc[best], "D:", mfc="white", ms=4.5, color="#555555", label=label)
         axis.set(xlim=(-0.01, 1.01), ylim=(-2, 102), xlabel="threshold τ", ylabel="%")
     return _svg(figure, f"F1 plus and F1 minus over the threshold of the ROI map: {'; '.join(known)}.", axes)
 
 
-def mean_curve(results: Sequence[Result]) -> tuple[NDArray, NDArray, NDArray] | None:
+def mean_curve(results: Sequence[Result]) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """The threshold curves of several results.
 
     Returns:
-        Thresholds (T,); mean and sample standard deviation (2, T) of F1⁺ and F1⁻ in percent, NaN where undefined (the
-        deviation of one result is 0, no band). None where no result has a curve.
+        Mean and sample standard deviation of f1_plus and f1_minus in percent, NaN where undefined (the deviation of
+        one result is 0, no band); index: thresholds. None where no result has a curve.
     """
-    found = [curve for result in results if (curve := result.metrics.threshold_curve) is not None]
-    if not found:
+    curves = [pd.DataFrame(curve, dtype=float) for result in results if (curve := result.metrics.threshold_curve)]
+    if not curves:
         return None
-    values = np.array([[curve["f1_plus"], curve["f1_minus"]] for curve in found], dtype=float)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all undefined at a threshold: NaN is the answer
-        mean = np.nanmean(values, axis=0)
-        std = np.nanstd(values, axis=0, ddof=1) if len(found) > 1 else np.zeros_like(mean)
-    return np.array(found[0]["threshold"]), mean, std
+    at = pd.concat(curves).groupby("threshold")
+    return at.mean(), at.std().fillna(0)
 
 
 def confusion(results: Mapping[str, Sequence[Result]]) -> dict[str, pd.DataFrame]:
@@ -131,7 +125,7 @@ def confusion(results: Mapping[str, Sequence[Result]]) -> dict[str, pd.DataFrame
             total = counts.sum(axis=1)
             names = [f"{name} ({count})" for name, count in zip(classes, total, strict=True)]
             made[name] = pd.DataFrame(100 * counts / np.maximum(total, 1)[:, None], names, classes)
-        rates = np.array([[result.metric(rate).value for rate in ("tpr", "tnr")] for result in of], dtype=float)
+        rates = np.array([[result.value(rate) for rate in ("tpr", "tnr")] for result in of], dtype=float)
         if rates.size and not np.isnan(rates).all():
             tpr, tnr = rates.mean(axis=0)
             shares = [[tpr, 100 - tpr], [100 - tnr, tnr]]
@@ -197,26 +191,26 @@ def place_labels(axis: Axes, points: pd.DataFrame) -> list[Text]:
 
 
 @matplotlib.rc_context(STYLE)
-def forest(differences: Mapping[str, pd.DataFrame], colours: Sequence[str]) -> Markup | None:
-    """Differences to a baseline with their 95 % intervals: a panel per heading, a line per method; None without any.
+def forest(rows: Sequence[tuple[str, str, Mapping[str, Any]]], headings: Mapping[str, str]) -> Markup | None:
+    """Differences to a baseline with their 95 % intervals: a panel per metric, a line per method; None without any.
 
     Args:
-        differences: by heading; columns value, low, high (NaN for none), index: titles, the same everywhere.
-        colours: of the methods.
+        rows: title, colour, and by metric what has `value`, `low` and `high`, or None.
+        headings: by metric.
     """
-    titles = next(iter(differences.values())).index
-    if titles.empty:
+    if not rows:
         return None
-    figure = Figure(figsize=(COLUMNS * PANEL_WIDTH, 0.7 + 0.26 * len(titles)), layout="constrained")
-    axes = figure.subplots(1, len(differences), sharey=True, squeeze=False)[0]
-    for axis, (heading, of) in zip(axes, differences.items(), strict=True):
-        for place, ((value, low, high), colour) in enumerate(zip(of.to_numpy(), colours, strict=True)):
-            bars = [[value - low], [high - value]]
-            axis.errorbar(value, place, xerr=bars, fmt="o", color=colour, markersize=4, capsize=2)
+    figure = Figure(figsize=(COLUMNS * PANEL_WIDTH, 0.7 + 0.26 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, len(headings), sharey=True, squeeze=False)[0]
+    for axis, (metric, heading) in zip(axes, headings.items(), strict=True):
+        for place, (_, colour, of) in enumerate(rows):
+            if (found := of[metric]) is not None:
+                bars = [[found.value - found.low], [found.high - found.value]]
+                axis.errorbar(found.value, place, xerr=bars, fmt="o", color=colour, markersize=4, capsize=2)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set(title=heading, ylim=(len(titles) - 0.5, -0.5))
-        axis.set_yticks(range(len(titles)), titles)
-    return _svg(figure, f"Difference of every method to the baseline: {', '.join(differences)}.")
+        axis.set(title=heading, ylim=(len(rows) - 0.5, -0.5))
+        axis.set_yticks(range(len(rows)), [title for title, *_ in rows])
+    return _svg(figure, f"Difference of every method to the baseline: {', '.join(headings.values())}.")
 
 
 def panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:

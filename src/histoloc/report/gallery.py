@@ -119,15 +119,11 @@ def side_by_side(
     records: list[Any] = [table.to_dict("index") for table in tables]
     made = []
     for quiet in (True, False):
-        own = {name: rank for name, rank in chosen.items() if (name in empty) == quiet}
-        pairs = {name: [(e, of[name]) for (_, e), of in zip(shown, records, strict=True)] for name in own}
-        rows = [_picked(pairs[name], rank, quiet) for name, rank in own.items()]
+        pairs = {name: [(e, of[name]) for (_, e), of in zip(shown, records, strict=True)] for name in chosen}
+        rows = [_picked(pairs[name], rank, quiet) for name, rank in chosen.items() if (name in empty) == quiet]
         classes = tuple(sorted({row.label for row in rows})) if empty & set(chosen) else ()
-        made += (
-            [replace(gallery, rows=rows, without_roi=quiet, classes=classes, notes=[] if made else notes)]
-            if own
-            else []
-        )
+        if rows:
+            made.append(replace(gallery, rows=rows, without_roi=quiet, classes=classes, notes=[] if made else notes))
     return made
 
 
@@ -193,11 +189,9 @@ def named(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
 def _picked(cells: Sequence[tuple[Evaluation, dict[str, Any]]], rank: str, quiet: bool) -> Picked:
     """One image: its picture and truth from the first run that names them, and what every run says of it."""
     missing: list[str] = []
-    image, truth = (
-        next((file for own, cell in cells if (file := own.file(cell[column]))), None) for column in ("image", "mask")
-    )
-    image = _open(read_image, image, missing, "image")
-    truth = _open(read_mask, truth, missing, "truth") if truth else None
+    named = {c: next(filter(None, (own.file(cell[c]) for own, cell in cells)), None) for c in ("image", "mask")}
+    image = _open(read_image, named["image"], missing, "image")
+    truth = _open(read_mask, named["mask"], missing, "truth") if named["mask"] else None
     files = [own.folder / "images" / cell["file"] for own, cell in cells]
     maps = [_open(read_map, file.with_name(f"{file.name}_map.png"), missing, "ROI map") for file in files]
     masks = [_open(read_mask, file.with_name(f"{file.name}_mask.png"), missing, "mask") for file in files]

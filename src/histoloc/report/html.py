@@ -97,6 +97,6 @@ def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     """Sections of (name, value) pairs: run.yaml, the model folder, each evaluation."""
     sections = {"training (run.yaml)": run.settings, "model (model/config.json)": run.model}
     for evaluation in run.evaluations:
-        stated = evaluation.result.model_dump(exclude={"metrics", "per_image_rule", "floors"}, exclude_none=True)
+        stated = evaluation.result.model_dump(exclude={"metrics", "numbers", "floors"}, exclude_none=True)
         sections[f"evaluation on {evaluation.name}"] = stated
     return [(heading, flatten(values)) for heading, values in sections.items() if values]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from histoloc.report.tables import METRICS, Cell, Line, Table, best, headings, interval, percent
-from histoloc.results import UNKNOWN_CONTENT, Evaluation, Metrics, Result, Run, results_frame
+from histoloc.report.tables import METRICS, Entry, Line, Table, best, headings, interval, percent
+from histoloc.results import UNKNOWN_CONTENT, Evaluation, Metric, Result, Run, results_frame
 
 COLUMNS = (*METRICS, "per_image_f1_plus", "per_image_f1_minus")
 FLOORS = {"allones": "All-ones", "stain": "Stain (per image)"}  # learn nothing
@@ -39,18 +38,18 @@ def runs_table(runs: Sequence[Run], title: str = "") -> Table:
     rows: list[Line] = []
     for number, (run, evaluation) in enumerate(pairs):
         result, group = evaluation.result, str(number)
-        cells = [Cell(text) for text in (run.method, evaluation.name, str(result.n_images), _threshold(result))]
+        cells = [Entry(text) for text in (run.method, evaluation.name, str(result.n_images), _threshold(result))]
         for name in columns:
-            metric = result.metric(name)
+            metric = result.numbers.get(name, Metric())
             best_one = bool(bold[name].iloc[number])
-            cells.append(Cell(percent(metric.value), interval(metric.low, metric.high), best_one))
+            cells.append(Entry(percent(metric.value), interval(metric.low, metric.high), best_one))
         rows.append(Line(run.name, cells, group, footnotes(run, evaluation)))
         beside = [(f"learns nothing: {FLOORS.get(name, name)}", values, []) for name, values in result.floors.items()]
         published = {name: value for name, value in run.published.items() if name in columns}
         beside += [("published", published, [published_source(run, evaluation)])] if published else []
         for name, values, notes in beside:
-            numbers = [Cell(percent(values[key]) if key in values else "") for key in columns]
-            rows.append(Line(name, [Cell()] * 4 + numbers, group, notes, aside=True))
+            numbers = [Entry(percent(values[key]) if key in values else "") for key in columns]
+            rows.append(Line(name, [Entry()] * 4 + numbers, group, notes, aside=True))
     about = [("", name) for name in ("Method", "Evaluation", "Images", "Threshold")]
     return Table(title, [*about, *columns.values()], rows, corner="Run")
 
@@ -59,7 +58,7 @@ def footnotes(run: Run, evaluation: Evaluation) -> list[str]:
     """What must be known of the numbers of an evaluation, one sentence each."""
     exceeded = exceeded_by_floors(evaluation.result)
     notes = [note for text in evaluation.result.notes if (note := sentence(text)) not in exceeded]
-    made = [*_mask_notes(run, evaluation), *_map_notes(evaluation), *_pool_notes(evaluation.result.metrics), *notes]
+    made = [*_mask_notes(run, evaluation), *_map_notes(evaluation), *_pool_notes(evaluation.result), *notes]
     return list(dict.fromkeys(made))
 
 
@@ -67,7 +66,7 @@ def exceeded_by_floors(result: Result) -> list[str]:
     """One sentence for each number of a method that learns nothing which is above that of the evaluation."""
     said = []
     for key in ("f1_mean", "pxap"):
-        own = result.metric(key).value
+        own = result.value(key)
         for name, values in result.floors.items():
             floor = values.get(key)
             if own is not None and floor is not None and floor > own:
@@ -106,8 +105,8 @@ def _mask_notes(run: Run, evaluation: Evaluation) -> list[str]:
             notes.append(f"The epoch was chosen on {count} masks (rule {selection.get('rule', 'unknown')}).")
         if threshold.get("rule") == result.threshold.rule and threshold.get("masks_used"):
             notes.append(f"The threshold was chosen on {threshold['masks_used']} masks.")
-    extra = (result.metrics.model_extra or {}).items()
-    if known := [text for name, value in extra if name.startswith("oracle") and (text := _oracle(name, value))]:
+    oracles = {name.removeprefix("oracle_"): of.value for name, of in result.numbers.items() if "oracle_" in name}
+    if known := [_oracle(name, value) for name, value in oracles.items() if value is not None]:
         notes.append(
             f"Oracle on {evaluation.name}, chosen on the evaluated images themselves and therefore no fair "
             f"result, for {run.name}: {', '.join(known)}."
@@ -115,12 +114,13 @@ def _mask_notes(run: Run, evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def _pool_notes(metrics: Metrics) -> list[str]:
+def _pool_notes(result: Result) -> list[str]:
     """What the intervals resample where it is not single images, and which images PxAP pools where not all have ROI."""
+    metrics = result.metrics
     notes = [sentence(text) for text in metrics.notes]
     if metrics.resampled == "groups":
         notes.insert(0, f"Intervals: bootstrap over {metrics.groups} groups, all images of a group together.")
-    if metrics.pools_without_roi:
+    if result.pools_without_roi:
         without = f"{metrics.pxap_images_without_roi} of them without ROI (all their pixels are background)"
         notes.append(f"PxAP pools the pixels of all images whose truth is known, {without}.")
     return notes
@@ -137,7 +137,11 @@ def resampling(runs: Sequence[Run]) -> str:
 def published_source(run: Run, evaluation: Evaluation) -> str:
     """Where the published numbers come from, with a warning where they were measured on another split."""
     source = str(run.published.get("source") or run.settings.get("recipe") or "published")
-    source += "; by the per-image rule: compare with the columns per image" if evaluation.result.per_image_rule else ""
+    source += (
+        "; by the per-image rule: compare with the columns per image"
+        if evaluation.result.value("per_image_f1_plus") is not None
+        else ""
+    )
     split = str(run.published.get("split") or "test")
     asked = evaluation.result.asked
     if split == evaluation.result.split and asked.threshold is None and asked.map_class is None:
@@ -156,10 +160,5 @@ def _threshold(result: Result) -> str:
     return f"{value} ({result.threshold.rule})"
 
 
-def _oracle(name: str, value: Any) -> str:
-    """One oracle number in words, empty where it is not defined."""
-    key = name.removeprefix("oracle").strip("_")
-    number = value.get("value") if isinstance(value, dict) else value
-    if not isinstance(number, int | float):
-        return ""
-    return f"{METRICS[key]} {percent(number)} %" if key in METRICS else f"{key.replace('_', ' ')} {number:.3g}"
+def _oracle(name: str, value: float) -> str:
+    return f"{METRICS[name]} {percent(value)} %" if name in METRICS else f"{name.replace('_', ' ')} {value:.3g}"

@@ -50,7 +50,7 @@ SYMBOLS = {
 }
 
 
-class Cell(NamedTuple):
+class Entry(NamedTuple):
     """What stands in one place of a table; `spread` is the smaller text behind or below it."""
 
     text: str = ""
@@ -71,7 +71,7 @@ class Line:
     """
 
     title: str
-    cells: Sequence[Cell]
+    cells: Sequence[Entry]
     group: str = ""
     notes: Sequence[str] = ()
     aside: bool = False
@@ -123,9 +123,9 @@ def headings(results: Sequence[Result], names: Sequence[str]) -> dict[str, tuple
         if name == "specificity_without_roi":
             says, heading = bool(empty), f"specificity on {' or '.join(empty)} images"
         elif name == "pxap_with_roi":
-            says = any(result.metrics.pools_without_roi for result in results)
+            says = any(result.pools_without_roi for result in results)
         else:
-            says = name in ALWAYS or any(result.metric(name).value is not None for result in results)
+            says = name in ALWAYS or any(result.value(name) is not None for result in results)
         if says:
             shown[name] = (RULES.get(rule, ""), heading)
     return shown
@@ -166,9 +166,9 @@ def to_html(table: Table) -> Markup:
         kind = "aside" if row.aside else "new" if table.begins_group(number) else ""
         return f'<span class="{kind}">{escape(row.title)}</span>' + (f"<sup>{marks}</sup>" if marks else "")
 
-    def cell(cell: Cell) -> str:
-        text = Markup("<b>{}</b>").format(cell.text) if cell.bold else escape(cell.text)
-        return text + (Markup("<small>{}</small>").format(cell.spread) if cell.spread else "")
+    def cell(entry: Entry) -> str:
+        text = Markup("<b>{}</b>").format(entry.text) if entry.bold else escape(entry.text)
+        return text + (Markup("<small>{}</small>").format(entry.spread) if entry.spread else "")
 
     style = _styler(table, title, cell, escape)
     style.set_caption(escape(table.title))
@@ -205,9 +205,9 @@ def to_latex(table: Table) -> str:
         rule = "\\midrule\n" if table.begins_group(number) else ""
         return rule + latex(row.title) + (f"\\textsuperscript{{{marks}}}" if marks else "")
 
-    def cell(cell: Cell) -> str:
-        text = f"\\textbf{{{latex(cell.text)}}}" if cell.bold else latex(cell.text)
-        return text + (f" {{\\scriptsize {latex(cell.spread)}}}" if cell.spread else "")
+    def cell(entry: Entry) -> str:
+        text = f"\\textbf{{{latex(entry.text)}}}" if entry.bold else latex(entry.text)
+        return text + (f" {{\\scriptsize {latex(entry.spread)}}}" if entry.spread else "")
 
     style = _styler(table, title, cell, latex)
     tabular = style.to_latex(hrules=True, multicol_align="c", column_format="l" + "r" * len(table.headings))
@@ -230,7 +230,7 @@ def _styler(table: Table, title: Any, cell: Any, heading: Any) -> Styler:
     Args:
         table: what to write.
         title: writes the title of a row by its number.
-        cell: writes a `Cell`.
+        cell: writes a `Entry`.
         heading: writes a heading.
     """
     columns = pd.MultiIndex.from_tuples(table.headings, names=["", table.corner])
