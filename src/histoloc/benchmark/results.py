@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ class Bench:
     folder: Path
     settings: dict[str, Any]
     rows: tuple[Row, ...]
-    cells: tuple[Cell, ...]
-    failures: tuple[Failure, ...]
+    cells: list[Cell] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
     @property
     def split(self) -> str:
@@ -177,21 +178,16 @@ def read_bench(folder: Path) -> Bench:
     for key in ("rows", "folds", "seeds"):
         if not isinstance(settings.get(key), list):
             raise InputError(f"{file}: `{key}` is no list; restore the file or run the benchmark into another folder")
-    bench = Bench(
-        Path(folder), settings, tuple(r for r in rows_of(settings["kind"]) if r.name in settings["rows"]), (), ()
-    )
-    cells: list[Cell] = []
-    failures: list[Failure] = []
-    for row in bench.rows:
-        for fold in settings["folds"]:
-            for seed in settings["seeds"]:
-                run = bench.folder / "cells" / row.name / cell_name(fold, seed)
-                if (run / CELL_FILE).is_file():
-                    cells.append(_cell(row, fold, seed, run, bench.split))
-                elif (run / ERROR_FILE).is_file():
-                    lines = (run / ERROR_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
-                    failures.append(Failure(row, run.name, next(filter(str.strip, reversed(lines)), "unknown reason")))
-    return Bench(bench.folder, settings, bench.rows, tuple(cells), tuple(failures))
+    rows = tuple(row for row in rows_of(settings["kind"]) if row.name in settings["rows"])
+    bench = Bench(Path(folder), settings, rows)
+    for row, (fold, seed) in product(rows, product(settings["folds"], settings["seeds"])):
+        run = bench.folder / "cells" / row.name / cell_name(fold, seed)
+        if (run / CELL_FILE).is_file():
+            bench.cells.append(_cell(row, fold, seed, run, bench.split))
+        elif (run / ERROR_FILE).is_file():
+            lines = (run / ERROR_FILE).read_text(encoding="utf-8", errors="replace").strip().split("\n")
+            bench.failures.append(Failure(row, run.name, lines[-1].strip() or "unknown reason"))
+    return bench
 
 
 def results_frame(bench: Bench) -> pd.DataFrame:
@@ -209,14 +205,10 @@ def results_frame(bench: Bench) -> pd.DataFrame:
         named = {name: getattr(cell.row, name) for name in ("title", "method", "group")}
         about = {"row": cell.row.name, **named, "fold": cell.fold, "seed": cell.seed}
         records.append(about | cell.result.record() | {name: cell.cost.get(name) for name in WHAT_IT_COST})
-    empty = dict.fromkeys(
-        ("row", "title", "method", "group", "fold", "seed", "n_images", "image_groups", *WHAT_IT_COST)
-    )
-    frame = pd.DataFrame.from_records(records or [empty])
-    # The cost stays behind numbers that only some cells have.
-    frame = frame[[name for name in frame if name not in WHAT_IT_COST] + list(WHAT_IT_COST)]
+    frame, about = pd.DataFrame(records), ("row", "title", "method", "group", "fold", "seed")
+    numbers = [name for name in frame if name not in (*about, *WHAT_IT_COST)] or ["n_images", "image_groups"]
     whole = ["fold", "seed", "n_images", "image_groups", "epochs", "selected_epoch", "parameters"]
-    return frame.astype(dict.fromkeys(whole, "Int64")).iloc[: len(records)]
+    return frame.reindex(columns=[*about, *numbers, *WHAT_IT_COST]).astype(dict.fromkeys(whole, "Int64"))
 
 
 def _cell(row: Row, fold: int | None, seed: int, run: Path, split: str) -> Cell:

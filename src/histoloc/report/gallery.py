@@ -157,16 +157,15 @@ def choose(tables: Sequence[pd.DataFrame], empty: Set[str], count: int) -> dict[
     labels = tables[0]["label"]
     quiet = labels.index.isin(list(empty))
     each = [t[["f1_plus", "f1_minus"]].mean(axis=1).where(~quiet, 100 * (1 - t["roi_fraction"])) for t in tables]
-    scores = pd.concat(each, axis=1).mean(axis=1)
-    ranked = scores.dropna().sort_values(ascending=False, kind="stable") if scores.notna().any() else scores
-    classes = sorted(labels[ranked.index].unique())
+    scores = pd.concat(each, axis=1).mean(axis=1).sort_values(ascending=False, kind="stable")
+    known = scores.dropna().index
+    names = pd.Series(labels if known.empty else labels[known])
     chosen = {}
-    for label in classes:
-        names = ranked.index[labels[ranked.index] == label]
-        places = np.linspace(0, len(names) - 1, min(max(1, count // len(classes)), len(names))).round().astype(int)
-        ranks = {0: "easiest", len(names) - 1: "hardest"} if len(places) > 1 else {}
-        known = scores.notna().any()
-        chosen |= {str(names[place]): ranks.get(place, "middle") if known else "no truth" for place in places.tolist()}
+    for _, of in names.groupby(names):
+        places = np.linspace(0, len(of) - 1, min(max(1, count // names.nunique()), len(of))).round().astype(int)
+        ranks = {0: "easiest", len(of) - 1: "hardest"} if len(places) > 1 else {}
+        for place in places.tolist():
+            chosen[str(of.index[place])] = "no truth" if known.empty else ranks.get(place, "middle")
     return chosen
 
 
