@@ -19,7 +19,7 @@ from histoloc.errors import InputError
 from histoloc.options import check_options
 from histoloc.runner import JobOptions, run_jobs
 from histoloc.slides.annotations import rasterise, read_annotations
-from histoloc.slides.reader import Slide, open_slide
+from histoloc.slides.reader import open_slide
 from histoloc.slides.tissue import share
 from histoloc.slides.tissue import tissue as find_tissue
 from histoloc.work_folder import locked
@@ -153,7 +153,8 @@ def tiles_of_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
                 f"{slide.path}: is {slide.width / scale:.0f}x{slide.height / scale:.0f} px at {mpp:g} µm/px, smaller "
                 f"than a tile of {size} px; choose a smaller --size or --mpp"
             )
-        shares = _tissue_shares(slide, xs, ys, size * scale)
+        coarse = max(TISSUE_MPP, slide.mpp)
+        shares = share(find_tissue(slide, coarse), coarse, xs[None], ys[:, None], size * scale, size * scale, slide)
         chosen = np.argwhere(shares >= settings["tissue"])
         if not len(chosen):
             raise InputError(
@@ -177,8 +178,3 @@ def _grid(length: int, side: float, step: float) -> NDArray[np.int64]:
     count = max(0, int((length - side + 1e-6) // step) + 1)
     # Down, because the last tile would else leave the slide.
     return np.floor(np.arange(count) * step + 1e-6).astype(np.int64)
-
-
-def _tissue_shares(slide: Slide, xs: NDArray[np.int64], ys: NDArray[np.int64], side: float) -> NDArray[np.float64]:
-    mpp = max(TISSUE_MPP, slide.mpp)
-    return share(find_tissue(slide, mpp), mpp, xs[None, :], ys[:, None], side, side, slide)

@@ -18,6 +18,7 @@ from shapely import MultiPolygon, Polygon, STRtree
 from histoloc.errors import InputError
 from histoloc.slides.geojson import Feature, read_features, read_geojson
 
+Mask = NDArray[np.bool_]
 Holes = Literal["subtract", "ignore"]
 
 CAMELYON_ROI = ("Tumor", "_0", "_1")
@@ -161,7 +162,7 @@ def rasterise(
     *,
     holes: Holes = "subtract",
     outlined: bool = False,
-) -> NDArray[np.bool_]:
+) -> Mask:
     """Draw the mask of a region of the slide at any scale; only polygons that touch the region are looked at.
 
     A pixel is ROI if its centre is inside a polygon of the ROI and, with `holes="subtract"`, in none that is cut
@@ -211,7 +212,7 @@ def _rings(geometry: Polygon | MultiPolygon, *, with_holes: bool) -> list[NDArra
 
 def _draw_outlined(
     regions: Sequence[Region], origin: tuple[float, float], size: tuple[int, int], downsample: float
-) -> NDArray[np.bool_]:
+) -> Mask:
     # With a margin, because Pillow rounds halves away from 0: what is cut off at 0 would depend on the region.
     image = Image.new("1", (size[0] + 2, size[1] + 2))
     draw = ImageDraw.Draw(image)
@@ -224,12 +225,7 @@ def _draw_outlined(
 
 
 def _fill(
-    mask: NDArray[np.bool_],
-    rings: Sequence[NDArray[np.float64]],
-    origin: tuple[float, float],
-    downsample: float,
-    *,
-    value: bool,
+    mask: Mask, rings: Sequence[NDArray[np.float64]], origin: tuple[float, float], downsample: float, *, value: bool
 ) -> None:
     """Set the pixels whose centre is inside by the even-odd rule.
 

@@ -11,16 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoloc.data.images import write_mask, write_picture
+from histoloc.datasets import patches
 from histoloc.datasets.options import Sampling
-from histoloc.datasets.patches import (
-    Box,
-    Candidate,
-    annotation_boxes,
-    draw_normals,
-    normal_candidates,
-    random_for,
-    scan_boxes,
-)
 from histoloc.errors import InputError
 from histoloc.slides.annotations import Annotations, rasterise, read_annotations
 from histoloc.slides.reader import NEAR, Slide, open_slide
@@ -100,20 +92,20 @@ def scan_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
     with _view(item, settings) as view:
         sampling = view.sampling
 
-        def masks(strip: Box) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        def masks(strip: patches.Box) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
             region = (*view.level0(strip.left, strip.top), strip.right - strip.left, strip.bottom - strip.top)
             tumour = view.tumour(*region)
             # Without tumour no tissue makes a patch, and reading is what takes the time.
             return (view.tissue(*region), tumour) if tumour.any() else (tumour, tumour)
 
-        boxes = annotation_boxes(view.annotations.bounds() / view.downsample)
+        boxes = patches.annotation_boxes(view.annotations.bounds() / view.downsample)
         limits = {"min_tissue": sampling.tissue, "p0": sampling.p0}
-        patches = list(scan_boxes(boxes, masks, sampling.size, view.size, step=sampling.step, **limits))
+        scanned = list(patches.scan_boxes(boxes, masks, sampling.size, view.size, step=sampling.step, **limits))
         places: dict[tuple[int, int], list[float]] = {}
-        for patch in patches:
+        for patch in scanned:
             place = view.level0(patch.x, patch.y)
             places.setdefault(place, [*patch[:3], *place, patch.tissue, patch.tumour])
-        return view.result(patches=list(places.values()), repeated=len(patches) - len(places))
+        return view.result(patches=list(places.values()), repeated=len(scanned) - len(places))
 
 
 def draw_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,13 +130,15 @@ def draw_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
         near = abs(level.mpp / mpp - 1) <= NEAR
         coarse = level.downsample / view.downsample if near else float(2**sampling.coarse)
         tissue = protocol_tissue(view.slide.thumbnail(mpp=mpp))
-        cells = normal_candidates(tissue, coarse, view.size, size, step=sampling.step, min_tissue=sampling.tissue)
+        cells = patches.normal_candidates(
+            tissue, coarse, view.size, size, step=sampling.step, min_tissue=sampling.tissue
+        )
 
-        def share(cell: Candidate) -> float:
+        def share(cell: patches.Candidate) -> float:
             return float(view.tissue(*view.level0(cell.x, cell.y), size, size).mean())
 
-        rng = random_for(item["seed"], "normal", item["name"])
-        drawn = draw_normals(cells, item["wanted"], share, sampling.tissue, rng)
+        rng = patches.random_for(item["seed"], "normal", item["name"])
+        drawn = patches.draw_normals(cells, item["wanted"], share, sampling.tissue, rng)
         return view.result(patches=[[*view.level0(cell.x, cell.y), cell.tissue] for cell in drawn])
 
 
