@@ -209,9 +209,9 @@ def test_a_recipe_replays_the_normalisation_of_its_run(tmp_path):
     assert read_run(tmp_path / "run.yaml").input.mean == IMAGENET[0]
 
 
-def test_the_command_of_the_readme_normalises_as_its_backbone_needs(monkeypatch, tmp_path):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    flags = re.findall(r"`(--backbone [^`]*)`", readme)
+def test_the_commands_of_the_docs_normalise_as_their_backbone_needs(monkeypatch, tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "own-images.md").read_text(encoding="utf-8")
+    flags = re.findall(r"histoloc train maxmin .* (--backbone .*)", page)
     made: dict[str, RunConfig] = {}
 
     def train(config: RunConfig, *_: Any, **__: Any) -> None:
@@ -220,8 +220,7 @@ def test_the_command_of_the_readme_normalises_as_its_backbone_needs(monkeypatch,
     # By import_module, because the package's own name `train` is the function.
     monkeypatch.setattr(importlib.import_module("histoloc.training"), "train", train)
     for some in flags:
-        words = [word for word in some.split() if word != "..."]
-        main(["train", "maxmin", "--data", "mine.csv", "--out", str(tmp_path), *words])
+        main(["train", "maxmin", "--data", "mine.csv", "--out", str(tmp_path), *some.split()])
     assert (made["resnet50"].backbone.weights, made["resnet50"].backbone.dilate) == ("hub", True)
     assert (made["resnet50"].input.mean, made["resnet50"].input.std) == IMAGENET
     vit = made["vit_small_patch16_224"]

@@ -14,8 +14,7 @@ from tqdm import tqdm
 from histoloc.config import plain
 from histoloc.data.table import Sample, Table, read_table
 from histoloc.errors import InputError
-from histoloc.heatmaps import heatmaps
-from histoloc.measurement import FLOORS, Localizes, Measured, floors_beside, measure, model_localizes
+from histoloc.measurement import FLOORS, Localizes, Measured, floors_beside, heatmaps_localize, measure, model_localizes
 from histoloc.methods import METHODS
 from histoloc.metrics.summary import Metrics
 from histoloc.model_folder import ModelConfig, empty_index, read_model_config
@@ -184,7 +183,7 @@ def _case(source: Path, data: Path, options: EvaluationOptions) -> Case:
 def _localizes(case: Case) -> Localizes:
     options = case.options
     if case.config is None:
-        return heatmaps(case.source, case.samples, case.table.classes, options.threshold)
+        return heatmaps_localize(case.source, case.samples, case.table.classes, options.threshold)
     predictor = load(case.source, options.device, range=options.range, empty_class=options.empty_class)
     predictor.check(options.threshold, options.map_class)
     return model_localizes(predictor, options, per_image=True)

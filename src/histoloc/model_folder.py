@@ -3,12 +3,12 @@
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -67,13 +67,8 @@ class LearnedRange:
     images: int
 
     def __post_init__(self) -> None:
-        pairs = list(zip(self.centre, self.slope, strict=False))
-        # Written so that NaN fails too.
-        if not (
-            pairs
-            and len(self.centre) == len(self.slope)
-            and all(-math.inf < c < math.inf and 0 < w < math.inf for c, w in pairs)
-        ):
+        numbers = (*self.centre, *self.slope)
+        if not numbers or len(self.centre) != len(self.slope) or not np.isfinite(numbers).all() or min(self.slope) <= 0:
             raise InputError(
                 f"learned: centre {list(self.centre)} and slope {list(self.slope)} must be equally many finite "
                 "numbers, each slope above 0; train again, or set learned to null"

@@ -1,8 +1,7 @@
 """Image in, Localization out: the one place where a model is applied."""
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,10 +13,10 @@ from torch import Tensor
 from histoloc.data.images import read_image
 from histoloc.data.transforms import as_tensor, normalise, resample_to
 from histoloc.errors import InputError
-from histoloc.map_class import map_class_of, named_class
 from histoloc.maps import largest_is_roi, otsu_threshold, resize, roi, roi_at_stride
 from histoloc.methods import Method
 from histoloc.model_folder import ModelConfig, empty_index, load_model
+from histoloc.options import check_threshold
 from histoloc.scale import View, tile_side, view
 from histoloc.slides.answer import slide_probabilities
 from histoloc.slides.reader import stored_mpp
@@ -83,13 +82,12 @@ class Predictor:
                 f"--empty-class {empty_class}: the model was trained with {config.empty_class} as the class without "
                 "ROI; leave --empty-class out"
             )
-        self.config = config if empty_class is None else dataclasses.replace(config, empty_class=empty_class)
+        self.config = config if empty_class is None else replace(config, empty_class=empty_class)
         self.method.to(self.device)
         learned = config.learned
         centre, slope = ((), ()) if learned is None else (learned.centre, learned.slope)
-        chosen = method.calibration(range or config.range, centre, slope)
         empty = empty_index(self.config.empty_class, config.classes, "the model")
-        self.calibration = dataclasses.replace(chosen, empty=empty)
+        self.calibration = replace(method.calibration(range or config.range, centre, slope), empty=empty)
 
     def predict(
         self,
@@ -136,7 +134,7 @@ class Predictor:
             )
         if seen.tiled and self.calibration.range != "image":
             return self._in_tiles(image, seen, mpp, tissue)
-        return self._in_one_piece(image, dataclasses.replace(seen, tiled=False))
+        return self._in_one_piece(image, replace(seen, tiled=False))
 
     def localize(
         self,
@@ -148,16 +146,18 @@ class Predictor:
         per_image: bool = False,
     ) -> Localization:
         """Make map and mask of what the network says; see `predict`."""
-        self.check_range()
-        label = self.map_index(answer, map_class)
+        self.check(threshold)
+        predicted = int(answer.probabilities.argmax())
+        label = predicted if map_class is None else self.class_index(map_class, answer.maps)
         map = answer.roi(label, self.calibration)
         fixed = self.threshold(threshold)
-        looked_at = map if answer.tissue is None else map[answer.tissue]
-        cut = otsu_threshold(looked_at) if fixed is None else fixed
+        cut = fixed if fixed is not None else otsu_threshold(map if answer.tissue is None else map[answer.tissue])
         by_rule = None
         if per_image and self.calibration.range == "learned" and not answer.view.tiled:
-            by_rule = answer.roi(label, dataclasses.replace(self.calibration, range="image"))
-        largest = None if answer.largest is None else answer.largest(label, self.calibration)
+            by_rule = answer.roi(label, replace(self.calibration, range="image"))
+        notes = answer.view.notes
+        if answer.view.tiled and self.method.in_tiles:
+            notes = (*notes, f"{self.method.title} on an image in tiles: {self.method.in_tiles}")
         return Localization(
             self.config.classes,
             answer.probabilities if self.method.classifies else None,
@@ -165,11 +165,11 @@ class Predictor:
             map >= cut,
             cut,
             mpp,
-            largest,
-            map_class_of(self.config.classes, label, answer.maps, self.calibration.empty),
+            None if answer.largest is None else answer.largest(label, self.calibration),
+            self.map_class(label, answer.maps),
             self.calibration.range,
             answer.view.name + (" in tiles" if answer.view.tiled else ""),
-            self._notes(answer),
+            notes,
             by_rule,
         )
 
@@ -178,15 +178,29 @@ class Predictor:
         """Input pixels per position of the evidence."""
         return self.method.stride
 
-    def map_index(self, answer: Answer, map_class: str | None) -> int:
-        """Index of the class whose map is made: the predicted one, or the one that is named.
+    def map_class(self, label: int, maps: int) -> str | None:
+        """The class whose map is made for the class `label`; None where it is one map for all, or for several."""
+        classes, empty = self.config.classes, self.calibration.empty
+        others = [name for index, name in enumerate(classes) if index != empty]
+        if empty is not None and len(others) == 1:
+            return others[0]
+        return None if maps == 1 or label == empty else classes[label]
+
+    def class_index(self, name: str, maps: int) -> int:
+        """Index of the class that `--class` names, of a method with so many maps.
 
         Raises:
             InputError: there is no such class, it has no ROI, or the method has one map for all classes.
         """
-        if map_class is None:
-            return int(answer.probabilities.argmax())
-        return named_class(map_class, self.config.classes, answer.maps, self.calibration.empty)
+        classes = self.config.classes
+        if name not in classes:
+            raise InputError(f"--class {name!r} is not a class of the model; choose one of {list(classes)}")
+        index = classes.index(name)
+        if index == self.calibration.empty:
+            raise InputError(f"--class {name}: images of this class have no ROI, and so no map; choose another one")
+        if maps == 1 and self.map_class(index, maps) != name:
+            raise InputError(f"--class {name}: this method has one map for all classes; leave --class out")
+        return index
 
     def check(self, threshold: float | None = None, map_class: str | None = None) -> None:
         """Refuse, before anything is computed, what no image could be localized with.
@@ -194,24 +208,15 @@ class Predictor:
         Raises:
             InputError: the range was never learned, the threshold means nothing, or there is no such class.
         """
-        self.check_range()
-        self.threshold(threshold)
-        if map_class is not None:
-            tile = np.full((SMALLEST_SIDE * 2, SMALLEST_SIDE * 2, 3), 255, np.uint8)
-            maps = self.evidence([tile])[1].shape[1]
-            named_class(map_class, self.config.classes, maps, self.calibration.empty)
-
-    def check_range(self) -> None:
-        """Refuse to make maps without the range that they need.
-
-        Raises:
-            InputError: it was never learned.
-        """
         if self.calibration.range == "learned" and not self.calibration.centre:
             raise InputError(
                 "the model has no learned range: it was trained by histoloc 0.1, or its table had no training images; "
                 "`histoloc train METHOD --data TABLE --out RUN --resume` learns it, --range image does without"
             )
+        self.threshold(threshold)
+        if map_class is not None:
+            white = np.full((SMALLEST_SIDE * 2, SMALLEST_SIDE * 2, 3), 255, np.uint8)
+            self.class_index(map_class, self.evidence([white])[1].shape[1])
 
     def threshold(self, asked: float | None) -> float | None:
         """Where maps are cut: as asked, or as the model folder says; None is Otsu's rule.
@@ -219,17 +224,14 @@ class Predictor:
         Raises:
             InputError: it lies outside [0, 1], or the model's was chosen on maps of another range.
         """
-        if asked is not None:
-            if not 0 <= asked <= 1:
-                raise InputError(f"--threshold {asked} must lie within [0, 1]")
-            return asked
+        check_threshold(asked)
         own = self.config.threshold
-        if own.rule == "valid" and own.range not in (None, self.calibration.range):
+        if asked is None and own.rule == "valid" and own.range not in (None, self.calibration.range):
             raise InputError(
                 f"the model's threshold {own.value:g} was chosen on maps of --range {own.range} and means nothing on "
                 f"those of --range {self.calibration.range}; give --threshold"
             )
-        return own.value
+        return own.value if asked is None else asked
 
     def output_of(self, image: Pixels, mpp: float | None = None) -> Output:
         """What the network says of one image in one piece, as images reach it in training: an `Output` of B = 1."""
@@ -250,21 +252,16 @@ class Predictor:
             map per class, otherwise 1. Probabilities of a method that does not classify mean nothing.
 
         Raises:
-            InputError: no tiles, tiles of different sizes, or one that is no RGB image.
+            InputError: a tile is no RGB image.
         """
-        sizes = {_checked(tile).shape for tile in tiles}
-        if len(sizes) != 1:
-            listed = ", ".join(sorted(f"{width}x{height}" for height, width, _ in sizes)) or "none at all"
-            raise InputError(f"evidence needs tiles of one size, not {listed}; give them in batches of one size")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = self._output(torch.stack([as_tensor(tile) for tile in tiles]))
+            output = self._output(torch.stack([as_tensor(_checked(tile)) for tile in tiles]))
         return output.logits.softmax(dim=1).cpu().numpy(), output.evidence.contiguous().cpu().numpy()
 
     def roi_of_tiles(
         self, probabilities: NDArray[np.float32], evidence: NDArray[np.float32], label: int, calibration: Calibration
     ) -> NDArray[np.float32]:
         """ROI map (B, h, w) in [0, 1] of tiles, from what `evidence` gives; `label` is the whole image's class."""
-        self.check_range()
         logits = torch.from_numpy(probabilities).clamp_min(1e-30).log()
         output = Output(logits, torch.from_numpy(np.ascontiguousarray(evidence)), {})
         labels = torch.full((len(logits),), label)
@@ -299,7 +296,7 @@ class Predictor:
         grid, p, evidence, mask = look_at_image(network, image_at, own, wanted, tile, tissue=tissue and known)
         if tissue and mask is None:
             why = "no tissue was found" if known else "its scale is unknown"
-            seen = dataclasses.replace(seen, notes=(*seen.notes, f"{why}: all of the image is looked at, also glass"))
+            seen = replace(seen, notes=(*seen.notes, f"{why}: all of the image is looked at, also glass"))
         size = (image.shape[0], image.shape[1])
         on_tissue = None
         if mask is not None:
@@ -328,29 +325,13 @@ class Predictor:
         batch = torch.stack([normalise(image, self.config.input) for image in images]).to(self.device)
         batch = self.method.continued(batch).contiguous(memory_format=torch.channels_last)
         stride = self.method.stride
-        with self._at_rest():
-            output = self.method.evidence(batch)
+        with torch.no_grad():
+            output = self.method.eval().evidence(batch)
         rows, columns = -(-height // stride), -(-width // stride)
         terms = {
             name: value[..., :rows, :columns] if value.ndim == 4 else value for name, value in output.terms.items()
         }
         return Output(output.logits.float(), output.evidence.float()[..., :rows, :columns], terms)
-
-    @contextmanager
-    def _at_rest(self) -> Iterator[None]:
-        """Eval mode and no gradients, for a while."""
-        was_training = self.method.training
-        self.method.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.method.train(was_training)
-
-    def _notes(self, answer: Answer) -> tuple[str, ...]:
-        differs = answer.view.tiled and self.method.in_tiles
-        own = (f"{self.method.title} on an image in tiles: {differs}",) if differs else ()
-        return (*answer.view.notes, *own)
 
 
 def load(

@@ -92,38 +92,31 @@ def view(config: ModelConfig, size: tuple[int, int], mpp: float | None) -> View:
         InputError: the image is more than 8 times as coarse as the model.
     """
     small_side, trained = config.input.small_side, config.mpp
-    if config.input.mpp is None and small_side:
-        seen = None if mpp is None else mpp * min(size) / small_side
-        if seen is None or mpp is None or trained is None or (
-            _alike(seen, trained) and not larger_than_training(config, _scaled(size, mpp / trained))
-        ):  # fmt: skip
-            fitted = (
-                max(small_side, small_side * size[0] // size[1]),
-                max(small_side, small_side * size[1] // size[0]),
-            )
-            return View(fitted, False, f"shorter side to {small_side} px", _unknown_scale(config, size, mpp))
+    known = mpp is not None and trained is not None
     factor = mpp / trained if mpp is not None and trained is not None else 1.0
+    name = f"{trained:.4g} µm/px" if known else "as it is"
+    notes = _unknown_scale(config, size, mpp)
+    if config.input.mpp is None and small_side:
+        alike = _alike(factor * min(size), small_side) and not larger_than_training(config, _scaled(size, factor))
+        if alike or not known:
+            height, width = size
+            fitted = (max(small_side, small_side * height // width), max(small_side, small_side * width // height))
+            return View(fitted, False, f"shorter side to {small_side} px", notes)
     if not factor <= MOST_ENLARGED:
         raise InputError(
             f"an image of {mpp:g} µm/px cannot be enlarged to the {trained:.4g} µm/px at which the model looks; "
             "correct --mpp, or give the image at a finer scale"
         )
-    fitted = _scaled(size, factor)
-    if abs(factor - 1) <= 0.01:
-        factor, fitted = 1.0, size
-    name = f"{trained:.4g} µm/px" if mpp is not None and trained is not None else "as it is"
-    notes = _unknown_scale(config, size, mpp)
     if factor > ALIKE:
-        notes = (*notes, f"the image has {mpp:.4g} µm/px, coarser than the {trained:.4g} at which the model looks: "
-                 "it is enlarged, and shows less than training images did")  # fmt: skip
+        coarse = f"the image has {mpp:.4g} µm/px, coarser than the {trained:.4g} at which the model looks"
+        notes = (*notes, f"{coarse}: it is enlarged, and shows less than training images did")
+    fitted = size if abs(factor - 1) <= 0.01 else _scaled(size, factor)
     return View(fitted, larger_than_training(config, fitted), name, notes)
 
 
 def larger_than_training(config: ModelConfig, size: tuple[int, int]) -> bool:
     """Whether an image of (H, W) pixels at the model's scale is more than 1.25 times as large as training images."""
-    if config.extent is None:
-        return False
-    return any(side > ALIKE * most for side, most in zip(sorted(size), config.extent, strict=True))
+    return any(side > ALIKE * most for side, most in zip(sorted(size), config.extent or (), strict=False))
 
 
 def tile_side(config: ModelConfig) -> int:

@@ -20,7 +20,6 @@ from skimage.filters import threshold_otsu
 
 from histoloc.data.images import write_picture
 from histoloc.errors import InputError
-from histoloc.map_class import map_class_of, named_class
 from histoloc.options import SlideOptions
 from histoloc.prediction import Predictor, load
 from histoloc.progress import Bar
@@ -174,7 +173,7 @@ def _write(result: _Result, name: str, settings: Mapping[str, Any]) -> dict[str,
     grid, folder, evidence, predictor = result.grid, result.folder, result.evidence, result.predictor
     calibration, classes, p = predictor.calibration, predictor.config.classes, evidence.probabilities()
     asked, of_slide = result.options.map_class, None
-    label = 0 if asked is None else named_class(asked, classes, evidence.maps, calibration.empty)
+    label = 0 if asked is None else predictor.class_index(asked, evidence.maps)
     if predictor.method.classifies:
         of_slide = slide_probabilities(p, grid.tissue, calibration.empty)
         label = label if asked else int(of_slide.argmax())

@@ -79,13 +79,12 @@ def predict(
         out: folder for the results.
         options: how.
     """
-    from histoloc.map_class import classes_of
+    from histoloc.model_folder import map_classes
     from histoloc.slide_cohort import predict_slides
 
     failed = False
-    every = options.map_class == ALL
-    for name in classes_of(model, options.empty_class) if every else [options.map_class]:
-        place = out / safe_name(str(name)) if every else out
+    for name in map_classes(model, options):
+        place = out / safe_name(str(name)) if options.map_class == ALL else out
         cohort = predict_slides(model, slides, place, replace(options, map_class=name))
         for note in cohort.notes:
             print(f"note: {note}", file=sys.stderr)

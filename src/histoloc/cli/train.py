@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
 
-from histoloc.config import TrainingConfig, plain, read_recipe, run_config
+from histoloc.config import Published, RunConfig, TrainingConfig, plain, read_recipe
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
 from histoloc.methods import METHODS, Method
@@ -67,12 +67,10 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         from histoloc.report import write_report
         from histoloc.training import train as run
 
-        values = {"method": name, "data": data.as_posix(), "fold": fold, "empty_class": empty_class}
-        values |= {"options": plain(options), "backbone": plain(backbone)}
-        values |= {"input": plain(input), "training": plain(training)}
-        if recipe is not None:
-            shipped = read_recipe(recipe)
-            values |= {"recipe": shipped.get("recipe", recipe), "published": shipped.get("published")}
+        shipped = read_recipe(recipe) if recipe else {}
+        published = Published(**shipped["published"]) if shipped.get("published") else None
+        names = {"recipe": shipped.get("recipe", recipe), "published": published, "empty_class": empty_class}
+        config = RunConfig(name, data, fold, options, backbone, input, training, **names)
 
         def finish() -> None:
             own = out / "evaluation" / "valid"
@@ -84,7 +82,7 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
             print("validation: " + "\n".join(evaluated.lines))
             print(write_report([out], out / "report.html"))
 
-        run(run_config(values, where="command line"), out, resume=resume, then=finish)
+        run(config, out, resume=resume, then=finish)
 
     train.__doc__ = f"""Train {method.title}: {method.paper}.
 
