@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from histoloc.errors import InputError
 from histoloc.losses import classification
 from histoloc.maps import normalise_per_image
 from histoloc.nn.backbone import Backbone, BackboneConfig, build_backbone
+from histoloc.options import check_options
 from histoloc.types import Batch, Calibration, Output, Range, Unit
 
 Supervision = Literal["image", "cue", "synthetic", "pixel"]
@@ -220,17 +221,3 @@ class Classifier(Method):
     def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy of the image's class."""
         return {"classification": classification(output.logits, batch)}
-
-
-def check_options(options: Any) -> None:
-    """Check a dataclass against the bounds that its fields declare.
-
-    Raises:
-        InputError: names the first option that is outside.
-    """
-    try:
-        TypeAdapter(type(options)).validate_python(vars(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = str(first["loc"][0]).replace("_", "-")
-        raise InputError(f"--{flag} {first['input']} is wrong ({first['msg']}); correct it") from error
