@@ -107,7 +107,7 @@ def test_a_slide_that_another_device_began_starts_over_and_says_so(gap_run, slid
 
 
 def test_an_out_folder_may_be_moved(gap_run, slide, tmp_path, calls):
-    predict_slides(gap_run, [slide], tmp_path / "here", SlideOptions(**OPTIONS))
+    predict_slides(gap_run, [slide], tmp_path / "here", **OPTIONS)
     (tmp_path / "here").rename(tmp_path / "there")
     del calls[:]
     predict_slides(gap_run, [slide], tmp_path / "there", SlideOptions(**OPTIONS))
