@@ -42,7 +42,7 @@ class Grey(Method):
 
 
 def predictor(maps: int = 2, empty: str | None = None, learned: LearnedRange | None = None) -> Predictor:
-    method = Grey(Setting(CLASSES), None)
+    method = Grey(Setting(CLASSES), Grey.Options())
     method.maps = maps
     config = ModelConfig(
         "gap", CLASSES, input=InputConfig(0, crop=32, mean=(0, 0, 0), std=(1, 1, 1)), empty_class=empty, learned=learned
@@ -138,7 +138,7 @@ def test_a_map_means_the_same_in_every_image(sample):
     assert (result.label, result.map_class) == ("normal", "tumour")
     assert result.roi.max() < 0.01
     stretched = dataclasses.replace(predictor(learned=learned).config, learned=None)
-    by_rule = Predictor(Grey(Setting(CLASSES), None), stretched, range="image").predict(image, map_class="tumour")
+    by_rule = Predictor(Grey(Setting(CLASSES), Grey.Options()), stretched, range="image").predict(image, map_class="tumour")
     assert by_rule.roi.max() == 1
 
 
