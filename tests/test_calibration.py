@@ -138,7 +138,8 @@ def test_a_map_means_the_same_in_every_image(sample):
     assert (result.label, result.map_class) == ("normal", "tumour")
     assert result.roi.max() < 0.01
     stretched = dataclasses.replace(predictor(learned=learned).config, learned=None)
-    by_rule = Predictor(Grey(Setting(CLASSES), Grey.Options()), stretched, range="image").predict(image, map_class="tumour")
+    method = Grey(Setting(CLASSES), Grey.Options())
+    by_rule = Predictor(method, stretched, range="image").predict(image, map_class="tumour")
     assert by_rule.roi.max() == 1
 
 
