@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
 
 from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
@@ -240,7 +239,7 @@ def write_run(path: Path, config: RunConfig) -> None:
 
 def plain(value: Any) -> Any:
     """Dataclasses, tuples and paths as plain values for YAML and JSON."""
-    return to_jsonable_python(value)
+    return TypeAdapter(Any).dump_python(value, mode="json")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

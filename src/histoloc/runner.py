@@ -43,8 +43,8 @@ class JobOptions:
     """Where items are done.
 
     Attributes:
-        workers: processes, one thread each (or OMP_NUM_THREADS); None for as many as this machine has cores. 1 works in
-            the calling process, where nothing guards against running out of memory. Ignored with a scheduler.
+        workers: processes; None for as many as this machine has cores. 1 works in the calling process, where nothing
+            guards against running out of memory. Ignored with a scheduler.
         scheduler: address of a running Dask scheduler (tcp://host:8786), whose workers have limits of their own.
         retries: how often an item that failed is tried again, from 0.
         memory_gb: a worker process that grows beyond 95 % of it is ended, and its item tried again.
@@ -276,8 +276,6 @@ def _attempt(call: Call) -> str | None:
 class Slot:
     """Where calls are done: by a process that begins with the first one, unless an executor is given.
 
-    When the process dies, the call that it was doing is to blame.
-
     Attributes:
         environment: variables of the process, such as CUDA_VISIBLE_DEVICES and OMP_NUM_THREADS.
         memory_gb: beyond 95 % of it the process is ended; None for no limit.
@@ -300,8 +298,7 @@ class Slot:
             return self.executor.submit(_attempt, call)
         self.executor = futures.ProcessPoolExecutor(1, get_context("spawn"), _begin, (call.log,))
         before, others = dict(os.environ), set(active_children())
-        # Not in the process, where libraries may be loaded before. The first one: no file of the working directory is
-        # taken for a module.
+        # Here, because libraries read them when the process begins. SAFEPATH: no file of this folder becomes a module.
         os.environ.update({"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **self.environment})
         try:
             return self.executor.submit(_attempt, call)

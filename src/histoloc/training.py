@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +72,16 @@ def train(
 
     Args:
         config: everything the run depends on.
-        out: the run folder: `run.yaml`, `inputs.json`, `log.csv`, `last.ckpt`, `model/`, `tensorboard/`.
-        resume: go on from `last.ckpt` if there is one: to the same bits on a CPU in float32, with as many threads and
-            processes and on a machine of the same type; elsewhere from the same state, up to rounding.
+        out: the run folder: docs/runs.md says what it holds.
+        resume: go on from `last.ckpt` if there is one, to the same bits on a CPU in float32 (docs/runs.md).
         progress: show a bar.
-        then: called at the end, while the folder is still locked; of several processes by the first one alone.
+        then: called at the end, in the locked folder, by the first process alone.
 
     Returns:
         The run folder.
 
     Raises:
-        InputError: the table, an option or the folder cannot be used; the folder holds another run; the loss is no
-            longer finite.
+        InputError: table, option or folder cannot be used, another run is there, or the loss is no longer finite.
     """
     out = Path(out)
     table = read_table(config.data, fold=config.fold)
@@ -351,12 +350,13 @@ def _fabric(training: TrainingConfig, out: Path) -> Fabric:
     if devices == "auto" and not cuda:
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     try:
+        logger = TensorBoardLogger(root_dir=out, name="tensorboard", version="") if find_spec("tensorboard") else None
         return Fabric(
             accelerator=training.accelerator,
             devices=devices,
             num_nodes=training.nodes,
             precision=precision,
-            loggers=TensorBoardLogger(root_dir=out, name="tensorboard", version=""),
+            loggers=logger,
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(

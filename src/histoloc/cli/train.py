@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,31 @@ from histoloc.errors import InputError
 from histoloc.methods import METHODS, Method
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.options import EvaluationOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """What a run is made from and where.
+
+    Attributes:
+        data: the table (CSV).
+        out: the run folder to write.
+        fold: which fold of the table is the validation split.
+        empty_class: the class whose images have no ROI (normal tissue): every map of its images is that of the other
+            class.
+        recipe: name of a shipped recipe (`histoloc recipes`) or a YAML file, also a run's run.yaml; flags win over it.
+        resume: go on with a run that was stopped, on the same kind of device, in the same precision and by as many
+            processes. The result has the same bits on a CPU in float32 (with as many threads, on a machine of the same
+            type), and agrees up to rounding elsewhere.
+    """
+
+    data: Path
+    out: Path
+    fold: int | None = None
+    empty_class: str | None = None
+    recipe: str | None = None
+    resume: bool = False
+
 
 BackboneFlags = Annotated[BackboneConfig, Parameter(name="*", group=Group("Backbone"))]
 InputFlags = Annotated[InputConfig, Parameter(name="*", group=Group("Input"))]
@@ -52,12 +78,7 @@ app = App(name="train", help="Train a method on image labels.", config=_from_rec
 def _command(name: str, method: type[Method]) -> Callable[..., None]:
     def train(
         *,
-        data: Path,
-        out: Path,
-        fold: int | None = None,
-        empty_class: str | None = None,
-        recipe: str | None = None,
-        resume: bool = False,
+        flags: Annotated[RunFlags, Parameter(name="*")],
         options: Any = method.Options(),  # noqa: B008
         backbone: BackboneFlags = method.default_backbone,
         input: InputFlags = InputConfig(),  # noqa: B008
@@ -67,38 +88,28 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         from histoloc.report import write_report
         from histoloc.training import train as run
 
-        shipped = read_recipe(recipe) if recipe else {}
+        out, fold = flags.out, flags.fold
+        shipped = read_recipe(flags.recipe) if flags.recipe else {}
         published = Published(**shipped["published"]) if shipped.get("published") else None
-        names = {"recipe": shipped.get("recipe", recipe), "published": published, "empty_class": empty_class}
-        config = RunConfig(name, data, fold, options, backbone, input, training, **names)
+        names = {"recipe": shipped.get("recipe", flags.recipe), "published": published}
+        names |= {"empty_class": flags.empty_class}
+        config = RunConfig(name, flags.data, fold, options, backbone, input, training, **names)
 
         def finish() -> None:
             own = out / "evaluation" / "valid"
             shutil.rmtree(own, ignore_errors=True)  # of the weights before
             device = "cpu" if training.accelerator == "cpu" else "auto"
             asked = EvaluationOptions(split="valid", fold=fold, device=device)
-            evaluated = run_evaluation(out, data, asked, out=own)
+            evaluated = run_evaluation(out, flags.data, asked, out=own)
             keep_as_own(out, evaluated.folder)
             print("validation: " + "\n".join(evaluated.lines))
             print(write_report([out], out / "report.html"))
 
-        run(config, out, resume=resume, then=finish)
+        run(config, out, resume=flags.resume, then=finish)
 
-    train.__doc__ = f"""Train {method.title}: {method.paper}.
-
-    Args:
-        data: the table (CSV).
-        out: the run folder to write.
-        fold: which fold of the table is the validation split.
-        empty_class: the class whose images have no ROI (normal tissue): every map of its images is that of the other
-            class.
-        recipe: name of a shipped recipe (`histoloc recipes`) or a YAML file, also a run's run.yaml; flags win over it.
-        resume: go on with a run that was stopped, on the same kind of device, in the same precision and by as many
-            processes. The result has the same bits on a CPU in float32 (with as many threads, on a machine of the same
-            type), and agrees up to rounding elsewhere.
-    """
-    flags = Parameter(name="*", group=Group(f"{method.title} options"), parse=bool(dataclasses.fields(method.Options)))
-    train.__annotations__["options"] = Annotated[method.Options, flags]
+    train.__doc__ = f"Train {method.title}: {method.paper}."
+    own = Parameter(name="*", group=Group(f"{method.title} options"), parse=bool(dataclasses.fields(method.Options)))
+    train.__annotations__["options"] = Annotated[method.Options, own]
     return train
 
 

@@ -1,7 +1,7 @@
 """Tables of the user's own slides: tiles on a grid over the tissue, labelled by slide or by annotation."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,19 +38,16 @@ def slide_tiles(
 
     Slides that fail are listed in failed.csv with their reasons; the table is made without them, the exit code is 1.
 
-    Tiles lie on a grid that begins at the slide's upper left corner; those with enough tissue are kept, by the robust
-    rule of `slides.tissue` at 8 µm/px. A tile gets its slide's label. Where the table has annotations, a tile of an
-    annotated slide gets it only if its share of ROI is at least `roi`, a tile without any ROI gets the class of the
-    slides without annotation, and what is in between is left out.
+    Tiles lie on a grid from the slide's upper left corner, where there is enough tissue. A tile gets its slide's label.
+    Where the table has annotations, a tile of an annotated slide gets it only if its share of ROI is at least `roi`, a
+    tile without any ROI gets the class of the slides without annotation, and what is in between is left out.
 
-    Sets are made of whole groups, by label and seed alone, so that a slide that fails moves no other. A second call
-    opens only slides that failed or changed. Splits, `roi` and `per_slide` may change between calls.
+    Sets are made of whole groups, by label and seed alone. Splits, `roi` and `per_slide` may change between calls.
 
     Args:
         table: CSV with the columns slide and label and, optionally, annotation (ASAP XML, GeoJSON), group (patient; by
             default the slide) and mpp (of level 0, for slides that do not say it); paths are relative to it.
-        out: the table to write (CSV), with the shares of tissue and ROI of each tile; what is done is kept beside it,
-            in a folder that ends in .jobs, with failed.csv.
+        out: the table to write (CSV); what is done is kept beside it, in a folder .jobs, with failed.csv.
         options: which tiles are cut.
         jobs: where slides are worked on.
 
@@ -64,23 +61,14 @@ def slide_tiles(
     if out.absolute() in (table.absolute(), *(slide.path for slide in slides)):
         raise InputError(f"{out}: is one of the given files; choose another --out")
     empty = class_without_roi(table, slides, options.empty_class)
-    labels: dict[str, set[str]] = defaultdict(set)
-    for slide in slides:
-        labels[slide.group].add(slide.label)
-    splits = split_groups(labels, valid=options.valid, test=options.test, seed=options.seed)
     grid = {"mpp": float(options.mpp), "size": options.size, "stride": options.stride or options.size}
     settings = grid | {"tissue": float(options.tissue)}
     place = out.with_name(f"{out.stem}.jobs")
     with locked(place):
         items = {slide.name: slide.item() for slide in slides}
         result = run_jobs(tiles_of_slide, items, place, settings=settings, options=jobs)
-        rows: list[dict[str, Any]] = []
-        left_out = 0
-        for slide in slides:
-            tiles = result.done.get(slide.name, {"tiles": []})["tiles"]
-            labelled = _labelled(slide, tiles, options, empty)
-            left_out += len(tiles) - len(labelled)
-            rows += [_row(slide, splits[slide.group], options) | tile for tile in _drawn(slide, labelled, options)]
+        tiles = {name: done["tiles"] for name, done in result.done.items()}
+        rows, left_out = _rows(slides, tiles, options, empty)
         if not rows:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(result.failed.items())[:3])
             raise InputError(f"{table}: no slide gave a tile ({reasons or 'all have less ROI than asked for'})")
@@ -89,6 +77,24 @@ def slide_tiles(
     warnings = [warning for done in result.done.values() for warning in done["warnings"]]
     remarks = [f"{left_out} tiles with less ROI than asked for are left out"] if left_out else []
     return TableResult(out, warnings, remarks, result.failed)
+
+
+def _rows(
+    slides: Sequence[ListedSlide], tiles: Mapping[str, list[dict[str, Any]]], options: TileOptions, empty: str | None
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows of the table, and the number of tiles that are left out for their share of ROI."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for slide in slides:
+        labels[slide.group].add(slide.label)
+    splits = split_groups(labels, valid=options.valid, test=options.test, seed=options.seed)
+    rows: list[dict[str, Any]] = []
+    left_out = 0
+    for slide in slides:
+        own = tiles.get(slide.name, [])
+        labelled = _labelled(slide, own, options, empty)
+        left_out += len(own) - len(labelled)
+        rows += [_row(slide, splits[slide.group], options) | tile for tile in _drawn(slide, labelled, options)]
+    return rows, left_out
 
 
 def _labelled(

@@ -25,14 +25,11 @@ class LayerGradients(NamedTuple):
 def layer_gradients(network: Network, layer: nn.Module, image: Tensor, index: Tensor | None = None) -> LayerGradients:
     """Run a network once and differentiate class scores with respect to the output of one of its layers.
 
-    The layer's output becomes a leaf of the graph, so that frozen parameters and modules that work in place after the
-    layer do no harm, and nothing before the layer is kept for a backward pass. Afterwards the network is as it was:
-    no hook, no `.grad`, the mode and `requires_grad` of every module and parameter restored, also after an exception.
-    Works inside `torch.no_grad()` and `torch.inference_mode()`.
+    The layer's output becomes a leaf of the graph: frozen parameters and modules that work in place do no harm. The
+    network is left as it was, also after an exception. Works inside `torch.no_grad()` and `torch.inference_mode()`.
 
     Args:
-        network: gives class scores (B, K), or an `Output` that holds them. A module is run in eval mode; of another
-            callable only the layer is, so put its network into eval mode first.
+        network: gives class scores (B, K), or an `Output` that holds them; in eval mode, which a module is put into.
         layer: a module that the network runs once per pass and that gives a map (B, C, h, w).
         image: (B, 3, H, W), as the network expects it.
         index: which classes' scores, (B,) or (B, N) int64; None takes all K in their order.
@@ -47,8 +44,8 @@ def layer_gradients(network: Network, layer: nn.Module, image: Tensor, index: Te
         if not isinstance(output, Tensor) or output.ndim != 4 or not output.is_floating_point():
             shape = f"tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(
-                f"the layer {name} gives a {shape}, not a map (B, C, h, w); choose a convolutional layer (the "
-                "blocks of a ViT give tokens: take the backbone's output, where they are on their grid)"
+                f"the layer {name} gives a {shape}, not a map (B, C, h, w); choose a convolutional layer (blocks of a "
+                "ViT give tokens: take the backbone's output)"
             )
         leaves.append(output.detach().requires_grad_())
         torch.set_grad_enabled(True)  # networks with a frozen encoder run it under no_grad
@@ -67,8 +64,8 @@ def layer_gradients(network: Network, layer: nn.Module, image: Tensor, index: Te
             )
         logits = result.logits if isinstance(result, Output) else result
         index = torch.arange(logits.shape[1]).expand(logits.shape) if index is None else index
-        chosen = logits.gather(1, index.to(logits.device, torch.int64).view(len(logits), -1))
         # Images are independent in eval mode: the gradient of the sum holds that of every image.
+        chosen = logits.gather(1, index.to(logits.device, torch.int64).view(len(logits), -1))
         scores = chosen.sum(dim=0) if chosen.requires_grad else ()
         gradients = [torch.autograd.grad(s, leaves[0], retain_graph=True, allow_unused=True)[0] for s in scores]
         if not gradients or gradients[0] is None:

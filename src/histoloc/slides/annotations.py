@@ -72,11 +72,11 @@ def read_annotations(
 ) -> Annotations:
     """Read the annotations of a slide from ASAP XML (`.xml`) or GeoJSON (`.geojson`, `.json`).
 
-    Splines of ASAP are taken as polygons of their control points. Polygons that cross themselves are repaired,
-    those that leave the slide are clipped; these, and whatever is left out, are in the warnings.
+    Splines are polygons of their control points. Polygons that cross themselves are repaired, those that leave the
+    slide are clipped; the warnings name them and what is left out.
 
     Args:
-        path: the file.
+        path: of the file.
         size: (width, height) of the slide in pixels of level 0; None clips nothing.
         roi: the classes (in XML: groups) that are ROI. By default, in XML those of Camelyon, `Tumor`, `_0` and
             `_1`; in GeoJSON every class that is no hole, and shapes without a class.
@@ -86,7 +86,6 @@ def read_annotations(
     Raises:
         InputError: the file is absent, cut in half, of another format, or nothing in it is ROI.
     """
-    path = Path(path)
     kind = path.suffix.lower()
     if kind not in (".xml", ".geojson", ".json"):
         raise InputError(f"{path}: annotations are ASAP XML (.xml) or GeoJSON (.geojson, .json); export one of these")
@@ -177,9 +176,8 @@ def rasterise(
         downsample: pixels of level 0 per pixel of the mask.
         holes: whether holes, drawn as such or inside a polygon, are cut out, or ignored as in the published
             Camelyon16 masks.
-        outlined: draw as the published Camelyon16 masks were: polygons as the file has them, whose vertices are
-            whole pixels, filled together with their outline. It goes with `holes="ignore"`. Pillow draws in
-            single precision, so edges of ten thousands of pixels may differ by a pixel between regions.
+        outlined: draw as the published Camelyon16 masks were, with `holes="ignore"`: polygons of whole pixels, filled
+            together with their outline. Edges of ten thousands of pixels may differ by a pixel between regions.
 
     Returns:
         (height, width) bool.

@@ -53,9 +53,8 @@ def camelyon16_table(
         jobs: where slides are worked on; a worker takes about 0.6 GB on a slide of 100,000 px.
 
     Raises:
-        InputError: folder, options or list cannot be used, another call is writing to `out`, no slide gives a tumour
-            patch of the training set, or files cannot be written. Slides that cannot be used are no error; they are
-            in the result.
+        InputError: folder, options or list cannot be used, another call is writing to `out`, or no slide gives a
+            tumour patch of the training set. Slides that cannot be used are no error; they are in the result.
     """
     check_options(sampling)
     check_options(options)
