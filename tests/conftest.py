@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported, here and in the processes that tests start: tiny networks are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No test fails because the machine is busy.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 BACKBONE = "test_efficientnet_ln"  # 82,300 parameters, and no batch normalisation: images do not see each other
 TINY: dict[str, dict[str, Any]] = {
