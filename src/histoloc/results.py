@@ -99,15 +99,15 @@ class Result(BaseModel):
         by_class = {key: metrics.get(key) or {} for key in BY_CLASS}
         numbers |= {f"{key}_{name}": metric for key, of in by_class.items() for name, metric in of.items()}
         for rule, names in RULES.items():
-            measured = content.get(f"{rule}_rule") or {}
-            numbers |= {f"{rule}_{name}": measured.get(name, {}) for name in names}
+            numbers_of_rule = content.get(f"{rule}_rule") or {}
+            numbers |= {f"{rule}_{name}": numbers_of_rule.get(name, {}) for name in names}
         return content | {"numbers": numbers}
 
     @property
-    def asked(self) -> Identity:
+    def request(self) -> Identity:
         """What the evaluation was asked for; of an old one, which did not write it down, as far as it shows."""
-        given = self.threshold.value if self.threshold.rule == "given" else None
-        return self.identity or Identity(threshold=given)
+        threshold = self.threshold.value if self.threshold.rule == "given" else None
+        return self.identity or Identity(threshold=threshold)
 
     @property
     def pools_without_roi(self) -> bool:
@@ -139,14 +139,14 @@ class Evaluation:
         folder: of the files.
         result: metrics.json.
         images: one row per image; the columns of per_image.csv, or no row where it is absent.
-        apart: what else tells it from others of a report, which `tell_apart` finds.
+        details: what else distinguishes it from others of a report, set by `distinguish`.
         of_table: file name of its table, where a report has several.
     """
 
     folder: Path
     result: Result
     images: pd.DataFrame
-    apart: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
     of_table: str = ""
 
     @property
@@ -159,21 +159,21 @@ class Evaluation:
     @property
     def key(self) -> tuple[str | float | None, ...]:
         """What was evaluated and how, whatever the run: only evaluations with equal keys may be compared."""
-        result, asked = self.result, self.result.asked
-        how = (asked.threshold, asked.range, asked.map_class, result.empty_class)
-        return result.table or "", asked.content, self.split, *how
+        result, request = self.result, self.result.request
+        how = (request.threshold, request.range, request.map_class, result.empty_class)
+        return result.table or "", request.content, self.split, *how
 
     @property
     def label(self) -> str:
         """The split, and what is not the default: `test, cut at 0.40, --range image`."""
-        asked, parts = self.result.asked, [self.split]
-        if asked.threshold is not None:
-            decimals = f"{asked.threshold:.2f}"
-            parts.append(f"cut at {decimals if float(decimals) == asked.threshold else asked.threshold}")
-        parts += [] if asked.range is None else [f"--range {asked.range}"]
-        parts += [] if asked.map_class is None else [f"map of {asked.map_class}"]
-        parts += [] if asked.empty_class is None else [f"no ROI in {asked.empty_class}"]
-        return ", ".join([*parts, *self.apart])
+        request, parts = self.result.request, [self.split]
+        if request.threshold is not None:
+            decimals = f"{request.threshold:.2f}"
+            parts.append(f"cut at {decimals if float(decimals) == request.threshold else request.threshold}")
+        parts += [] if request.range is None else [f"--range {request.range}"]
+        parts += [] if request.map_class is None else [f"map of {request.map_class}"]
+        parts += [] if request.empty_class is None else [f"no ROI in {request.empty_class}"]
+        return ", ".join([*parts, *self.details])
 
     @property
     def name(self) -> str:
@@ -248,7 +248,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             "no run to report: none of the paths given is a folder with run.yaml or metrics.json; "
             "name at least one folder written by `histoloc train` or `histoloc evaluate`"
         )
-    tell_apart(runs)
+    distinguish(runs)
     for run, name in zip(runs, distinct_names([run.folder.resolve() for run in runs]), strict=True):
         run.name = name
     return runs, skipped
@@ -290,7 +290,7 @@ def read_run(folder: Path) -> Run:
         return other, place, evaluation.label, len(name), name  # test-2 before test-10
 
     run.evaluations.sort(key=order)
-    tell_apart([run])
+    distinguish([run])
     return run
 
 
@@ -317,30 +317,30 @@ def read_evaluation(folder: Path) -> Evaluation:
     return Evaluation(folder, result, images)
 
 
-def tell_apart(runs: Sequence[Run]) -> None:
-    """Name what tells evaluations of equal labels apart that may not be compared; names are then unique in a run."""
+def distinguish(runs: Sequence[Run]) -> None:
+    """Name what distinguishes evaluations of equal labels that may not be compared; names are then unique in a run."""
     pairs = [(run, evaluation) for run in runs for evaluation in run.evaluations]
     tables = {evaluation.result.table for _, evaluation in pairs}
     alike: dict[tuple[str | None, str], list[Result]] = defaultdict(list)
     for _, evaluation in pairs:
-        evaluation.apart = ()
+        evaluation.details = ()
         alike[evaluation.result.table, evaluation.label].append(evaluation.result)
     for run, evaluation in pairs:
-        result, asked = evaluation.result, evaluation.result.asked
+        result, request = evaluation.result, evaluation.result.request
         others, parts = alike[result.table, evaluation.label], []
-        if asked.empty_class is None and result.empty_class and len({other.empty_class for other in others}) > 1:
+        if request.empty_class is None and result.empty_class and len({other.empty_class for other in others}) > 1:
             parts.append(f"no ROI in {result.empty_class}")
-        if len({other.asked.content for other in others}) > 1:
-            parts.append(f"content {asked.content[:8]}" if asked.content else UNKNOWN_CONTENT)
+        if len({other.request.content for other in others}) > 1:
+            parts.append(f"content {request.content[:8]}" if request.content else UNKNOWN_CONTENT)
         weights = run.model.get("weights_sha256")
-        if weights and asked.weights_sha256 and asked.weights_sha256 != weights:
+        if weights and request.weights_sha256 and request.weights_sha256 != weights:
             parts.append("earlier weights")
-        evaluation.apart = tuple(parts)
+        evaluation.details = tuple(parts)
         evaluation.of_table = Path(result.table or "").name if len(tables) > 1 else ""
     count = Counter((run.folder, evaluation.name) for run, evaluation in pairs)
     for run, evaluation in pairs:
         if count[run.folder, evaluation.name] > 1:
-            evaluation.apart = (*evaluation.apart, f"in {evaluation.folder.name}")
+            evaluation.details = (*evaluation.details, f"in {evaluation.folder.name}")
 
 
 def results_frame(runs: Sequence[Run]) -> pd.DataFrame:

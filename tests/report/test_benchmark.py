@@ -18,7 +18,7 @@ from histoloc.benchmark.results import read_bench
 from histoloc.cli.main import main
 from histoloc.errors import InputError
 from histoloc.report.charts import confusion, mean_curve, place_labels
-from histoloc.report.gallery import choose, named
+from histoloc.report.gallery import choose, select_images
 
 ROWS = ("gap", "lse", "maxmin-sem")
 FILES = {"results.csv", "tables.md", "tables.html", "tables.tex", "report.html"}
@@ -250,6 +250,6 @@ def test_the_figure_shows_the_images_asked_for(bench, tmp_path):
     with pytest.raises(InputError, match="--images nowhere: no image of this name"):
         figure(read_bench(bench), ["nowhere"])
     with pytest.raises(InputError, match="--images x: several images"):
-        named(["a/x.png", "b/x.png"], ["x"])
+        select_images(["a/x.png", "b/x.png"], ["x"])
     with pytest.raises(InputError, match="--images chooses the figure of a benchmark"):
         report([bench / "cells" / "gap" / "fold0-seed0"], tmp_path / "r.html", images=["a"])

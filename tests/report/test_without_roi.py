@@ -62,9 +62,9 @@ def test_normal_and_metastatic_samples_are_two_galleries(tissue):
         ["false alarm on 30.0 %", "false alarm on 5.0 %"],
         ["no false alarm", "false alarm on 50.0 %"],
     ]
-    assert normal.rows[0].panels[0].says == "says normal, p = 0.80"
+    assert normal.rows[0].panels[0].prediction == "says normal, p = 0.80"
     panel = metastatic.rows[0].panels[0]
-    assert (panel.score, panel.says) == ("F1⁺ 60.0, F1⁻ 60.0", "says normal, p = 0.80 (wrong)")
+    assert (panel.score, panel.prediction) == ("F1⁺ 60.0, F1⁻ 60.0", "says normal, p = 0.80 (wrong)")
     # Without a mask file every mask is compared with nothing; there is no outline to show.
     assert all(row.truth is None and not row.missing for row in normal.rows)
     assert all(panel.agreement and panel.heatmap for row in normal.rows for panel in row.panels)

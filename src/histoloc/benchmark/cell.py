@@ -37,8 +37,8 @@ def run_cell(cell: PlannedCell) -> None:
         started = time.perf_counter()
         own = folder / "evaluation" / cell.split
         shutil.rmtree(own, ignore_errors=True)  # of a call that was stopped
-        asked = EvaluationOptions(split=cell.split, fold=config.fold, maps=cell.maps, empty_class=config.empty_class)
-        result = run_evaluation(folder, config.data, asked, out=own, progress=False)
+        options = EvaluationOptions(split=cell.split, fold=config.fold, maps=cell.maps, empty_class=config.empty_class)
+        result = run_evaluation(folder, config.data, options, out=own, progress=False)
         evaluated = time.perf_counter() - started
         print("\n".join(result.lines))
         method, described = load_model(folder)

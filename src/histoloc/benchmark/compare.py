@@ -137,7 +137,7 @@ def resampled(differences: Differences, titles: Mapping[str, str]) -> str:
         differences: of `compare`.
         titles: of the rows, by name.
     """
-    known = {titles[name]: next(filter(None, found.values()), None) for name, found in differences.items()}
+    known = {titles[name]: next(filter(None, metrics.values()), None) for name, metrics in differences.items()}
     known = {title: difference for title, difference in known.items() if difference is not None}
     by_image = [title for title, difference in known.items() if difference.groups is None]
     counts = sorted({difference.groups for difference in known.values() if difference.groups is not None})

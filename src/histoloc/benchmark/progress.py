@@ -61,14 +61,14 @@ class Watch:
         """A cell was begun."""
         track.state, track.started = "running", time.monotonic()
         epochs, _ = epochs_logged(track.cell.folder)
-        self._say(f"{track.cell.label}: started{f', goes on after epoch {epochs}' if epochs else ''}")
+        self._print(f"{track.cell.label}: started{f', goes on after epoch {epochs}' if epochs else ''}")
 
     def ended(self, track: Track, state: Literal["done", "failed"], result: str) -> None:
         """A cell is done, or has failed."""
         track.state, track.result = state, result
-        self._say(f"{track.cell.label}: {state} in {_clock(time.monotonic() - track.started)}, {result}")
+        self._print(f"{track.cell.label}: {state} in {_clock(time.monotonic() - track.started)}, {result}")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         elapsed, left = time.monotonic() - self.began, self.left
         done = self.total - self.bar.initial - left
         # What is left takes as long an epoch as what was done in this call.

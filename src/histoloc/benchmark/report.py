@@ -61,15 +61,15 @@ def report(
 
 
 def write_benchmark_report(
-    bench: Path, out: Path | None = None, *, title: str | None = None, images: Sequence[str] = ()
+    folder: Path, out: Path | None = None, *, title: str | None = None, images: Sequence[str] = ()
 ) -> Path:
     """Write results.csv, tables.md, tables.html, tables.tex and report.html into a benchmark's folder.
 
     An unfinished benchmark is reported as far as it is: the page says how many cells are done and which failed.
 
     Args:
-        bench: the folder.
-        out: the page, where not `bench/report.html`.
+        folder: of the benchmark.
+        out: the page, where not `folder/report.html`.
         title: its headline.
         images: of the figure, by name or file name, in this order; by default easy and hard ones of each class.
 
@@ -79,14 +79,14 @@ def write_benchmark_report(
     Raises:
         InputError: the folder is no benchmark, a file of it is broken, or something cannot be written.
     """
-    found = read_bench(Path(bench))
-    table = benchmark_table(found)
-    write_text(found.folder / "results.csv", results_frame(found).to_csv(index=False))
-    write_text(found.folder / "tables.md", to_markdown(table))
-    write_text(found.folder / "tables.html", template("page.html.j2").render(title=table.title, table=to_html(table)))
-    write_text(found.folder / "tables.tex", to_latex(table))
-    page = Path(out) if out is not None else found.folder / "report.html"
-    write_text(page, render(found, table, title=title, images=images))
+    bench = read_bench(Path(folder))
+    table = benchmark_table(bench)
+    write_text(bench.folder / "results.csv", results_frame(bench).to_csv(index=False))
+    write_text(bench.folder / "tables.md", to_markdown(table))
+    write_text(bench.folder / "tables.html", template("page.html.j2").render(title=table.title, table=to_html(table)))
+    write_text(bench.folder / "tables.tex", to_latex(table))
+    page = Path(out) if out is not None else bench.folder / "report.html"
+    write_text(page, render(bench, table, title=title, images=images))
     return page
 
 
@@ -136,11 +136,11 @@ def figure(bench: Bench, images: Sequence[str] = ()) -> list[Gallery]:
         return []
     columns = [(cell.row.title, cell.evaluation) for cell in cells]
     title = f"seed {seed}" if fold is None else f"fold {fold}, seed {seed}"
-    galleries = side_by_side(title, columns, count=IMAGES, wanted=images)
+    galleries = side_by_side(title, columns, count=IMAGES, images=images)
     absent = [row.title for row in bench.rows if row.title not in dict(columns)]
     if absent:
-        said = f"{', '.join(absent)}: this cell is not finished, so that the figure leaves them out."
-        galleries[0].notes.append(said)
+        note = f"{', '.join(absent)}: this cell is not finished, so that the figure leaves them out."
+        galleries[0].notes.append(note)
     return galleries
 
 
@@ -153,8 +153,8 @@ def _points(bench: Bench) -> pd.DataFrame:
 
 def _forest(bench: Bench, differences: Differences) -> Markup | None:
     rows = [row for row in bench.rows if any(differences.get(row.name, {}).values())]
-    shown = [(row.title, GROUPS[row.group][1], differences[row.name]) for row in rows]
-    return forest(shown, {name: f"Δ {METRICS[name]}, percentage points" for name in reversed(COMPARED)})
+    lines = [(row.title, GROUPS[row.group][1], differences[row.name]) for row in rows]
+    return forest(lines, {name: f"Δ {METRICS[name]}, percentage points" for name in reversed(COMPARED)})
 
 
 def _finding(bench: Bench, baseline: Row | None, differences: Differences) -> str:
@@ -166,16 +166,16 @@ def _finding(bench: Bench, baseline: Row | None, differences: Differences) -> st
     if learned.empty:
         return ""
     best = str(learned.idxmax())
-    said = f"{rows[best].title} has the highest mean F1, {percent(learned[best])} %"
-    found = differences.get(best, {}).get("f1_mean")
-    if baseline is not None and found is not None:
-        value, spread, _ = difference(found)
-        clear = "" if found.low > 0 or found.high < 0 else ", which includes no difference"
+    text = f"{rows[best].title} has the highest mean F1, {percent(learned[best])} %"
+    delta = differences.get(best, {}).get("f1_mean")
+    if baseline is not None and delta is not None:
+        value, spread, _ = difference(delta)
+        clear = "" if delta.low > 0 or delta.high < 0 else ", which includes no difference"
         spread = f"95 % interval {spread}{clear}" if spread else "no interval: too few images or groups"
-        said += f": {value} points against {baseline.title} on the images that both have ({spread})"
+        text += f": {value} points against {baseline.title} on the images that both have ({spread})"
     if floors.empty or not (reached := int((learned <= floors.max()).sum())):
-        return f"{said}."
+        return f"{text}."
     return (
-        f"{said}. {rows[str(floors.idxmax())].title}, which learns nothing, has {percent(floors.max())} % and is at "
+        f"{text}. {rows[str(floors.idxmax())].title}, which learns nothing, has {percent(floors.max())} % and is at "
         f"least as good as {reached} of the {len(learned)} methods that learn from labels."
     )

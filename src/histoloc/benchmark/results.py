@@ -64,8 +64,8 @@ class Cell:
 
     def value(self, name: str) -> float:
         """A metric in percent (`Result.value`), or a number of WHAT_IT_COST; NaN where it is not defined."""
-        found = self.cost.get(name) if name in WHAT_IT_COST else self.result.value(name)
-        return math.nan if found is None else float(found)
+        value = self.cost.get(name) if name in WHAT_IT_COST else self.result.value(name)
+        return math.nan if value is None else float(value)
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class Bench:
     @property
     def dataset(self) -> str | None:
         """Whose published numbers are shown, a key of DATASETS: what `--published` named, else `dataset_of`."""
-        named = self.settings.get("published")
-        if named is None:
+        name = self.settings.get("published")
+        if name is None:
             return dataset_of(self.table)
-        return str(named) if named in DATASETS else None
+        return str(name) if name in DATASETS else None
 
     @property
     def empty_class(self) -> str | None:
@@ -172,9 +172,9 @@ def read_bench(folder: Path) -> Bench:
     if settings is None:
         raise InputError(f"{folder}: has no {SETTINGS_FILE}; name a folder that `histoloc benchmark` has written")
     if settings.get("kind") not in KINDS or settings.get("format", FORMAT) != FORMAT:
-        said = f"kind {settings.get('kind')!r} of format {settings.get('format', FORMAT)!r}"
+        version = f"kind {settings.get('kind')!r} of format {settings.get('format', FORMAT)!r}"
         known = f"{', '.join(KINDS)} of format {FORMAT}"
-        raise InputError(f"{file}: names {said}; this histoloc reads {known}: update histoloc")
+        raise InputError(f"{file}: names {version}; this histoloc reads {known}: update histoloc")
     for key in ("rows", "folds", "seeds"):
         if not isinstance(settings.get(key), list):
             raise InputError(f"{file}: `{key}` is no list; restore the file or run the benchmark into another folder")
@@ -202,13 +202,13 @@ def results_frame(bench: Bench) -> pd.DataFrame:
     """
     records = []
     for cell in bench.cells:
-        named = {name: getattr(cell.row, name) for name in ("title", "method", "group")}
-        about = {"row": cell.row.name, **named, "fold": cell.fold, "seed": cell.seed}
+        names = {name: getattr(cell.row, name) for name in ("title", "method", "group")}
+        about = {"row": cell.row.name, **names, "fold": cell.fold, "seed": cell.seed}
         records.append(about | cell.result.record() | {name: cell.cost.get(name) for name in WHAT_IT_COST})
     frame, about = pd.DataFrame(records), ("row", "title", "method", "group", "fold", "seed")
     numbers = [name for name in frame if name not in (*about, *WHAT_IT_COST)] or ["n_images", "image_groups"]
-    whole = ["fold", "seed", "n_images", "image_groups", "epochs", "selected_epoch", "parameters"]
-    return frame.reindex(columns=[*about, *numbers, *WHAT_IT_COST]).astype(dict.fromkeys(whole, "Int64"))
+    integers = ["fold", "seed", "n_images", "image_groups", "epochs", "selected_epoch", "parameters"]
+    return frame.reindex(columns=[*about, *numbers, *WHAT_IT_COST]).astype(dict.fromkeys(integers, "Int64"))
 
 
 def _cell(row: Row, fold: int | None, seed: int, run: Path, split: str) -> Cell:

@@ -59,28 +59,28 @@ def benchmark(kind: str, choices: Choices, *, file: TextIO | None = None) -> Out
     cells, notes = plan(kind, choices)
     slots = [Slot(environment) for environment in worker_environments(choices.devices, choices.workers)]
     output = file or sys.stdout
-    say = partial(print, file=output, flush=True)
+    show = partial(print, file=output, flush=True)
     with locked(choices.out):
         claim(kind, choices, cells)
-        say(read_table(choices.data, check_files=False).summary())
+        show(read_table(choices.data, check_files=False).summary())
         for note in notes:
-            say(f"note: {note}")
+            show(f"note: {note}")
         tracks = [Track(cell, "done" if cell.finished else "waiting") for cell in cells]
         if finished := sum(track.state == "done" for track in tracks):
-            say(f"{finished} of {len(tracks)} cells are finished already")
+            show(f"{finished} of {len(tracks)} cells are finished already")
         try:
             _do(tracks, slots, Watch(tracks, output))
         finally:
             finished = sum(track.state == "done" for track in tracks)
             stopped = any(track.state in ("waiting", "running") for track in tracks)
             again = "; the same command goes on" if stopped else ""
-            say(f"{'stopped: ' if stopped else ''}{finished} of {len(tracks)} cells are finished{again}")
+            show(f"{'stopped: ' if stopped else ''}{finished} of {len(tracks)} cells are finished{again}")
         failed = tuple((track.cell, track.result) for track in tracks if track.state == "failed")
         for cell, reason in failed:
-            say(f"failed: {cell.label}: {reason} (log: {cell.folder / LOG_FILE})")
+            show(f"failed: {cell.label}: {reason} (log: {cell.folder / LOG_FILE})")
         report = write_benchmark_report(choices.out) if finished else None
         if report is not None:
-            say(f"report: {report}")
+            show(f"report: {report}")
         return Outcome(finished, failed, report)
 
 
@@ -90,8 +90,8 @@ def _do(tracks: list[Track], slots: list[Slot], watch: Watch) -> None:
 
     waiting = {track.cell.label: track for track in tracks if track.state == "waiting"}
     calls = [Call(key, partial(run_cell, track.cell), track.cell.folder / LOG_FILE) for key, track in waiting.items()]
-    with watch.bar, closing(do_calls(calls, slots)) as looks:
-        for running, ended in looks:
+    with watch.bar, closing(do_calls(calls, slots)) as states:
+        for running, ended in states:
             for key in (*running, *ended):
                 if waiting[key].state == "waiting":
                     watch.started(waiting[key])

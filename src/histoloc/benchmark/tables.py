@@ -68,17 +68,17 @@ def differences_table(bench: Bench, differences: Differences) -> Table:
     """Every difference to the baseline with its interval, and how many resamples are above 0."""
     lines = []
     for row in bench.rows:
-        found = differences.get(row.name)
-        if found and (mean := found["f1_mean"]) is not None:
+        values = differences.get(row.name)
+        if values and (mean := values["f1_mean"]) is not None:
             above = NOT_DEFINED if math.isnan(mean.above) else f"{100 * mean.above:.1f} %"
-            lines.append(Line(row.title, [*map(difference, found.values()), Entry(above), Entry(str(mean.n))]))
+            lines.append(Line(row.title, [*map(difference, values.values()), Entry(above), Entry(str(mean.n))]))
     heads = [*(f"Δ {METRICS[name]}" for name in COMPARED), "resamples with Δ mean F1 > 0", "images"]
     return Table("", [("", head) for head in heads], lines)
 
 
 def costs_table(bench: Bench) -> Table:
     """What the cells of each row took, on the mean."""
-    shown: dict[str, Callable[[float], str]] = {
+    formats: dict[str, Callable[[float], str]] = {
         "train_seconds": duration,
         "evaluate_seconds": duration,
         "peak_memory_mb": "{:,.0f} MB".format,
@@ -86,21 +86,21 @@ def costs_table(bench: Bench) -> Table:
         "selected_epoch": "{:.1f}".format,
         "parameters": lambda value: f"{value / 1e6:.2f} M",
     }
-    mean = bench.spread(list(shown))[0].to_dict("index")
+    mean = bench.spread(list(formats))[0].to_dict("index")
     lines = []
     for row in [row for row in bench.rows if bench.of(row)]:
-        numbers = {name: mean[row.name][name] for name in shown}
-        cells = [Entry(NOT_DEFINED if math.isnan(value) else shown[name](value)) for name, value in numbers.items()]
+        numbers = {name: mean[row.name][name] for name in formats}
+        cells = [Entry(NOT_DEFINED if math.isnan(value) else formats[name](value)) for name, value in numbers.items()]
         devices = sorted({str(cell.cost.get("device") or NOT_DEFINED) for cell in bench.of(row)})
         lines.append(Line(row.title, [*cells, Entry(", ".join(devices))]))
     return Table("", [("", heading) for heading in WHAT_IT_COST.values()], lines)
 
 
-def difference(found: Difference | None) -> Entry:
+def difference(delta: Difference | None) -> Entry:
     """A difference with its sign, and its interval where it has one."""
-    if found is None:
+    if delta is None:
         return Entry(NOT_DEFINED)
-    return Entry(f"{found.value:+.2f}".replace("-", "−"), interval(found.low, found.high, "+.2f"))
+    return Entry(f"{delta.value:+.2f}".replace("-", "−"), interval(delta.low, delta.high, "+.2f"))
 
 
 def duration(seconds: float) -> str:
@@ -115,12 +115,12 @@ def duration(seconds: float) -> str:
 def general(bench: Bench, baseline: Row | None, differences: Differences) -> list[str]:
     """What holds for all rows: how the numbers and the differences to the baseline were made."""
     seeds, folds = len(bench.settings["seeds"]), len(bench.settings["folds"])
-    made_of = (
+    design = (
         f"{folds} fold{'s' * (folds > 1)} × " * (bench.settings["folds"] != [None]) + f"{seeds} seed{'s' * (seeds > 1)}"
     )
-    said = [
+    notes = [
         f"Ours: percentages on the {SPLITS.get(bench.split, bench.split)} split, mean ± sample standard deviation over "
-        f"n cells ({made_of}); no ± where n is 1. Bold: the best of a column; bounds (methods that learn nothing, or "
+        f"n cells ({design}); no ± where n is 1. Bold: the best of a column; bounds (methods that learn nothing, or "
         "from masks) take no part. –: not defined."
     ]
     settings = bench.settings
@@ -129,31 +129,31 @@ def general(bench: Bench, baseline: Row | None, differences: Differences) -> lis
     parts += [f"epochs {epochs} instead of the preset's"] if epochs is not None else []
     parts += [f"{name} {value}" for name, value in _common(bench).items()]
     parts += [f"all maps by --range {settings['range']}"] if settings.get("range") else []
-    said += [f"Unless a footnote says otherwise: {', '.join(parts)}."] if parts else []
+    notes += [f"Unless a footnote says otherwise: {', '.join(parts)}."] if parts else []
     if bench.empty_class is not None:
-        said.append(
+        notes.append(
             f"Images of class {bench.empty_class} have no ROI: F1⁺ leaves them out, so that it cannot see false alarms "
             f"on them; the specificity on {bench.empty_class} images does: mean of the share of the image that is not "
             "marked."
         )
     results = [cell.result for cell in bench.cells]
     if counts := sorted({of.metrics.pxap_images_without_roi for of in results if of.pools_without_roi}):
-        said.append(
+        notes.append(
             f"PxAP pools the pixels of all images whose truth is known, {' or '.join(map(str, counts))} of them "
             "without ROI (all their pixels are background); PxAP, images with ROI: the same without these."
         )
-    said += [ARGMAX_RULE] if measured(bench, "argmax") else []
-    said += [PER_IMAGE_RULE] if measured(bench, "per_image") else []
-    said += [_published(bench)] if has_published(bench) else []
+    notes += [ARGMAX_RULE] if measured(bench, "argmax") else []
+    notes += [PER_IMAGE_RULE] if measured(bench, "per_image") else []
+    notes += [_published(bench)] if has_published(bench) else []
     if baseline is not None:
         kind = "the best label-supervised baseline by mean F1" if baseline.group == "baseline" else "the first row"
-        drawn = resampled(differences, {row.name: row.title for row in bench.rows})
-        said.append(
+        units = resampled(differences, {row.name: row.title for row in bench.rows})
+        notes.append(
             f"Δ mean F1: difference to {baseline.title}, {kind}, on the images that both have; in brackets "
-            f"the 95 % interval of the paired bootstrap over {drawn} ({REPLICATES} resamples; seeds are averaged, "
+            f"the 95 % interval of the paired bootstrap over {units} ({REPLICATES} resamples; seeds are averaged, "
             "folds pooled)."
         )
-    return said
+    return notes
 
 
 def measured(bench: Bench, rule: str) -> bool:

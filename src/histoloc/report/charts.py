@@ -59,9 +59,9 @@ def curves(runs: Sequence[Run]) -> dict[str, Markup]:
                 if f"{group}/{title}" in log:
                     colour = COLOURS[number % len(COLOURS)]
                     values = log[f"{group}/{title}"].dropna()
-                    kept = values[values.index == run.selected_epoch]
+                    selected = values[values.index == run.selected_epoch]
                     axis.plot(values, color=colour, label=run.name, marker="." if len(values) < 3 else None)
-                    axis.plot(kept, "o", color=colour, markersize=4, markeredgecolor="white")
+                    axis.plot(selected, "o", color=colour, markersize=4, markeredgecolor="white")
                     if run.selected_epoch is not None:
                         axis.axvline(run.selected_epoch, color=colour, linestyle=":", linewidth=0.9)
             axis.set_xlabel("epoch")
@@ -134,12 +134,12 @@ def confusion(results: Mapping[str, Sequence[Result]]) -> dict[str, pd.DataFrame
 
 
 @matplotlib.rc_context(STYLE)
-def matrices(found: Mapping[str, pd.DataFrame]) -> Markup | None:
+def matrices(tables: Mapping[str, pd.DataFrame]) -> Markup | None:
     """A panel for each of `confusion`: blue what is right, orange what is wrong; None where there is none."""
-    if not found:
+    if not tables:
         return None
-    figure, axes = panels(list(found))
-    for axis, shares in zip(axes, found.values(), strict=True):
+    figure, axes = panels(list(tables))
+    for axis, shares in zip(axes, tables.values(), strict=True):
         right = 2 * np.eye(len(shares)) - 1
         axis.grid(visible=False)
         axis.imshow(shares * right, WRONG_OR_RIGHT, vmin=-100, vmax=100, aspect="auto")
@@ -149,8 +149,8 @@ def matrices(found: Mapping[str, pd.DataFrame]) -> Markup | None:
         for (row, column), share in np.ndenumerate(shares.to_numpy()):
             colour = "white" if share > 70 else "black"
             axis.text(column, row, f"{share:.2f} %", ha="center", va="center", color=colour)
-    said = "; ".join(f"{title}: {shares.round(2).to_dict('index')}" for title, shares in found.items())
-    return _svg(figure, f"Confusion matrices in percent of the true class. {said}")
+    text = "; ".join(f"{title}: {shares.round(2).to_dict('index')}" for title, shares in tables.items())
+    return _svg(figure, f"Confusion matrices in percent of the true class. {text}")
 
 
 @matplotlib.rc_context(STYLE)
@@ -204,9 +204,9 @@ def forest(rows: Sequence[tuple[str, str, Mapping[str, Any]]], headings: Mapping
     axes = figure.subplots(1, len(headings), sharey=True, squeeze=False)[0]
     for axis, (metric, heading) in zip(axes, headings.items(), strict=True):
         for place, (_, colour, of) in enumerate(rows):
-            if (found := of[metric]) is not None:
-                bars = [[found.value - found.low], [found.high - found.value]]
-                axis.errorbar(found.value, place, xerr=bars, fmt="o", color=colour, markersize=4, capsize=2)
+            if (delta := of[metric]) is not None:
+                bars = [[delta.value - delta.low], [delta.high - delta.value]]
+                axis.errorbar(delta.value, place, xerr=bars, fmt="o", color=colour, markersize=4, capsize=2)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set(title=heading, ylim=(len(rows) - 0.5, -0.5))
         axis.set_yticks(range(len(rows)), [title for title, *_ in rows])

@@ -27,24 +27,24 @@ WIDTH, MANY, NARROW = 420, 4, 220  # of a picture in pixels; from more columns t
 
 @dataclass(frozen=True)
 class Panel:
-    """What one run says of one image."""
+    """One run on one image."""
 
     agreement: str | None  # `data:` address; None where there is no truth; without ROI all that is marked is false
     heatmap: str | None  # `data:` address; None where no map was kept
     score: str  # F1⁺ and F1⁻ of the image, without ROI the share that is marked; empty where not defined
-    says: str  # the predicted class
+    prediction: str  # the predicted class
 
 
 @dataclass(frozen=True)
-class Picked:
+class FigureRow:
     """One image of the figure."""
 
     name: str
     label: str
-    rank: str  # easiest, middle, hardest; empty where it was asked for
+    rank: str  # easiest, middle, hardest; empty where `--images` names it
     image: str | None
     truth: str | None
-    missing: str  # says what could not be read, empty where nothing is missing
+    missing: str  # sentences about what could not be read; else empty
     panels: list[Panel]
 
 
@@ -63,7 +63,7 @@ class Gallery:
 
     title: str
     runs: list[str]
-    rows: list[Picked]
+    rows: list[FigureRow]
     notes: list[str] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     without_roi: bool = False
@@ -75,18 +75,18 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
     for run in runs:
         for evaluation in run.evaluations:
             groups[evaluation.key].append((run, evaluation))
-    made: list[Gallery] = []
+    result: list[Gallery] = []
     for number, pairs in enumerate(sorted(groups.values(), key=len, reverse=True)):  # stable: test before valid
         names, evaluation = Counter(run.name for run, _ in pairs), pairs[0][1]
         columns = [(run.name if names[run.name] == 1 else f"{run.name}, {own.label}", own) for run, own in pairs]
         table = Path(evaluation.result.table or "").name
         title = f"{evaluation.label} of {table}" if table else evaluation.label
-        made += side_by_side(title, columns, count=9 if number == 0 else 3)
-    return made
+        result += side_by_side(title, columns, count=9 if number == 0 else 3)
+    return result
 
 
 def side_by_side(
-    title: str, columns: Sequence[tuple[str, Evaluation]], *, count: int = 9, wanted: Sequence[str] = ()
+    title: str, columns: Sequence[tuple[str, Evaluation]], *, count: int = 9, images: Sequence[str] = ()
 ) -> list[Gallery]:
     """Put evaluations of equal keys side by side.
 
@@ -94,7 +94,7 @@ def side_by_side(
         title: what was evaluated.
         columns: name and evaluation of each.
         count: how many images, see `choose`, among those of which all kept a map.
-        wanted: the images instead, by name, or by file name with or without its suffix.
+        images: these instead, by name, or by file name with or without its suffix.
 
     Returns:
         One gallery; two where images without ROI are shown besides others, theirs first.
@@ -103,28 +103,28 @@ def side_by_side(
         InputError: there is no image as wanted of which every run kept a map.
     """
     silent = [name for name, own in columns if not (own.images["file"] != "").any()]
-    shown = [(name, own) for name, own in columns if name not in silent]
+    runs = [(name, own) for name, own in columns if name not in silent]
     notes = [f"{name} kept no maps on {columns[0][1].label} and is not in the figure." for name in silent]
-    gallery = Gallery(title, [name for name, _ in shown], [], notes)
-    if not shown:
+    gallery = Gallery(title, [name for name, _ in runs], [], notes)
+    if not runs:
         return [gallery]
-    tables = [own.images[own.images["file"] != ""].set_index("name", drop=False) for _, own in shown]
+    tables = [own.images[own.images["file"] != ""].set_index("name", drop=False) for _, own in runs]
     everywhere = [str(name) for name in tables[0].index if all(name in table.index for table in tables)]
     if not everywhere:
         notes.append("These runs share no image with a kept map, so that they cannot be shown side by side.")
         return [gallery]
     tables = [table.loc[everywhere] for table in tables]
-    empty = without_roi([own for _, own in shown]) & set(everywhere)
-    chosen = dict.fromkeys(named(everywhere, wanted), "") if wanted else choose(tables, empty, count)
+    empty = without_roi([own for _, own in runs]) & set(everywhere)
+    ranks = dict.fromkeys(select_images(everywhere, images), "") if images else choose(tables, empty, count)
     records: list[Any] = [table.to_dict("index") for table in tables]
-    made = []
+    parts = []
     for quiet in (True, False):
-        pairs = {name: [(e, of[name]) for (_, e), of in zip(shown, records, strict=True)] for name in chosen}
-        rows = [_picked(pairs[name], rank, quiet) for name, rank in chosen.items() if (name in empty) == quiet]
-        classes = tuple(sorted({row.label for row in rows})) if empty & set(chosen) else ()
+        pairs = {name: [(e, of[name]) for (_, e), of in zip(runs, records, strict=True)] for name in ranks}
+        rows = [_figure_row(pairs[name], rank, quiet) for name, rank in ranks.items() if (name in empty) == quiet]
+        classes = tuple(sorted({row.label for row in rows})) if empty & set(ranks) else ()
         if rows:
-            made.append(replace(gallery, rows=rows, without_roi=quiet, classes=classes, notes=[] if made else notes))
-    return made
+            parts.append(replace(gallery, rows=rows, without_roi=quiet, classes=classes, notes=[] if parts else notes))
+    return parts
 
 
 def without_roi(evaluations: Iterable[Evaluation]) -> set[str]:
@@ -134,10 +134,10 @@ def without_roi(evaluations: Iterable[Evaluation]) -> set[str]:
     named class whose truth has ROI nevertheless is none of them.
     """
     evaluations = list(evaluations)
-    named = {evaluation.result.empty_class for evaluation in evaluations} - {None}
+    classes = {evaluation.result.empty_class for evaluation in evaluations} - {None}
     images = pd.concat([evaluation.images for evaluation in evaluations])
     by_class = (images["true_fraction"] == 0).groupby(images["label"]).all()
-    empty = named | set(by_class.index[by_class]) - {""}
+    empty = classes | set(by_class.index[by_class]) - {""}
     return set(images.loc[images["label"].isin(empty) & ~(images["true_fraction"] > 0), "name"])
 
 
@@ -160,48 +160,48 @@ def choose(tables: Sequence[pd.DataFrame], empty: Set[str], count: int) -> dict[
     scores = pd.concat(each, axis=1).mean(axis=1).sort_values(ascending=False, kind="stable")
     known = scores.dropna().index
     names = pd.Series(labels if known.empty else labels[known])
-    chosen = {}
+    ranks = {}
     for _, of in names.groupby(names):
         places = np.linspace(0, len(of) - 1, min(max(1, count // names.nunique()), len(of))).round().astype(int)
-        ranks = {0: "easiest", len(of) - 1: "hardest"} if len(places) > 1 else {}
+        extremes = {0: "easiest", len(of) - 1: "hardest"} if len(places) > 1 else {}
         for place in places.tolist():
-            chosen[str(of.index[place])] = "no truth" if known.empty else ranks.get(place, "middle")
-    return chosen
+            ranks[str(of.index[place])] = "no truth" if known.empty else extremes.get(place, "middle")
+    return ranks
 
 
-def named(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """The images asked for, by name or by file name with or without its suffix.
+def select_images(names: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """The images of `--images`, by name or by file name with or without its suffix.
 
     Raises:
         InputError: there is no such image, or there are several.
     """
-    chosen = []
-    for text in wanted:
+    images = []
+    for text in texts:
         fits = [name for name in names if text in (name, Path(name).name, Path(name).stem)]
         if len(fits) != 1:
             why = "several images are called so" if fits else "no image of this name has a map in all rows"
             raise InputError(f"--images {text}: {why}; give names of the column `name` of per_image.csv")
-        chosen += fits
-    return chosen
+        images += fits
+    return images
 
 
-def _picked(cells: Sequence[tuple[Evaluation, dict[str, Any]]], rank: str, quiet: bool) -> Picked:
-    """One image: its picture and truth from the first run that names them, and what every run says of it."""
+def _figure_row(cells: Sequence[tuple[Evaluation, dict[str, Any]]], rank: str, quiet: bool) -> FigureRow:
+    """One image: its picture and truth from the first run that names them, and a panel of every run."""
     missing: list[str] = []
-    named = {c: next(filter(None, (own.file(cell[c]) for own, cell in cells)), None) for c in ("image", "mask")}
-    image = _open(read_image, named["image"], missing, "image")
-    truth = _open(read_mask, named["mask"], missing, "truth") if named["mask"] else None
+    paths = {c: next(filter(None, (own.file(cell[c]) for own, cell in cells)), None) for c in ("image", "mask")}
+    image = _open(read_image, paths["image"], missing, "image")
+    truth = _open(read_mask, paths["mask"], missing, "truth") if paths["mask"] else None
     files = [own.folder / "images" / cell["file"] for own, cell in cells]
     maps = [_open(read_map, file.with_name(f"{file.name}_map.png"), missing, "ROI map") for file in files]
     masks = [_open(read_mask, file.with_name(f"{file.name}_mask.png"), missing, "mask") for file in files]
     height, width = next((p.shape[:2] for p in (image, truth, *maps) if p is not None), (1, 1))
-    shown = min(width, WIDTH if len(cells) <= MANY else NARROW)
-    size = shown, max(1, round(height * shown / width))
+    columns = min(width, WIDTH if len(cells) <= MANY else NARROW)
+    size = columns, max(1, round(height * columns / width))
     canvas = np.full((size[1], size[0], 3), 235, np.uint8)
     if image is not None:
         canvas = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-    outlined = None if truth is None else _shrink(truth, size)
-    true = np.zeros(canvas.shape[:2], bool) if quiet else outlined
+    area = None if truth is None else _shrink(truth, size)
+    true = np.zeros(canvas.shape[:2], bool) if quiet else area
     panels = []
     for (_, cell), roi, mask in zip(cells, maps, masks, strict=True):
         agrees = heatmap = None
@@ -210,14 +210,14 @@ def _picked(cells: Sequence[tuple[Evaluation, dict[str, Any]]], rank: str, quiet
             values = np.asarray(Image.fromarray(roi).resize(size, Image.Resampling.BILINEAR))
             heatmap = data_uri(overlay(canvas, values, cut), photo=True)
             agrees = None if true is None or mask is None else data_uri(agreement(canvas, cut, true), photo=True)
-        panels.append(Panel(agrees, heatmap, _score(cell, quiet), _says(cell)))
+        panels.append(Panel(agrees, heatmap, _score(cell, quiet), _prediction(cell)))
     spotlight = None
-    if image is not None and outlined is not None:  # what lies outside is pale: which side is meant is seen at a glance
-        pale = np.where(outlined[..., None], canvas, 0.6 * canvas + 0.4 * 255).astype(np.uint8)
-        spotlight = data_uri(outline(pale, outlined), photo=True)
+    if image is not None and area is not None:  # what lies outside is pale
+        pale = np.where(area[..., None], canvas, 0.6 * canvas + 0.4 * 255).astype(np.uint8)
+        spotlight = data_uri(outline(pale, area), photo=True)
     picture = None if image is None else data_uri(canvas, photo=True)
     first = cells[0][1]
-    return Picked(first["name"], first["label"], rank, picture, spotlight, " ".join(dict.fromkeys(missing)), panels)
+    return FigureRow(first["name"], first["label"], rank, picture, spotlight, " ".join(dict.fromkeys(missing)), panels)
 
 
 def _score(cell: dict[str, Any], quiet: bool) -> str:
@@ -231,7 +231,7 @@ def _score(cell: dict[str, Any], quiet: bool) -> str:
     return "" if plus == minus == NOT_DEFINED else f"F1⁺ {plus}, F1⁻ {minus}"
 
 
-def _says(cell: dict[str, Any]) -> str:
+def _prediction(cell: dict[str, Any]) -> str:
     """The predicted class and how sure it is."""
     predicted = cell["predicted"]
     probability = cell.get(f"prob_{predicted}", math.nan)
@@ -243,7 +243,7 @@ def _says(cell: dict[str, Any]) -> str:
 def _open(read: Callable[[Path], T], path: Path | None, missing: list[str], what: str) -> T | None:
     """Read a picture.
 
-    What cannot be read is said in `missing`, because a report without one picture is better than no report.
+    A file that cannot be read adds a sentence to `missing`: a report without one picture is better than none.
     """
     if path is None:
         missing.append(f"The {what} is not named in per_image.csv.")

@@ -18,11 +18,11 @@ from histoloc.results import Run, read_runs
 from histoloc.work_folder import write_text
 
 
-def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
+def write_report(paths: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
     """Write one HTML page that needs nothing but itself: no network, no script, no other file.
 
     Args:
-        runs: run folders, or evaluation folders; other things are skipped, and the page says so.
+        paths: run folders, or evaluation folders; other things are skipped, and the page says so.
         out: the file to write; its folder is made when absent.
         title: headline; by default the runs' names.
 
@@ -32,8 +32,8 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     Raises:
         InputError: a path does not exist or holds a broken file, none is a run, or `out` cannot be written.
     """
-    found, skipped = read_runs(runs)
-    write_text(Path(out), render(found, skipped, title=title))
+    runs, skipped = read_runs(paths)
+    write_text(Path(out), render(runs, skipped, title=title))
     return Path(out)
 
 
@@ -46,19 +46,19 @@ def render(runs: Sequence[Run], skipped: Sequence[str] = (), *, title: str | Non
         title: headline; by default the runs' names.
     """
     pairs = [(run, evaluation) for run in runs for evaluation in run.evaluations]
-    named = {f"{run.name}, {evaluation.name}": evaluation.result for run, evaluation in pairs}
+    results_of = {f"{run.name}, {evaluation.name}": evaluation.result for run, evaluation in pairs}
     names = [run.name for run in runs]
-    results = {name: [of] for name, of in named.items()}
+    results = {name: [of] for name, of in results_of.items()}
     return template("report.html.j2").render(
         title=title or f"Localization report: {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}",
         runs=runs,
-        classes=next((of.metrics.classes for of in named.values() if of.metrics.classes), []),
+        classes=next((of.metrics.classes for of in results_of.values() if of.metrics.classes), []),
         skipped=skipped,
-        table=to_html(runs_table(runs)) if named else "",
-        columns=headings(list(named.values()), COLUMNS),
-        floors=any(of.floors for of in named.values()),
+        table=to_html(runs_table(runs)) if results_of else "",
+        columns=headings(list(results_of.values()), COLUMNS),
+        floors=any(of.floors for of in results_of.values()),
         resampling=resampling(runs),
-        exceeded={name: said for name, of in named.items() if (said := exceeded_by_floors(of))},
+        exceeded={name: notes for name, of in results_of.items() if (notes := exceeded_by_floors(of))},
         galleries=galleries(runs),
         curves=curves(runs),
         confusion=matrices(confusion(results)),

@@ -33,7 +33,7 @@ def runs_table(runs: Sequence[Run], title: str = "") -> Table:
     bold = best(
         results_frame(runs).reindex(columns=list(columns)),
         [repr(evaluation.key) for _, evaluation in pairs],
-        [f"{run.name}/{evaluation.result.asked.weights_sha256}" for run, evaluation in pairs],
+        [f"{run.name}/{evaluation.result.request.weights_sha256}" for run, evaluation in pairs],
     )
     rows: list[Line] = []
     for number, (run, evaluation) in enumerate(pairs):
@@ -58,21 +58,21 @@ def footnotes(run: Run, evaluation: Evaluation) -> list[str]:
     """What must be known of the numbers of an evaluation, one sentence each."""
     exceeded = exceeded_by_floors(evaluation.result)
     notes = [note for text in evaluation.result.notes if (note := sentence(text)) not in exceeded]
-    made = [*_mask_notes(run, evaluation), *_map_notes(evaluation), *_pool_notes(evaluation.result), *notes]
-    return list(dict.fromkeys(made))
+    lines = [*_mask_notes(run, evaluation), *_map_notes(evaluation), *_pool_notes(evaluation.result), *notes]
+    return list(dict.fromkeys(lines))
 
 
 def exceeded_by_floors(result: Result) -> list[str]:
     """One sentence for each number of a method that learns nothing which is above that of the evaluation."""
-    said = []
+    notes = []
     for key in ("f1_mean", "pxap"):
         own = result.value(key)
         for name, values in result.floors.items():
             floor = values.get(key)
             if own is not None and floor is not None and floor > own:
                 what = f"has {METRICS[key]} {percent(floor)}, above {percent(own)}."
-                said.append(f"{FLOORS.get(name, name)}, which learns nothing, {what}")
-    return said
+                notes.append(f"{FLOORS.get(name, name)}, which learns nothing, {what}")
+    return notes
 
 
 def _map_notes(evaluation: Evaluation) -> list[str]:
@@ -87,7 +87,7 @@ def _map_notes(evaluation: Evaluation) -> list[str]:
         notes.append(f"The maps are those of class {result.map_class}, whatever class is predicted.")
     if result.empty_class is not None:
         notes.append(f"Images of class {result.empty_class} count as images without ROI.")
-    if UNKNOWN_CONTENT in evaluation.apart:
+    if UNKNOWN_CONTENT in evaluation.details:
         notes.append(
             "An older histoloc did not write down which images it evaluated: compared with no newer evaluation."
         )
@@ -143,8 +143,8 @@ def published_source(run: Run, evaluation: Evaluation) -> str:
         else ""
     )
     split = str(run.published.get("split") or "test")
-    asked = evaluation.result.asked
-    if split == evaluation.result.split and asked.threshold is None and asked.map_class is None:
+    request = evaluation.result.request
+    if split == evaluation.result.split and request.threshold is None and request.map_class is None:
         return f"Published: {source}."
     return f"Published: {source}; measured on the {split} split, ours on {evaluation.label}: not directly comparable."
 

@@ -116,19 +116,19 @@ def headings(results: Sequence[Result], names: Sequence[str]) -> dict[str, tuple
     others, and of the rest what is defined.
     """
     empty = sorted({result.empty_class for result in results if result.empty_class is not None})
-    shown = {}
+    columns = {}
     for name in names:
         rule = next((rule for rule in RULES if name.startswith(f"{rule}_")), "")
         heading = METRICS[name.removeprefix(f"{rule}_")]
         if name == "specificity_without_roi":
-            says, heading = bool(empty), f"specificity on {' or '.join(empty)} images"
+            relevant, heading = bool(empty), f"specificity on {' or '.join(empty)} images"
         elif name == "pxap_with_roi":
-            says = any(result.pools_without_roi for result in results)
+            relevant = any(result.pools_without_roi for result in results)
         else:
-            says = name in ALWAYS or any(result.value(name) is not None for result in results)
-        if says:
-            shown[name] = (RULES.get(rule, ""), heading)
-    return shown
+            relevant = name in ALWAYS or any(result.value(name) is not None for result in results)
+        if relevant:
+            columns[name] = (RULES.get(rule, ""), heading)
+    return columns
 
 
 def best(values: pd.DataFrame, keys: Sequence[Any], models: Sequence[str]) -> pd.DataFrame:
