@@ -9,6 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from histoloc.cli.main import app, main
+from histoloc.methods import METHODS
+from methods.small import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +56,17 @@ def test_a_shell_block_has_real_commands(page, command):
     if "--recipe" in command and command[command.index("--recipe") + 1].startswith("runs/"):
         pytest.skip("the recipe is a file that only a run leaves behind")
     app.parse_args(command, exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("command", [c for _, c in COMMANDS if c[:2] == ["train", "maxmin"]], ids=" ".join)
+def test_options_of_a_training_go_together(command):
+    if "--help" in command or "--recipe runs/" in " ".join(command):
+        pytest.skip("nothing is trained, or the recipe is a file that only a run leaves behind")
+    _, bound, _ = app.parse_args(command, exit_on_error=False, print_error=False)
+    flags = bound.arguments["flags"]
+    classes = (flags.empty_class or "benign", "malignant")
+    options = vars(bound.arguments.get("options", METHODS["maxmin"].Options()))
+    build("maxmin", classes=classes, empty_class=flags.empty_class, **options)
 
 
 @pytest.fixture(scope="module")

@@ -221,6 +221,10 @@ def test_methods_that_learn_nothing_are_rows_and_are_named_where_they_are_better
     assert f'<p class="warn">first, test: {said}.</p>' in page
     (line,) = [line for line in table.rows if line.title == floors[0]]
     assert [cell.text for cell in line.cells[4:]] == ["", "66.50", "0.00", "33.25", "41.50", "", ""]
+    evaluated(runs[1], floors=FLOORS)
+    assert [row.title for row in runs_table(read_runs(runs)[0]).rows] == ["first", "second", *floors], (
+        "equal ones once, at the end"
+    )
 
 
 def test_numbers_by_the_per_image_rule_have_columns(runs):

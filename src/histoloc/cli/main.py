@@ -28,6 +28,7 @@ app = App(
     name="histoloc",
     help="Weakly-supervised localization in histology: train on image labels, get class, region and certainty.",
     version_flags=["--version"],
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-runs beside --empty-class
     result_action="return_value",
 )
 for _name, _help in GROUPS.items():

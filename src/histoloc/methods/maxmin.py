@@ -285,7 +285,10 @@ def _check_empty_class(o: MaxMinOptions) -> None:
     elif not o.localizer_weight:
         need = "a --localizer-weight above 0: the localizer gives the class, and it alone trains that"
     elif o.normalisation != "none":
-        need = "--normalisation none: a map that is stretched to [0, 1] in every image has ROI in every image"
+        need = (
+            "--normalisation none, as --recipe camelyon16-sem has it: a map that is stretched to [0, 1] in every image "
+            "has ROI in every image"
+        )
     else:
         return
     raise InputError(f"--empty-class needs {need}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from histoloc.report.tables import METRICS, Entry, Line, Table, best, headings, interval, percent
 from histoloc.results import UNKNOWN_CONTENT, Evaluation, Metric, Result, Run, results_frame
@@ -17,7 +17,7 @@ RANGES = {
 
 
 def runs_table(runs: Sequence[Run], title: str = "") -> Table:
-    """The table of every evaluation of runs, with methods that learn nothing and published numbers below each.
+    """The table of every evaluation of runs, published numbers below each, at the end methods that learn nothing.
 
     Args:
         runs: what `histoloc.results.read_runs` returned.
@@ -36,6 +36,7 @@ def runs_table(runs: Sequence[Run], title: str = "") -> Table:
         [f"{run.name}/{evaluation.result.request.weights_sha256}" for run, evaluation in pairs],
     )
     rows: list[Line] = []
+    floors: dict[str, Line] = {}  # equal ones of the same images once, below all runs
     for number, (run, evaluation) in enumerate(pairs):
         result, group = evaluation.result, str(number)
         cells = [Entry(text) for text in (run.method, evaluation.name, str(result.n_images), _threshold(result))]
@@ -44,14 +45,21 @@ def runs_table(runs: Sequence[Run], title: str = "") -> Table:
             best_one = bool(bold[name].iloc[number])
             cells.append(Entry(percent(metric.value), interval(metric.low, metric.high), best_one))
         rows.append(Line(run.name, cells, group, footnotes(run, evaluation)))
-        beside = [(f"learns nothing: {FLOORS.get(name, name)}", values, []) for name, values in result.floors.items()]
         published = {name: value for name, value in run.published.items() if name in columns}
-        beside += [("published", published, [published_source(run, evaluation)])] if published else []
-        for name, values, notes in beside:
-            numbers = [Entry(percent(values[key]) if key in values else "") for key in columns]
-            rows.append(Line(name, [Entry()] * 4 + numbers, group, notes, aside=True))
+        if published:
+            cells = [Entry()] * 4 + _numbers(published, columns)
+            rows.append(Line("published", cells, group, [published_source(run, evaluation)], aside=True))
+        for name, values in result.floors.items():
+            cells = [Entry(), Entry(evaluation.name), Entry(str(result.n_images)), Entry(), *_numbers(values, columns)]
+            line = Line(f"learns nothing: {FLOORS.get(name, name)}", cells, "floors", aside=True)
+            floors.setdefault(repr((name, evaluation.key, cells)), line)
+    rows += floors.values()
     about = [("", name) for name in ("Method", "Evaluation", "Images", "Threshold")]
     return Table(title, [*about, *columns.values()], rows, corner="Run")
+
+
+def _numbers(values: Mapping[str, float | None], columns: Iterable[str]) -> list[Entry]:
+    return [Entry(percent(values[key]) if key in values else "") for key in columns]
 
 
 def footnotes(run: Run, evaluation: Evaluation) -> list[str]:
@@ -118,7 +126,7 @@ def _pool_notes(result: Result) -> list[str]:
     """What the intervals resample where it is not single images, and which images PxAP pools where not all have ROI."""
     metrics = result.metrics
     notes = [sentence(text) for text in metrics.notes]
-    if metrics.resampled == "groups":
+    if metrics.resampled == "groups" and metrics.groups != 1:  # a note of the evaluation says it of one group
         notes.insert(0, f"Intervals: bootstrap over {metrics.groups} groups, all images of a group together.")
     if result.pools_without_roi:
         without = f"{metrics.pxap_images_without_roi} of them without ROI (all their pixels are background)"

@@ -163,7 +163,7 @@ def to_html(table: Table) -> Markup:
 
     def title(number: int) -> str:
         row, marks = table.rows[number], table.marks(table.rows[number])
-        kind = "aside" if row.aside else "new" if table.begins_group(number) else ""
+        kind = " ".join(["aside"] * row.aside + ["new"] * table.begins_group(number))
         return f'<span class="{kind}">{escape(row.title)}</span>' + (f"<sup>{marks}</sup>" if marks else "")
 
     def cell(entry: Entry) -> str:
