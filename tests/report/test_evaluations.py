@@ -222,9 +222,9 @@ def test_methods_that_learn_nothing_are_rows_and_are_named_where_they_are_better
     (line,) = [line for line in table.rows if line.title == floors[0]]
     assert [cell.text for cell in line.cells[4:]] == ["", "66.50", "0.00", "33.25", "41.50", "", ""]
     evaluated(runs[1], floors=FLOORS)
-    assert [row.title for row in runs_table(read_runs(runs)[0]).rows] == ["first", "second", *floors], (
-        "equal ones once, at the end"
-    )
+    titles = [row.title for row in runs_table(read_runs(runs)[0]).rows]
+    assert titles[-2:] == floors, "at the end"
+    assert titles.count(floors[0]) == 1, "equal ones once"
 
 
 def test_numbers_by_the_per_image_rule_have_columns(runs):
