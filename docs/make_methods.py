@@ -106,7 +106,7 @@ def take(bench: Path) -> None:
     description = json.loads((bench / "benchmark.json").read_text(encoding="utf-8"))
     machine = description["machine"]
     results = pd.read_csv(bench / "results.csv").drop_duplicates("method")
-    results["machine"] = f"{machine['cores']} cores ({machine['cpu']}), GPU: {machine['gpu'] or 'none'}"
+    results["machine"] = f"{machine['processor']}, cores: {machine['cores']}, GPU: {machine['GPU']}"
     results["command"] = description["command"]
     results[COLUMNS].to_csv(COSTS, index=False)
     for _, row in results.iterrows():

@@ -39,6 +39,12 @@ def test_public_names_win_over_modules_of_the_same_name():
     assert "torch" in loaded_by(f"{imports}; assert all(map(callable, [{functions}]))")
 
 
+def test_a_star_imports_the_public_names():
+    names: dict[str, object] = {}
+    exec("from histoloc import *", names)
+    assert set(names) - {"__builtins__"} == set(dir(histoloc)) - {"__version__"}
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'tran'"):
         _ = histoloc.tran  # pyright: ignore[reportAttributeAccessIssue]

@@ -42,10 +42,11 @@ _ROOMS = {
     "training": ("train",),
     "types": ("Localization",),
 }
+__all__ = [name for names in _ROOMS.values() for name in names]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __dir__() -> list[str]:
-    return ["__version__", *(name for names in _ROOMS.values() for name in names)]
+    return ["__version__", *__all__]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,12 @@
 """What this machine can do."""
 
 import os
+import platform
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
+from shutil import which
 
 import psutil
 import torch
@@ -25,14 +28,23 @@ def machine() -> dict[str, str]:
     return {
         "python": sys.version.split()[0],
         **{name: version(name) for name in ("histoloc", "torch", "torchvision", "timm", "lightning-fabric")},
+        "processor": _processor(),
         "cores": f"{os.cpu_count()} ({torch.get_num_threads()} used by torch)",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "free disk": f"{psutil.disk_usage(os.curdir).free / 2**30:.0f} GiB here",
         "GPU": ", ".join(gpus) or ("mps" if torch.backends.mps.is_available() else "none: training runs on the CPU"),
         "bf16": "used by --precision auto" if bf16 else "not fast here: --precision auto takes float32",
+        "torch.compile": "yes" if gpus or which("g++") else "no (needs a C++ compiler)",
         "weights": _weights(),
         "OpenSlide": _openslide(),
     }
+
+
+def _processor() -> str:
+    facts = Path("/proc/cpuinfo")  # elsewhere Python knows it
+    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _weights() -> str:

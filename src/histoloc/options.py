@@ -82,6 +82,11 @@ class EvaluationOptions(MapOptions):
     fold: int | None = None
     maps: int = 200
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.maps < 0:
+            raise InputError(f"--maps {self.maps} must be at least 0; correct it")
+
     @property
     def name(self) -> str:
         """Of the evaluation's folder: the split, and what is not the default."""
@@ -95,7 +100,7 @@ class EvaluationOptions(MapOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideOptions(MapOptions, JobOptions):
+class SlideOptions(JobOptions, MapOptions):
     """What `slides predict` is asked for.
 
     Attributes:

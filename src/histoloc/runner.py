@@ -43,9 +43,10 @@ class JobOptions:
     """Where items are done.
 
     Attributes:
-        workers: processes; None for as many as this machine has cores. 1 works in the calling process, where nothing
+        workers: processes; by default as many as this machine has cores. 1 works in the calling process, where nothing
             guards against running out of memory. Ignored with a scheduler.
-        scheduler: address of a running Dask scheduler (tcp://host:8786), whose workers have limits of their own.
+        scheduler: address of a running Dask scheduler (tcp://host:8786), which must see the same folders, and whose
+            workers have limits of their own.
         retries: how often an item that failed is tried again, from 0.
         memory_gb: a worker process that grows beyond 95 % of it is ended, and its item tried again.
         progress: show a bar.

@@ -126,11 +126,14 @@ def test_another_empty_class_is_another_benchmark(choices):
 
     settings = call()
     assert (settings["empty_class"], settings["published"]) == ("normal", None)
+    assert " --empty-class=normal " in settings["command"]
+    assert "--published" not in settings["command"]
     for other in (None, "tumor"):
         with pytest.raises(InputError, match=rf"other settings \(empty_class was normal and is {other}\); restore"):
             call(empty_class=other)
     # What stands beside the numbers may be named later, and stays.
     assert call(published="camelyon16")["published"] == call()["published"] == "camelyon16"
+    assert " --published=camelyon16 " in call()["command"]
 
 
 def test_a_benchmark_without_one_stays_finished(choices):

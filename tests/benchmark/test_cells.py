@@ -223,10 +223,14 @@ def test_a_folder_grows_by_rows_folds_and_seeds_but_keeps_its_settings(choices, 
         "overrides": {"epochs": 3},
         "format": 1,
     }
-    assert {"python", "torch", "cores", "memory", "GPU"} <= set(first["machine"])
+    assert {"python", "torch", "processor", "cores", "memory", "GPU"} <= set(first["machine"])
     assert first["image_sides"] == [64, 96]
     second = call(seeds="0", rows="lse", epochs=3)
     assert (second["seeds"], second["rows"]) == ([0, 2], ["allones", "lse", "gap"])
+    assert second["command"] == (
+        f"histoloc benchmark table1 --data={choices.data.as_posix()} --folds=none --seeds=0,2 --rows=allones,lse,gap "
+        f"--preset=fast --split=test --maps=200 --epochs=3 '--out={(tmp_path / 'my bench').as_posix()}'"
+    )
     for changes, said in [
         ({"preset": "paper", "epochs": 3}, "preset was fast and is paper"),
         ({}, "overrides.epochs was 3 and is None"),

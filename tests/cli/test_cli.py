@@ -43,7 +43,19 @@ def test_methods_and_recipes_are_listed(command):
 
 def test_doctor_names_what_there_is(command):
     found = command("doctor")
-    for name in ("histoloc", "torch", "timm", "cores", "memory", "GPU", "bf16", "weights", "OpenSlide"):
+    for name in (
+        "histoloc",
+        "torch",
+        "timm",
+        "processor",
+        "cores",
+        "memory",
+        "GPU",
+        "bf16",
+        "torch.compile",
+        "weights",
+        "OpenSlide",
+    ):
         assert re.search(rf"^{name}\s+\S", found, re.MULTILINE), name
 
 

@@ -3,6 +3,7 @@
 import csv
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,6 +295,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
         "image_sides": list(image_sides(read_table(choices.data, check_files=False))),
         "machine": machine(),
         "format": FORMAT,
+        "command": "",
     }
     earlier = read_json(path)
     if earlier is not None:
@@ -307,4 +309,16 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
     for name in ("folds", "seeds"):
         now[name] = sorted(set(now[name]), key=lambda number: -1 if number is None else number)
     now["rows"] = [row.name for row in rows_of(kind) if row.name in now["rows"]]
-    write_json(path, now)
+    write_json(path, now | {"command": command(now, choices.out)})
+
+
+def command(settings: dict[str, Any], out: Path) -> str:
+    """The command line that makes all that a benchmark's folder holds, or will hold: figures stand beside it."""
+    folds = ",".join("none" if fold is None else str(fold) for fold in settings["folds"])
+    flags = {"data": settings["data"], "folds": folds, "seeds": ",".join(map(str, settings["seeds"]))}
+    if settings["rows"] != [row.name for row in rows_of(settings["kind"])]:
+        flags["rows"] = ",".join(settings["rows"])
+    named = ("preset", "split", "maps", "range", "empty_class", "published")
+    flags |= {name.replace("_", "-"): settings[name] for name in named if settings[name] is not None}
+    flags |= settings["overrides"] | {"out": out.as_posix()}
+    return shlex.join(["histoloc", "benchmark", settings["kind"], *(f"--{k}={v}" for k, v in flags.items())])

@@ -30,7 +30,10 @@ app = App(
     help="Turn a data set into a table (CSV); nothing downstream knows where it came from.",
     result_action=tell,
 )
-FAILED = "Slides that fail are listed in failed.csv; the table is made without them, and the exit code is 1."
+FAILED = (
+    "A second call does only what is missing. Slides that fail are listed in failed.csv; the table is made without "
+    "them, and the exit code is 1."
+)
 # The functions of the data sets are the commands; they are imported when they are called.
 for name, function, about in (
     ("glas", "glas:glas_table", "The GlaS challenge's folder -> a table with the published folds, or by patient."),
