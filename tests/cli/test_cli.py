@@ -59,6 +59,22 @@ def test_doctor_names_what_there_is(command):
         assert re.search(rf"^{name}\s+\S", found, re.MULTILINE), name
 
 
+def test_an_interrupted_command_says_so(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("histoloc.config.recipe_names", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(["recipes"])
+    assert "histoloc: interrupted; what was finished is kept" in capsys.readouterr().err
+
+
+def test_fewer_than_no_maps_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "run", "--data", "table.csv", "--maps", "-1"])
+    assert "--maps -1 must be at least 0; correct it" in capsys.readouterr().err
+
+
 def options_in(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
 

@@ -30,6 +30,7 @@ app = App(
     version_flags=["--version"],
     default_parameter=Parameter(negative_iterable=()),  # no --empty-runs beside --empty-class
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `main` says what became of the work
 )
 for _name, _help in GROUPS.items():
     app.command(f"histoloc.cli.{_name}:app", name=_name, help=_help)
