@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from functools import partial
@@ -18,6 +17,8 @@ import pytest
 from histoloc.errors import InputError
 from histoloc.runner import Call, Slot, do_calls, run_jobs
 from histoloc.work_folder import atomic_path
+
+PATIENCE = 600  # seconds, longer than any machine takes for what a test waits for
 
 
 def work(item, settings):
@@ -37,12 +38,10 @@ def work(item, settings):
             raise KeyError("what")
         case "eat":
             eaten = bytearray(10**9)
-            time.sleep(60)
+            time.sleep(PATIENCE)
             del eaten
         case "sleep":
-            time.sleep(60)
-        case "pause":
-            time.sleep(0.1)
+            time.sleep(PATIENCE)
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "die once" if calls.stat().st_size == 1:
@@ -64,6 +63,10 @@ def calls(folder):
     return {p.name: p.stat().st_size for p in (folder / "calls").iterdir()}
 
 
+def parts(folder):
+    return {p.name: p.stat().st_mtime_ns for p in (folder / "out" / "parts").glob("*.json")}
+
+
 def run(folder, jobs, *, factor=3, **options):
     options = {"workers": 1, "progress": False} | options
     return run_jobs(work, jobs, folder / "out", settings={"factor": factor, "pair": (1, 2)}, **options)
@@ -78,15 +81,14 @@ def test_a_second_call_does_what_is_missing(tmp_path):
     with (tmp_path / "out" / "failed.csv").open(encoding="utf-8", newline="") as listed:
         assert list(csv.reader(listed)) == [["slide", "reason"], *map(list, first.failed.items())]
     jobs["1/fail"]["do"] = jobs["3/raise"]["do"] = "ok"
-    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "parts").iterdir()}
+    before = parts(tmp_path)
     second = run(tmp_path, jobs)
     assert values(second) == {key: 3 * job["value"] for key, job in jobs.items()}
     assert list(second.done) == list(jobs)
     assert not second.failed
     assert not (tmp_path / "out" / "failed.csv").exists()
     assert calls(tmp_path) == {"0": 1, "1": 4, "2": 2, "3": 4, "4": 1}
-    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "parts").iterdir()}
-    assert {name: after[name] for name in before} == before
+    assert before.items() <= parts(tmp_path).items()
     jobs["0/ok"]["value"] = 10
     assert values(run(tmp_path, jobs))["0/ok"] == 30
     assert calls(tmp_path)["0"] == 2
@@ -141,7 +143,6 @@ def test_killed_workers_lose_only_what_they_did(tmp_path):
     assert "worker process died again and again" in result.failed["2/die"]
     assert "limit 1 GB" in result.failed["2/die"]
     assert result.failed["4/fail"] == "4: is broken"
-    assert calls(tmp_path)["4"] >= 2  # a neighbour's death may cost it a try
     assert os.getpid() not in {done["process"] for done in result.done.values()}
     jobs["2/die"]["do"] = jobs["4/fail"]["do"] = "ok"
     assert values(run(tmp_path, jobs)) == {key: 3 * job["value"] for key, job in jobs.items()}
@@ -173,10 +174,11 @@ def test_a_call_with_a_log_has_a_process_of_its_own(tmp_path):
 
 
 CALLER = """
-import sys
+import signal, sys
 from pathlib import Path
 from test_runner import items, run
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
     folder = Path(sys.argv[1])
     run(folder, items(folder, "sleep", "sleep", "sleep"), workers=2)
 """
@@ -187,31 +189,37 @@ def test_no_worker_outlives_its_caller(tmp_path, how):
     script = tmp_path / "caller.py"
     script.write_text(CALLER)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    caller = psutil.Popen([sys.executable, str(script), str(tmp_path)], stderr=subprocess.PIPE, env=environment)
-    for _ in range(1000):
-        time.sleep(0.05)
-        if (tmp_path / "calls").is_dir() and len(calls(tmp_path)) == 2:
-            break
-    workers = [process for process in caller.children() if "spawn_main" in " ".join(process.cmdline())]
-    assert len(workers) == 2
-    caller.send_signal(how)
-    assert caller.wait(30) != 0
-    _, alive = psutil.wait_procs(workers, 30)
+    caller = psutil.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
+    try:
+        while not (tmp_path / "calls").is_dir() or len(calls(tmp_path)) < 2:
+            assert caller.poll() is None
+            time.sleep(0.05)
+        workers = [process for process in caller.children() if "spawn_main" in " ".join(process.cmdline())]
+        assert len(workers) == 2
+        caller.send_signal(how)
+        assert caller.wait(PATIENCE) != 0
+    finally:
+        caller.kill()
+        caller.wait()
+    _, alive = psutil.wait_procs(workers, PATIENCE / 2)  # sooner than they end by themselves
     assert not alive
     assert len(calls(tmp_path)) == 2, "the third item is not begun"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_ends_the_call(tmp_path, workers):
-    jobs = items(tmp_path, "ok", "full", *["pause" if workers > 1 else "ok"] * 20)
+    jobs = items(tmp_path, "ok", "full", *["sleep" if workers > 1 else "ok"] * 3)
     with pytest.raises(InputError, match=r"1\.png: cannot be written \(No space left .* a second call goes on"):
         run(tmp_path, jobs, workers=workers, retries=0)
     assert calls(tmp_path)["1"] == 1
     assert len(calls(tmp_path)) < len(jobs)
     assert not (tmp_path / "out" / "failed.csv").exists()
-    jobs["1/full"]["do"] = "ok"
+    before = parts(tmp_path)
+    assert workers > 1 or len(before) == 1
+    for job in jobs.values():
+        job["do"] = "ok"
     assert values(run(tmp_path, jobs)) == {key: 3 * job["value"] for key, job in jobs.items()}
-    assert calls(tmp_path)["0"] == 1
+    assert before.items() <= parts(tmp_path).items(), "what was done is kept"
 
 
 def test_a_scheduler_by_its_address(tmp_path):

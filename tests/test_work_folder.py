@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from contextlib import redirect_stderr
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -154,19 +155,31 @@ def test_of_several_processes_the_first_alone_works_and_the_others_stop_with_it(
 # --- commands ---
 
 
-def command(arguments: list[str], together: Any, errors: Path) -> None:
+def command(arguments: list[str], together: Any, refused: Any, errors: Path) -> None:
+    """Begin together, and do not end before the other one is refused."""
+    from histoloc import report
+
+    write = report.write_report
+
+    def write_later(*arguments: Any) -> Path:
+        refused.wait(600)
+        return write(*arguments)
+
+    report.write_report = write_later
     together.wait()
     with errors.open("w") as file, redirect_stderr(file):
         main(arguments)
 
 
 def test_of_two_trainings_into_one_folder_at_once_one_is_refused(tiny, tiny_flags, tmp_path):
-    out, together = tmp_path / "run", PROCESSES.Barrier(2)
+    out, together, refused = tmp_path / "run", PROCESSES.Barrier(2), PROCESSES.Event()
     calls = []
     for seed in (1, 2):
         arguments = ["train", "gap", *tiny_flags(out=out, seed=seed, epochs=3)]
-        calls.append(PROCESSES.Process(target=command, args=(arguments, together, tmp_path / f"{seed}.txt")))
+        calls.append(PROCESSES.Process(target=command, args=(arguments, together, refused, tmp_path / f"{seed}.txt")))
         calls[-1].start()
+    wait([call.sentinel for call in calls])
+    refused.set()
     for call in calls:
         call.join()
     codes = [call.exitcode for call in calls]
@@ -174,7 +187,7 @@ def test_of_two_trainings_into_one_folder_at_once_one_is_refused(tiny, tiny_flag
     winner, loser = codes.index(0) + 1, codes.index(2) + 1
     said = (tmp_path / f"{loser}.txt").read_text()
     assert re.fullmatch(
-        rf"histoloc: .*run: another call is writing here \(process {calls[winner - 1].pid} on .*\n", said
+        rf"histoloc: .*run: another call is writing here( \(process {calls[winner - 1].pid} on .*\))?; wait .*\n", said
     )
     assert read_run(out / "run.yaml").training.seed == winner
     assert read_model_config(out).provenance["seed"] == winner

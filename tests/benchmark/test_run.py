@@ -7,15 +7,17 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 import histoloc.benchmark.run as run_module
+from histoloc.benchmark import progress
 from histoloc.benchmark.cells import PlannedCell, plan
 from histoloc.benchmark.presets import PRESETS, Choices
 from histoloc.benchmark.progress import Track, Watch
@@ -24,6 +26,7 @@ from histoloc.config import write_run
 from histoloc.errors import InputError
 from histoloc.evaluation import evaluate
 from histoloc.training import train
+from killed import killed_at
 
 EPOCHS = 12
 WEIGHTS = "model/model.safetensors"
@@ -85,18 +88,23 @@ def assert_same(cell: Path, expected: Path) -> None:
     assert found["metrics"] == wanted["metrics"]
 
 
-def when(moment: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
-    """Do something at a moment, from a thread."""
+@contextmanager
+def terminated(moment: Callable[[], bool]) -> Iterator[None]:
+    """Send this process a SIGTERM at a moment within the block, from a thread."""
+    over = threading.Event()
 
     def wait() -> None:
-        for _ in range(20_000):
+        while not over.wait(0.01):
             if moment():
-                return action()
-            time.sleep(0.002)
+                return os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=wait, daemon=True)
+    thread = threading.Thread(target=wait)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def pid(cell: PlannedCell) -> int:
@@ -127,7 +135,7 @@ def test_two_workers_a_failing_cell_and_a_second_call(make, undisturbed):
     assert outcome.failed[0][1] == error.strip()
     assert not (gap.folder / "cell.json").exists()
     said = file.getvalue()
-    assert re.search(r"^\[.*\] allones, no fold, seed 0: done in 0:00:\d\d, Cl\. error –, F1\+ \d", said, re.MULTILINE)
+    assert re.search(r"^\[.*\] allones, no fold, seed 0: done in [\d:]+, Cl\. error –, F1\+ \d", said, re.MULTILINE)
     assert re.search(r"^failed: gap, no fold, seed 0: .*last\.ckpt", said, re.MULTILINE)
     before, file = files(allones.folder), io.StringIO()
     outcome = benchmark("table1", choices, file=file)
@@ -153,40 +161,36 @@ def check_cost(cost: dict, cell: PlannedCell) -> None:
     assert {"python", "histoloc", "torch"} <= set(cost["versions"])
 
 
-def test_a_killed_cell_goes_on_after_its_last_epoch(make, undisturbed):
-    """The call after the SIGKILL ends in the same bits."""
+def test_a_killed_cell_goes_on_after_its_last_epoch(make, undisturbed, tmp_path, monkeypatch):
+    """The call after the SIGKILL, here before the third checkpoint is complete, ends in the same bits."""
     choices = make(rows="gap")
     cell = plan("table1", choices)[0][0]
-    checkpoint, log = cell.folder / "last.ckpt", cell.folder / "log.csv"
-    thread = when(checkpoint.exists, lambda: os.kill(pid(cell), signal.SIGKILL))
-    outcome = benchmark("table1", choices, file=io.StringIO())
-    thread.join()
+    with monkeypatch.context() as environment:
+        environment.setenv("PYTHONPATH", killed_at(tmp_path, "last.ckpt", 3)["PYTHONPATH"])
+        outcome = benchmark("table1", choices, file=io.StringIO())
     assert outcome.finished == 0
     assert outcome.report is None
     assert "SIGKILL" in outcome.failed[0][1]
     assert "SIGKILL" in (cell.folder / "error.txt").read_text()
-    killed = len(pd.read_csv(log)) if log.exists() else 0
-    assert 1 <= killed < EPOCHS
+    assert len(pd.read_csv(cell.folder / "log.csv")) == 3
     file = io.StringIO()
     assert benchmark("table1", choices, file=file).finished == 1
-    assert f"gap, no fold, seed 0: started, goes on after epoch {killed}" in file.getvalue()
+    assert "gap, no fold, seed 0: started, goes on after epoch 3" in file.getvalue()
     assert_same(cell.folder, undisturbed)
     check_cost(json.loads((cell.folder / "cell.json").read_text()), cell)
 
 
 def test_sigterm_ends_the_cells_and_keeps_what_is_finished(make):
-    choices, file = make(rows="gap,lse,wildcat", workers=2), io.StringIO()
+    choices, file = make(rows="gap,lse,wildcat", workers=2, epochs=100_000), io.StringIO()
     first, second, third = plan("table1", choices)[0]
 
     def begun() -> bool:
         logs = [cell.folder / "cell.log" for cell in (first, second)]
         return all(log.exists() and "process" in log.read_text() for log in logs)
 
-    stop = when(begun, lambda: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), terminated(begun):
         benchmark("table1", choices, file=file)
-    stop.join()
     assert not any(alive(pid(cell)) for cell in (first, second))
     assert not third.folder.exists(), "the third cell is not begun"
     assert signal.getsignal(signal.SIGTERM) is before
@@ -238,14 +242,22 @@ def tracks(make) -> list[Track]:
     return [Track(cell) for cell in cells if cell.row.name != "allones" or cell.seed == 0]
 
 
-def test_time_left_is_that_of_the_epochs_that_are_left(tracks):
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """Time that goes on when a test says so: clock.seconds += 1."""
+    clock = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    return clock
+
+
+def test_time_left_is_that_of_the_epochs_that_are_left(tracks, clock):
     def log(track: Track, epochs: int) -> None:
         track.cell.folder.mkdir(parents=True, exist_ok=True)
         rows = pd.DataFrame({"seconds": [2.0] * epochs, "valid_seconds": [0.0] * epochs})
         rows.to_csv(track.cell.folder / "log.csv", index=False)
 
     def left() -> str:
-        watch.began = time.monotonic() - 10
+        watch.began = clock.seconds - 10
         watch.look()
         watch.started(gap)
         return file.getvalue().splitlines()[-1]
@@ -265,21 +277,21 @@ def test_time_left_is_that_of_the_epochs_that_are_left(tracks):
     assert f"[4/5, 0:00:10 elapsed, about {timedelta(seconds=round(10 * 7 / (steps - 7)))} left]" in left()
 
 
-def test_a_line_for_each_cell_and_a_bar(tracks, capsys):
+def test_a_line_for_each_cell_and_a_bar(tracks, clock, capsys):
     file = io.StringIO()
     allones, gap0, gap1, *_ = tracks
     watch = Watch(tracks, file)
     for track in (allones, gap0, gap1):
         watch.started(track)
-        track.started -= 3
+    clock.seconds += 3
     watch.ended(gap1, "failed", "no such file")
     watch.look()
     watch.bar.close()
     watch.ended(allones, "done", "F1+ 66.00")
     said = file.getvalue().splitlines()
-    assert re.fullmatch(r"\[0/5, 0:00:0\d elapsed, about \? left\] gap, no fold, seed 0: started", said[1])
-    assert re.fullmatch(r"\[1/5, .* left\] gap, no fold, seed 1: failed in 0:00:0[34], no such file", said[3])
-    assert re.fullmatch(r"\[2/5, .* left\] allones, no fold, seed 0: done in 0:00:0[34], F1\+ 66\.00", said[4])
+    assert said[1] == "[0/5, 0:00:00 elapsed, about ? left] gap, no fold, seed 0: started"
+    assert re.fullmatch(r"\[1/5, .* left\] gap, no fold, seed 1: failed in 0:00:03, no such file", said[3])
+    assert re.fullmatch(r"\[2/5, .* left\] allones, no fold, seed 0: done in 0:00:03, F1\+ 66\.00", said[4])
     bar = capsys.readouterr().err.rstrip().splitlines()[-1]
     assert f" 13/{1 + 4 * (EPOCHS + 1)} " in bar
     assert "allones, no fold, seed 0: 0/0; gap, no fold, seed 0: 0/12" in bar

@@ -24,6 +24,7 @@ from factory import Region, blob, box, make_slide
 from histoloc.cli.main import main
 from histoloc.data.pixels import read_pixels
 from histoloc.data.table import read_table
+from killed import killed_at
 
 SIZE, MPP = (512, 448), 0.25
 TISSUE = box("tissue", 30, 30, 440, 400)
@@ -234,13 +235,15 @@ def own(root, tmp_path_factory) -> Path:
     return out
 
 
+def command(root: Path, out: Path, workers: int) -> list[str]:
+    arguments = ["data", "camelyon16", str(root), "--out", str(out), *FLAGS, "--protocol", "own"]
+    return [sys.executable, "-m", "histoloc.cli.main", *arguments, "--workers", str(workers)]
+
+
 def begin(root: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
     """The command in a process of its own, which has done its first slide but not all of them."""
-    command = [sys.executable, "-m", "histoloc.cli.main", "data", "camelyon16", str(root), "--out", str(out), *FLAGS]
-    command += ["--protocol", "own", "--workers", str(workers)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    end = time.monotonic() + 60
-    while not parts(out) and time.monotonic() < end and process.poll() is None:
+    process = subprocess.Popen(command(root, out, workers), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not parts(out) and process.poll() is None:
         time.sleep(0.002)
     assert process.poll() is None
     assert parts(out)
@@ -274,14 +277,15 @@ def test_four_workers_with_one_killed_make_the_same_as_one(root, own, tmp_path):
 
 
 def test_a_killed_call_goes_on_where_it_was(root, own, tmp_path):
-    process = begin(root, tmp_path, 1)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    before = parts(tmp_path)
-    assert not (tmp_path / "table.csv").exists()
-    assert call(root, tmp_path, "--protocol", "own") == 0
-    assert before.items() <= parts(tmp_path).items()
-    assert patches(tmp_path).equals(patches(own))
+    out = tmp_path / "out"
+    environment = {**os.environ, **killed_at(tmp_path / "hook", "/parts/", 3)}
+    assert subprocess.run(command(root, out, 1), env=environment, capture_output=True).returncode == -signal.SIGKILL
+    before = parts(out)
+    assert len(before) >= 2
+    assert not (out / "table.csv").exists()
+    assert call(root, out, "--protocol", "own") == 0
+    assert before.items() <= parts(out).items()
+    assert patches(out).equals(patches(own))
 
 
 MEASURED = """
