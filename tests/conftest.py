@@ -110,3 +110,11 @@ def allones_run(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFacto
     from histoloc.training import train
 
     return train(tiny("allones"), tmp_path_factory.mktemp("runs") / "allones", progress=False)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, tiny_table: Path, gap_run: Path, tiny_flags: Callable[..., list[str]]) -> Any:
+    """A folder to make a mess in, with a table whose rows can be changed and a finished run to copy."""
+    from scene import Scene
+
+    return Scene(tmp_path, tiny_table, gap_run, tiny_flags)

@@ -199,8 +199,9 @@ def test_no_worker_outlives_its_caller(tmp_path, how):
         caller.send_signal(how)
         assert caller.wait(PATIENCE) != 0
     finally:
-        caller.kill()
-        caller.wait()
+        if caller.poll() is None:
+            caller.kill()
+            caller.wait()
     _, alive = psutil.wait_procs(workers, PATIENCE / 2)  # sooner than they end by themselves
     assert not alive
     assert len(calls(tmp_path)) == 2, "the third item is not begun"

@@ -11,6 +11,7 @@ from histoloc.data.transforms import InputConfig, load_tensor, normalise
 from histoloc.datasets.synthetic.dataset import CLASSES, render
 from histoloc.maps import roi
 from histoloc.methods import Method
+from histoloc.methods.maxmin import MaxMin
 from histoloc.model_folder import ModelConfig, build_method
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.types import Batch
@@ -33,6 +34,18 @@ def build(
     weights = BackboneConfig(backbone, stride, weights="none")
     config = ModelConfig(name, tuple(classes), chosen, weights, empty_class=empty_class)
     return build_method(config, load_backbone=True).eval()
+
+
+def maxmin(**options: Any) -> MaxMin:
+    """The max-min method; see `build`."""
+    method = build("maxmin", **options)
+    assert isinstance(method, MaxMin)
+    return method
+
+
+def terms(method: Method, batch: Batch, epoch: int = 0) -> dict[str, Tensor]:
+    """Of the method's loss."""
+    return method.loss(method(batch.image), batch, epoch)
 
 
 def answer(method: Method, image: Tensor) -> tuple[Tensor, Tensor]:

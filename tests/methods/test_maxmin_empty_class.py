@@ -4,24 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from small import answer, build, noise, noise_batch
-from torch import Tensor
+from small import answer, maxmin, noise, noise_batch, terms
 
 from histoloc.errors import InputError
 from histoloc.maps import place
-from histoloc.methods.maxmin import MaxMin
-from histoloc.types import Batch
-
-
-def maxmin(**options: Any) -> MaxMin:
-    method = build("maxmin", **options)
-    assert isinstance(method, MaxMin)
-    return method
-
-
-def terms(method: MaxMin, batch: Batch) -> dict[str, Tensor]:
-    return method.loss(method(batch.image), batch, 0)
-
 
 EMPTY: dict[str, Any] = {"empty_class": "benign", "normalisation": "none"}
 
