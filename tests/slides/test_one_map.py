@@ -125,7 +125,7 @@ def test_another_class_is_chosen_by_name(run, image, tmp_path, capsys):
         assert np.abs(whole - maps[name])[MARGIN:-MARGIN, MARGIN:-MARGIN].max() <= 0.02
     main(["predict", *arguments, "--empty-class", "benign", "--out", str(tmp_path / "e")])
     assert pd.read_csv(tmp_path / "e" / "predictions.csv")["map_class"].tolist() == ["malignant"]
-    for wrong, words in (("nobody", "is not a class of the model"), ("benign", "have no ROI, and so it has no map")):
+    for wrong, words in (("nobody", "is not a class of the model"), ("benign", "have no ROI, and so no map")):
         with pytest.raises(SystemExit, match="2"):
             main(["predict", *arguments, "--empty-class", "benign", "--class", wrong, "--out", str(tmp_path / "x")])
         assert words in capsys.readouterr().err
