@@ -37,7 +37,7 @@ def one_process(tiny, tmp_path_factory):
 def start(command: list[str], flags: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*command, "train", "maxmin", *flags],
-        capture_output=True, text=True, timeout=180, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

@@ -1,14 +1,15 @@
 """Killed at any moment and resumed, a run ends in the same bits as one that was left in peace: on a CPU, in float32."""
 
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import signal
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
 from histoloc.errors import InputError
+from histoloc.methods.maxmin import MaxMin
 from histoloc.model_folder import read_model_config
 from histoloc.training import train
 from histoloc.training_state import Progress, restore, save_checkpoint
@@ -38,19 +40,38 @@ def undisturbed(config, tmp_path_factory) -> Path:
     return train(config, tmp_path_factory.mktemp("undisturbed") / "run", progress=False)
 
 
-def run_until(moment: Callable[[], bool], config, out: Path) -> bool:
-    """Train in another process and kill it at the moment; whether it was still running then."""
-    process = PROCESSES.Process(target=train, args=(config, out), kwargs={"resume": True, "progress": False})
-    process.start()
-    assert process.pid is not None
-    while process.is_alive():
-        if moment():
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            return process.exitcode == -signal.SIGKILL
-    process.join()
-    assert process.exitcode == 0
-    return False
+def killed_at_batch(config, out: Path, number: int) -> None:
+    """Go on, and get SIGKILL in the batch of this number, counted in this process."""
+    batches, loss = itertools.count(1), MaxMin.loss
+
+    def counted(self: MaxMin, *arguments: Any) -> Any:
+        if next(batches) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss(self, *arguments)
+
+    MaxMin.loss = counted
+    train(config, out, resume=True, progress=False)
+
+
+def killed_at_file(config, out: Path, number: int) -> None:
+    """Go on, and get SIGKILL when the file of this number, counted in this process, would get its name."""
+    files = itertools.count(1)
+
+    def hook(event: str, arguments: Any) -> None:
+        if event == "os.rename" and next(files) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    train(config, out, resume=True, progress=False)
+
+
+def kill(how: Callable[..., None], config, out: Path, numbers: Iterable[int]) -> None:
+    """Begin again for each number, in a process of its own, and be killed."""
+    for number in numbers:
+        process = PROCESSES.Process(target=how, args=(config, out, number))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
 
 
 def assert_same(run: Path, expected: Path) -> None:
@@ -60,43 +81,21 @@ def assert_same(run: Path, expected: Path) -> None:
     pd.testing.assert_frame_equal(log, log_expected, check_exact=True)
 
 
-def first_change(file: Path) -> Callable[[], bool]:
-    """The moment at which this file appears or is written anew."""
-
-    def inode() -> int | None:
-        return file.stat().st_ino if file.exists() else None
-
-    before = inode()
-    return lambda: inode() not in (before, None)
-
-
-def test_killed_at_random_moments(config, undisturbed, tmp_path):
-    out, rng, kills = tmp_path / "run", np.random.default_rng(0), 0
-    for _ in range(6):
-        # Counted from the moment training is under way, so that the kills fall into epochs and not into the start.
-        began = first_change(out / "run.yaml")
-        wait = rng.uniform(0.02, 0.4)
-        started: list[float] = []
-
-        def moment(began=began, started=started, wait=wait) -> bool:
-            if not started and began():
-                started.append(time.monotonic())
-            return bool(started) and time.monotonic() - started[0] > wait
-
-        kills += run_until(moment, config, out)
-    assert kills >= 2, "the test needs to hit a running process"
-    run_until(lambda: False, config, out)
+def test_killed_in_any_batch(config, undisturbed, tmp_path):
+    """Of the three of an epoch, also twice in one epoch."""
+    out = tmp_path / "run"
+    kill(killed_at_batch, config, out, (2, 6, 1, 4))
+    assert len(pd.read_csv(out / "log.csv")) == 2
+    train(config, out, resume=True, progress=False)
     assert_same(out, undisturbed)
 
 
 def test_killed_while_the_files_of_an_epoch_are_written(config, tmp_path):
-    """Just after one file appears the next one is being written: weights, checksum, log, checkpoint."""
+    """Settings, weights, log and checkpoint: one of them has its name already, and the next one does not."""
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, selection="last", epochs=6))
-    out, kills = tmp_path / "run", 0
-    for name in ("run.yaml", WEIGHTS, "model/config.json", "log.csv", "last.ckpt", WEIGHTS, "log.csv"):
-        kills += run_until(first_change(out / name), config, out)
-    assert kills >= 4, "the test needs to hit a running process"
-    run_until(lambda: False, config, out)
+    out = tmp_path / "run"
+    kill(killed_at_file, config, out, range(1, 9))
+    train(config, out, resume=True, progress=False)
     assert_same(out, train(config, tmp_path / "undisturbed", progress=False))
 
 

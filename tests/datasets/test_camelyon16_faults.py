@@ -267,7 +267,7 @@ def test_four_workers_with_one_killed_make_the_same_as_one(root, own, tmp_path):
     workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
     assert len(workers) == 4
     workers[0].send_signal(signal.SIGKILL)
-    _, said = process.communicate(timeout=100)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said.decode()
     assert b"failed" not in said.replace(b"0 failed", b"")
     assert patches(tmp_path).equals(patches(own))

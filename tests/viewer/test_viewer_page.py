@@ -38,7 +38,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for file in folder.glob("*.js"):
             shutil.copy(file, copied)
     script = Path(__file__).with_name("page_checks.mjs")
-    done = subprocess.run([node, script, copied], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([node, script, copied], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -141,7 +141,7 @@ def test_the_page_in_a_browser(address: str, tmp_path: Path) -> None:
         "--window-size=1500,950",
     ]
     command = [browser, *options, "--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     page = done.stdout
     assert len(re.findall(r'<section class="pane"', page)) == 2
     assert len(re.findall(r'<canvas class="overlay" width="\d{3}', page)) == 2

@@ -39,18 +39,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path
         command = [sys.executable, "-c", START, str(folder)]
         process = subprocess.Popen(command, stdout=console, stderr=subprocess.STDOUT, env=os.environ)
         try:
-            for _ in range(300):
+            for _ in range(6000):
                 if log.read_text().endswith("\n"):
                     break
                 time.sleep(0.1)
             yield int(log.read_text().split(":")[2].split("/")[0]), log
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(120)
 
 
 def send(port: int, data: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         connection.sendall(data)
         answer = b""
         try:
@@ -119,7 +119,7 @@ def test_raw_requests_get_4xx(server: tuple[int, Path], data: bytes) -> None:
 
 def test_the_page_is_served_and_the_console_quiet(server: tuple[int, Path]) -> None:
     port, log = server
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     for name in ("", *(f"static/{name}" for name in STATIC)):
         connection.request("GET", f"/{name}")
         answer = connection.getresponse()
