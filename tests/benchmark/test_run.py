@@ -166,16 +166,17 @@ def test_a_killed_cell_goes_on_after_its_last_epoch(make, undisturbed, tmp_path,
     choices = make(rows="gap")
     cell = plan("table1", choices)[0][0]
     with monkeypatch.context() as environment:
-        environment.setenv("PYTHONPATH", killed_at(tmp_path, "last.ckpt", 3)["PYTHONPATH"])
+        environment.setenv("PYTHONPATH", killed_at(tmp_path, "/last.ckpt", 3)["PYTHONPATH"])
         outcome = benchmark("table1", choices, file=io.StringIO())
     assert outcome.finished == 0
     assert outcome.report is None
     assert "SIGKILL" in outcome.failed[0][1]
     assert "SIGKILL" in (cell.folder / "error.txt").read_text()
-    assert len(pd.read_csv(cell.folder / "log.csv")) == 3
+    killed = len(pd.read_csv(cell.folder / "log.csv"))
+    assert killed == 3
     file = io.StringIO()
     assert benchmark("table1", choices, file=file).finished == 1
-    assert "gap, no fold, seed 0: started, goes on after epoch 3" in file.getvalue()
+    assert f"gap, no fold, seed 0: started, goes on after epoch {killed}" in file.getvalue()
     assert_same(cell.folder, undisturbed)
     check_cost(json.loads((cell.folder / "cell.json").read_text()), cell)
 
