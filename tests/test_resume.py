@@ -15,12 +15,14 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
+from torch import Tensor
 
 from histoloc.errors import InputError
 from histoloc.methods.maxmin import MaxMin
 from histoloc.model_folder import read_model_config
 from histoloc.training import train
 from histoloc.training_state import Progress, restore, save_checkpoint
+from histoloc.types import Batch, Output
 
 # A process that has imported everything and trained nothing gives each trial a fresh process in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -44,10 +46,10 @@ def killed_at_batch(config, out: Path, number: int) -> None:
     """Go on, and get SIGKILL in the batch of this number, counted in this process."""
     batches, loss = itertools.count(1), MaxMin.loss
 
-    def counted(self: MaxMin, *arguments: Any) -> Any:
+    def counted(self: MaxMin, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
         if next(batches) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        return loss(self, *arguments)
+        return loss(self, output, batch, epoch)
 
     MaxMin.loss = counted
     train(config, out, resume=True, progress=False)
