@@ -279,7 +279,7 @@ def test_an_older_model_opens_and_can_be_given_its_range(gap_run, tiny_table, tm
 def test_per_image_map_beside_the_learned_one(gap_run):
     predictor = load(gap_run, "cpu")
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    both = predictor.localize(predictor.look(image), per_image=True)
+    both = predictor.localize(predictor.infer(image), per_image=True)
     assert both.image_roi is not None
     np.testing.assert_array_equal(both.image_roi, load(gap_run, "cpu", range="image").predict(image).roi)
     output = predictor.output_of(image)

@@ -56,7 +56,7 @@ def items(folder, *does):
 
 
 def values(result):
-    return {key: done["value"] for key, done in result.done.items()}
+    return {key: done["value"] for key, done in result.results.items()}
 
 
 def calls(folder):
@@ -84,7 +84,7 @@ def test_a_second_call_does_what_is_missing(tmp_path):
     before = parts(tmp_path)
     second = run(tmp_path, jobs)
     assert values(second) == {key: 3 * job["value"] for key, job in jobs.items()}
-    assert list(second.done) == list(jobs)
+    assert list(second.results) == list(jobs)
     assert not second.failed
     assert not (tmp_path / "out" / "failed.csv").exists()
     assert calls(tmp_path) == {"0": 1, "1": 4, "2": 2, "3": 4, "4": 1}
@@ -143,7 +143,7 @@ def test_killed_workers_lose_only_what_they_did(tmp_path):
     assert "worker process died again and again" in result.failed["2/die"]
     assert "limit 1 GB" in result.failed["2/die"]
     assert result.failed["4/fail"] == "4: is broken"
-    assert os.getpid() not in {done["process"] for done in result.done.values()}
+    assert os.getpid() not in {done["process"] for done in result.results.values()}
     jobs["2/die"]["do"] = jobs["4/fail"]["do"] = "ok"
     assert values(run(tmp_path, jobs)) == {key: 3 * job["value"] for key, job in jobs.items()}
 

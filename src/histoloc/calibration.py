@@ -28,7 +28,7 @@ MOST_IMAGES = 200
 _QUANTILES = np.linspace(0, 1, 1001)
 
 
-class Look(NamedTuple):
+class ImageEvidence(NamedTuple):
     """What one training image shows of a class.
 
     Attributes:
@@ -57,22 +57,22 @@ def learn_range(predictor: Predictor, samples: Sequence[Sample], *, progress: bo
         InputError: an image cannot be read.
     """
     classes, empty = predictor.config.classes, predictor.calibration.empty
-    looks: dict[int, list[Look]] = {}
-    chosen = of_every_class(samples, MOST_IMAGES)
-    for sample in tqdm(chosen, "range of evidence", disable=not progress, leave=False):
+    by_class: dict[int, list[ImageEvidence]] = {}
+    images = of_every_class(samples, MOST_IMAGES)
+    for sample in tqdm(images, "range of evidence", disable=not progress, leave=False):
         own = {classes.index(name) for name in sample.labels if name in classes} - {empty}
         output = predictor.output_of(read_pixels(sample), sample_mpp(sample))
         maps = output.evidence.shape[1]
         for c in range(maps):
-            shown = looks.setdefault(c, [])
+            own_evidence = by_class.setdefault(c, [])
             if c in own or (maps == 1 and own):
-                shown.append(_look(predictor, output, c))
-    for c in [c for c in looks if not looks[c] and len(looks) > 1 and c != empty]:
+                own_evidence.append(_image_evidence(predictor, output, c))
+    for c in [c for c in by_class if not by_class[c] and len(by_class) > 1 and c != empty]:
         _note(f"class {classes[c]} has no training images; the range of its maps is that of the other classes")
-    every = [look for others in looks.values() for look in others]
-    fitted = [_fit(own or every) for own in looks.values()]
+    every = [one for others in by_class.values() for one in others]
+    fitted = [_fit(own or every) for own in by_class.values()]
     centre, slope, share = zip(*fitted, strict=True) if fitted else ((0.0,), (1.0,), (0.0,))
-    return LearnedRange(tuple(centre), tuple(slope), tuple(share), len(chosen))
+    return LearnedRange(tuple(centre), tuple(slope), tuple(share), len(images))
 
 
 def calibrate(
@@ -151,24 +151,24 @@ def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
 
 
-def _look(predictor: Predictor, output: Output, c: int) -> Look:
+def _image_evidence(predictor: Predictor, output: Output, c: int) -> ImageEvidence:
     """What an image shows of class c."""
     label = torch.tensor([c])
     values = class_map(output.evidence, label)[0].double().cpu().numpy()
     share = float((roi_at_stride(output, label, replace(predictor.calibration, empty=None)) >= 0.5).float().mean())
-    return Look(np.quantile(values, _QUANTILES), share)
+    return ImageEvidence(np.quantile(values, _QUANTILES), share)
 
 
 def _note(text: str) -> None:
     tqdm.write(f"note: {text}", sys.stderr)
 
 
-def _fit(looks: Sequence[Look]) -> tuple[float, float, float]:
+def _fit(images: Sequence[ImageEvidence]) -> tuple[float, float, float]:
     """Centre, slope and share of ROI of images that count alike."""
-    if not looks:
+    if not images:
         return 0.0, 1.0, 0.0
-    values = np.sort(np.concatenate([look.quantiles for look in looks]))
-    share = float(np.mean([look.share for look in looks]))
+    values = np.sort(np.concatenate([image.quantiles for image in images]))
+    share = float(np.mean([image.share for image in images]))
     centre = float(np.quantile(values, 1 - share))
     beyond, within = np.mean(values >= centre) - share, share - np.mean(values > centre)
     spread = _spread(values)

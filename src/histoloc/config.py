@@ -126,8 +126,8 @@ class RunConfig:
         if self.input.mean is None or self.input.std is None:
             # Those of the backbone's own weights, by name, so that run.yaml says them.
             mean, std = statistics(self.backbone.backbone) or (HALF, HALF)
-            named = dataclasses.replace(self.input, mean=self.input.mean or mean, std=self.input.std or std)
-            object.__setattr__(self, "input", named)
+            input_config = dataclasses.replace(self.input, mean=self.input.mean or mean, std=self.input.std or std)
+            object.__setattr__(self, "input", input_config)
 
 
 def method_class(name: str) -> type[Any]:
@@ -223,8 +223,8 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     if isinstance(values.get("method"), str) and isinstance(backbone, Mapping):
         values["backbone"] = plain(method_class(values["method"]).default_backbone) | dict(backbone)
     config = strict(RunConfig, values, where)
-    chosen = strict(method_class(config.method).Options, options, f"{where}, options of {config.method}")
-    return dataclasses.replace(config, options=chosen)
+    method_options = strict(method_class(config.method).Options, options, f"{where}, options of {config.method}")
+    return dataclasses.replace(config, options=method_options)
 
 
 def read_run(path: Path) -> RunConfig:

@@ -235,10 +235,10 @@ def _description(case: Case, measured: Measured) -> dict[str, Any]:
     if options.threshold is not None:
         rule = {"rule": "given", "value": options.threshold}
     notes = [f"{note} ({number} of {images} images)" for note, number in measured.counts["note"].items()]
-    whole = len(measured.beside.get("per_image", ()))
-    if 0 < whole < images:
+    count = len(measured.beside.get("per_image", ()))
+    if 0 < count < images:
         notes.append(
-            f"the papers' per-image rule and the argmax rule are measured on the {whole} of {images} images that were "
+            f"the papers' per-image rule and the argmax rule are measured on the {count} of {images} images that were "
             "seen in one piece"
         )
     if measured.overruled:
@@ -281,7 +281,7 @@ def _write_results(folder: Path, case: Case, measured: Measured, about: dict[str
     samples = {sample.name: sample for sample in case.samples}
     rows["file"] = [measured.files.get(name, "") for name in rows["name"]]
     for column, kind in (("image", "image"), ("mask", "truth")):
-        rows[column] = [_shown(folder, samples[name], measured.files.get(name), kind) for name in rows["name"]]
+        rows[column] = [_picture_path(folder, samples[name], measured.files.get(name), kind) for name in rows["name"]]
     lines = _floor_lines(result, floors)
     about["notes"] += lines[1:]
     with atomic_path(folder / "per_image.csv") as temporary:
@@ -295,23 +295,23 @@ def _floor_lines(result: Metrics, floors: dict[str, Metrics]) -> list[str]:
     methods = {name: METHODS[name] for name in floors}
     titles = {name: m.title + (" (per image)" if m.unit == "score" else "") for name, m in methods.items()}
 
-    def shown(metrics: Metrics) -> str:
+    def numbers(metrics: Metrics) -> str:
         values = {"F1+": metrics.f1_plus.value, "F1-": metrics.f1_minus.value, "PxAP": metrics.pxap.value}
         return ", ".join(f"{name} {'–' if value is None else f'{value:.2f}'}" for name, value in values.items())
 
     if not floors or result.f1_mean.value is None:
         return []
-    lines = ["beside it, learning nothing: " + "; ".join(f"{titles[n]} {shown(m)}" for n, m in floors.items())]
-    for key, what in (("f1_mean", "mean F1"), ("pxap", "PxAP")):
+    lines = ["beside it, learning nothing: " + "; ".join(f"{titles[n]} {numbers(m)}" for n, m in floors.items())]
+    for key, title in (("f1_mean", "mean F1"), ("pxap", "PxAP")):
         own = getattr(result, key).value
         for name, metrics in floors.items():
             low = getattr(metrics, key).value
             if own is not None and low is not None and low > own:
-                lines.append(f"{titles[name]}, which learns nothing, has {what} {low:.2f}, above {own:.2f}")
+                lines.append(f"{titles[name]}, which learns nothing, has {title} {low:.2f}, above {own:.2f}")
     return lines
 
 
-def _shown(folder: Path, sample: Sample, stem: str | None, kind: str) -> str:
+def _picture_path(folder: Path, sample: Sample, stem: str | None, kind: str) -> str:
     """Where the report finds an image or its truth: its file, or what was written of a slide's region."""
     if sample.x is not None and stem is not None:
         file = Path("images") / f"{stem}_{kind}.png"

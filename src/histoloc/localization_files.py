@@ -36,22 +36,22 @@ def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = 
     Raises:
         InputError: nothing to do, two images of one name, an unreadable image, a folder that cannot be written.
     """
-    asked = PredictionOptions(**options)
+    settings = PredictionOptions(**options)
     if any((out / name).exists() for name in ("run.yaml", "config.json", "slide.json", "benchmark.json")):
         raise InputError(f"{out}: folder contains a run, a model or a slide's results; choose another --out")
-    predictor = load(model, asked.device, range=asked.range, empty_class=asked.empty_class)
-    predictor.check(asked.threshold, None if asked.map_class == ALL else asked.map_class)
+    predictor = load(model, settings.device, range=settings.range, empty_class=settings.empty_class)
+    predictor.check(settings.threshold, None if settings.map_class == ALL else settings.map_class)
     files = input_files(images, IMAGE_SUFFIXES, "image", deep=True)
-    classes = map_classes(model, asked)
+    classes = map_classes(model, settings)
     rows: list[dict[str, object]] = []
     notes: dict[str, list[str]] = {}
     with locked(out):
         for name, file in tqdm(files.items(), "predicting", disable=not progress):
-            pixels, mpp = read_image(file), stored_mpp(file) if asked.mpp is None else asked.mpp
-            answer = predictor.look(pixels, mpp, tissue=asked.tissue)
-            for wanted in [None] if asked.map_class == ALL and answer.maps == 1 else classes:
-                result = predictor.localize(answer, mpp, threshold=asked.threshold, map_class=wanted)
-                stem = f"{name}_{safe_name(wanted)}" if asked.map_class == ALL and wanted else name
+            pixels, mpp = read_image(file), stored_mpp(file) if settings.mpp is None else settings.mpp
+            answer = predictor.infer(pixels, mpp, tissue=settings.tissue)
+            for map_class in [None] if settings.map_class == ALL and answer.maps == 1 else classes:
+                result = predictor.localize(answer, mpp, threshold=settings.threshold, map_class=map_class)
+                stem = f"{name}_{safe_name(map_class)}" if settings.map_class == ALL and map_class else name
                 write_mask(out / f"{stem}_mask.png", result.mask)
                 write_map(out / f"{stem}_map.png", result.roi)
                 write_picture(out / f"{stem}_overlay.png", overlay(pixels, result.roi, result.mask))

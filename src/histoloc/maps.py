@@ -62,8 +62,8 @@ def roi_at_stride(output: Output, label: Tensor, calibration: Calibration) -> Te
         rule = calibration.image_map
         values = normalise_per_image(values) if rule is None else rule(output, values, label)
     if calibration.empty is not None and calibration.gated:
-        there_is_roi = 1 - output.logits.float().softmax(dim=1)[:, calibration.empty]
-        values = values * (2 * there_is_roi).clamp(max=1).view(-1, 1, 1, 1)
+        roi_probability = 1 - output.logits.float().softmax(dim=1)[:, calibration.empty]
+        values = values * (2 * roi_probability).clamp(max=1).view(-1, 1, 1, 1)
     return values.clamp(0, 1)
 
 

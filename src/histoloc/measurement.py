@@ -78,7 +78,7 @@ def measure(
     """
     measured = Measured(LocalizationMetrics(table.classes))
     folder, most = files or (Path(), 0)
-    written = {int(i) for i in np.linspace(0, len(samples) - 1, min(most, len(samples))).round()}
+    picture_rows = {int(i) for i in np.linspace(0, len(samples) - 1, min(most, len(samples))).round()}
     for i, sample in enumerate(tqdm(samples, "evaluating", disable=not progress)):
         pixels = cache(partial(read_pixels, sample))
         result = localizes(sample, pixels)
@@ -87,7 +87,7 @@ def measure(
         if truth is not None:
             results |= {name: floor(sample, pixels) for name, floor in (floors or {}).items()}
         _add(measured, table, sample, results, truth)
-        if i in written:
+        if i in picture_rows:
             measured.files[sample.name] = stem = f"{i:05d}_{sample.image.stem}"
             write_map(folder / f"{stem}_map.png", result.roi)
             write_mask(folder / f"{stem}_mask.png", result.mask)
@@ -131,12 +131,12 @@ def heatmaps_localize(
         InputError: an image has no heatmap or several, two images would share one, or `predictions.csv` does not name
             the class of every image.
     """
-    named = _heatmap_files(folder, samples)
+    files = _heatmap_files(folder, samples)
     labels = _predicted_classes(folder / "predictions.csv", samples, classes)
-    cut = 0.5 if threshold is None else threshold
+    level = 0.5 if threshold is None else threshold
 
     def localizes(sample: Sample, pixels: Pixels) -> Localization:
-        file = named[sample.name]
+        file = files[sample.name]
         roi = read_map(file)
         width, height = image_size(sample.image)
         if roi.shape != (height, width):
@@ -146,7 +146,7 @@ def heatmaps_localize(
             )
         label = labels.get(sample.name)
         one_hot = None if label is None else np.eye(len(classes), dtype=np.float32)[classes.index(label)]
-        return Localization(classes, one_hot, roi, roi >= cut, cut, sample.mpp)
+        return Localization(classes, one_hot, roi, roi >= level, level, sample.mpp)
 
     return localizes
 
@@ -191,7 +191,7 @@ def _truth(sample: Sample, shape: tuple[int, ...], empty_class: str | None, meas
 def _heatmap_files(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
     """The heatmap of each sample, by its name."""
     owner: dict[str, str] = {}
-    named: dict[str, list[Path]] = {}
+    by_sample: dict[str, list[Path]] = {}
     for sample in samples:
         stem = sample.image.stem
         if (other := owner.setdefault(stem, sample.name)) != sample.name:
@@ -199,18 +199,18 @@ def _heatmap_files(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
                 f"{folder}: {other} and {sample.name} would share the heatmap {stem}; give the images different names"
             )
         files = [folder / f"{stem}{end}{suffix}" for suffix in MAP_SUFFIXES for end in ("", "_map")]
-        named[sample.name] = files = [file for file in files if file.is_file()]
+        by_sample[sample.name] = files = [file for file in files if file.is_file()]
         if len(files) > 1:
             raise InputError(
                 f"{files[0]}: there is also {files[1].name} for the same image; keep one heatmap per image"
             )
-    absent = [name for name, files in named.items() if not files]
+    absent = [name for name, files in by_sample.items() if not files]
     if absent:
         raise InputError(
             f"{folder}: no heatmap for {len(absent)} of {len(samples)} images, first {absent[0]} (looked for its stem "
             f"with {', '.join(MAP_SUFFIXES)}); add them"
         )
-    return {name: files[0] for name, files in named.items()}
+    return {name: files[0] for name, files in by_sample.items()}
 
 
 def _predicted_classes(path: Path, samples: Sequence[Sample], classes: tuple[str, ...]) -> dict[str, str]:

@@ -197,8 +197,8 @@ def read_model_config(folder: Path) -> ModelConfig:
         )
     options = values.pop("options", None) or {}
     config = strict(ModelConfig, values, str(path))
-    chosen = strict(method_class(config.method).Options, options, f"{path}, options")
-    return dataclasses.replace(config, options=chosen)
+    method_options = strict(method_class(config.method).Options, options, f"{path}, options")
+    return dataclasses.replace(config, options=method_options)
 
 
 def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:

@@ -40,10 +40,10 @@ def overlay(image: Picture, roi: NDArray[np.floating], mask: NDArray[np.bool_]) 
         ValueError: the three do not have the same height and width.
     """
     _check_size(image, roi, mask)
-    shown = np.clip(roi, 0, 1)
-    opacity = HEAT_OPACITY * np.clip((shown - HEAT_START) / (HEAT_FULL - HEAT_START), 0, 1)[..., None]
-    blended = (1 - opacity) * image + opacity * 255 * HEAT(shown)[..., :3]
-    return outline(_to_uint8(blended), mask)
+    values = np.clip(roi, 0, 1)
+    opacity = HEAT_OPACITY * np.clip((values - HEAT_START) / (HEAT_FULL - HEAT_START), 0, 1)[..., None]
+    picture = (1 - opacity) * image + opacity * 255 * HEAT(values)[..., :3]
+    return outline(_to_uint8(picture), mask)
 
 
 def outline(image: Picture, mask: NDArray[np.bool_]) -> Picture:
@@ -60,10 +60,10 @@ def outline(image: Picture, mask: NDArray[np.bool_]) -> Picture:
     width = max(1, round(min(mask.shape) / 130))
     inside = ndimage.binary_erosion(mask, iterations=width, border_value=1)
     outside = ndimage.binary_dilation(mask, iterations=width)
-    drawn = image.copy()
-    drawn[outside & ~mask] = 0
-    drawn[mask & ~inside] = 255
-    return drawn
+    picture = image.copy()
+    picture[outside & ~mask] = 0
+    picture[mask & ~inside] = 255
+    return picture
 
 
 def agreement(image: Picture, mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Picture:

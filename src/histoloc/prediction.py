@@ -21,7 +21,7 @@ from histoloc.scale import View, tile_side, view
 from histoloc.slides.answer import slide_probabilities
 from histoloc.slides.reader import stored_mpp
 from histoloc.slides.stitch import stitch, tissue_rows
-from histoloc.slides.tiles import Network, look_at_image
+from histoloc.slides.tiles import Network, evidence_of_image
 from histoloc.types import Calibration, Localization, Output, Range
 
 Pixels = NDArray[np.uint8]
@@ -120,21 +120,21 @@ class Predictor:
         if isinstance(image, str | Path):
             mpp = stored_mpp(Path(image)) if mpp is None else mpp
             image = read_image(Path(image))
-        answer = self.look(image, mpp, tissue=tissue)
+        answer = self.infer(image, mpp, tissue=tissue)
         return self.localize(answer, mpp, threshold=threshold, map_class=map_class, per_image=per_image)
 
-    def look(self, image: Pixels, mpp: float | None = None, *, tissue: bool = True) -> Answer:
+    def infer(self, image: Pixels, mpp: float | None = None, *, tissue: bool = True) -> Answer:
         """Ask the network about one image, in one piece or in tiles; see `predict`."""
         size = _checked(image).shape[:2]
-        seen = view(self.config, (size[0], size[1]), mpp)
-        if min(seen.size) < SMALLEST_SIDE:
+        plan = view(self.config, (size[0], size[1]), mpp)
+        if min(plan.size) < SMALLEST_SIDE:
             raise InputError(
-                f"an image of {size[1]}x{size[0]} pixels is {seen.size[1]}x{seen.size[0]} at the scale of the model "
-                f"({seen.name}), where 32x32 or more are needed; correct --mpp, or give a larger image"
+                f"an image of {size[1]}x{size[0]} pixels is {plan.size[1]}x{plan.size[0]} at the scale of the model "
+                f"({plan.name}), where 32x32 or more are needed; correct --mpp, or give a larger image"
             )
-        if seen.tiled and self.calibration.range != "image":
-            return self._in_tiles(image, seen, mpp, tissue)
-        return self._in_one_piece(image, replace(seen, tiled=False))
+        if plan.tiled and self.calibration.range != "image":
+            return self._in_tiles(image, plan, mpp, tissue)
+        return self._in_one_piece(image, replace(plan, tiled=False))
 
     def localize(
         self,
@@ -218,25 +218,25 @@ class Predictor:
             white = np.full((SMALLEST_SIDE * 2, SMALLEST_SIDE * 2, 3), 255, np.uint8)
             self.class_index(map_class, self.evidence([white])[1].shape[1])
 
-    def threshold(self, asked: float | None) -> float | None:
+    def threshold(self, value: float | None) -> float | None:
         """Where maps are cut: as asked, or as the model folder says; None is Otsu's rule.
 
         Raises:
             InputError: it lies outside [0, 1], or the model's was chosen on maps of another range.
         """
-        check_threshold(asked)
+        check_threshold(value)
         own = self.config.threshold
-        if asked is None and own.rule == "valid" and own.range not in (None, self.calibration.range):
+        if value is None and own.rule == "valid" and own.range not in (None, self.calibration.range):
             raise InputError(
                 f"the model's threshold {own.value:g} was chosen on maps of --range {own.range} and means nothing on "
                 f"those of --range {self.calibration.range}; give --threshold"
             )
-        return own.value if asked is None else asked
+        return own.value if value is None else value
 
     def output_of(self, image: Pixels, mpp: float | None = None) -> Output:
         """What the network says of one image in one piece, as images reach it in training: an `Output` of B = 1."""
-        seen = view(self.config, (image.shape[0], image.shape[1]), mpp)
-        return self._output(resample_to(as_tensor(_checked(image)), seen.size)[None])
+        plan = view(self.config, (image.shape[0], image.shape[1]), mpp)
+        return self._output(resample_to(as_tensor(_checked(image)), plan.size)[None])
 
     def evidence(
         self, tiles: Sequence[Pixels], *, precision: Literal["float32", "bf16"] = "float32"
@@ -267,36 +267,36 @@ class Predictor:
         labels = torch.full((len(logits),), label)
         return roi_at_stride(output, labels, calibration)[:, 0].numpy()
 
-    def _in_one_piece(self, image: Pixels, seen: View) -> Answer:
+    def _in_one_piece(self, image: Pixels, plan: View) -> Answer:
         size = (image.shape[0], image.shape[1])
-        output = self._output(resample_to(as_tensor(image), seen.size)[None])
+        output = self._output(resample_to(as_tensor(image), plan.size)[None])
 
         def map_of(label: int, calibration: Calibration) -> NDArray[np.float32]:
-            made = roi(output, torch.tensor([label], device=self.device), calibration, seen.size)
-            return resize(made, size).clamp(0, 1)[0, 0].cpu().numpy()
+            map = roi(output, torch.tensor([label], device=self.device), calibration, plan.size)
+            return resize(map, size).clamp(0, 1)[0, 0].cpu().numpy()
 
         def largest(label: int, calibration: Calibration) -> NDArray[np.bool_]:
-            mask = largest_is_roi(output, torch.tensor([label], device=self.device), calibration, seen.size)
+            mask = largest_is_roi(output, torch.tensor([label], device=self.device), calibration, plan.size)
             return resize(mask[:, None].float(), size)[0, 0].cpu().numpy() >= 0.5
 
         maps = output.evidence.shape[1]
         probabilities = output.logits.softmax(dim=1)[0].cpu().numpy()
-        return Answer(probabilities, maps, map_of, largest if maps > 1 else None, seen)
+        return Answer(probabilities, maps, map_of, largest if maps > 1 else None, plan)
 
-    def _in_tiles(self, image: Pixels, seen: View, mpp: float | None, tissue: bool) -> Answer:
+    def _in_tiles(self, image: Pixels, plan: View, mpp: float | None, tissue: bool) -> Answer:
         trained = self.config.mpp
         known = mpp is not None and trained is not None
-        own, wanted = (mpp, trained) if mpp is not None and trained is not None else (1.0, 1.0)
-        if known and wanted < own / 1.1:  # a slide would refuse to be enlarged
-            image_at, own = resample_to(as_tensor(image), seen.size).permute(1, 2, 0).numpy(), wanted
+        own, working_mpp = (mpp, trained) if mpp is not None and trained is not None else (1.0, 1.0)
+        if known and working_mpp < own / 1.1:  # a slide would refuse to be enlarged
+            image_at, own = resample_to(as_tensor(image), plan.size).permute(1, 2, 0).numpy(), working_mpp
         else:
             image_at = image
         network = Network(self.evidence, self.stride, 2 if self.device.type == "cpu" else 16)
         tile = tile_side(self.config)
-        grid, p, evidence, mask = look_at_image(network, image_at, own, wanted, tile, tissue=tissue and known)
+        grid, p, evidence, mask = evidence_of_image(network, image_at, own, working_mpp, tile, tissue=tissue and known)
         if tissue and mask is None:
             why = "no tissue was found" if known else "its scale is unknown"
-            seen = replace(seen, notes=(*seen.notes, f"{why}: all of the image is looked at, also glass"))
+            plan = replace(plan, notes=(*plan.notes, f"{why}: all of the image is looked at, also glass"))
         size = (image.shape[0], image.shape[1])
         on_tissue = None
         if mask is not None:
@@ -307,13 +307,13 @@ class Predictor:
             def tiles(start: int, stop: int) -> NDArray[np.float32]:
                 return self.roi_of_tiles(p[start:stop], evidence[start:stop], label, calibration)
 
-            made = torch.from_numpy(np.concatenate(list(stitch(grid, tiles, mask))))[None, None]
+            map = torch.from_numpy(np.concatenate(list(stitch(grid, tiles, mask))))[None, None]
             covered = (grid.rows * grid.cell, grid.columns * grid.cell)
-            at_scale = resize(made, covered)[..., : grid.height, : grid.width]
+            at_scale = resize(map, covered)[..., : grid.height, : grid.width]
             return resize(at_scale, size).clamp(0, 1)[0, 0].numpy()
 
-        whole = slide_probabilities(p, grid.tissue, self.calibration.empty).astype(np.float32)
-        return Answer(whole, evidence.shape[1], map_of, None, seen, on_tissue)
+        mean = slide_probabilities(p, grid.tissue, self.calibration.empty).astype(np.float32)
+        return Answer(mean, evidence.shape[1], map_of, None, plan, on_tissue)
 
     def _output(self, images: Tensor) -> Output:
         """The network's output for (B, 3, H, W) uint8 at the scale of the model, cropped to the positions of the image.
@@ -362,18 +362,18 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        result = torch.device(device)
+        torch.empty(1, device=result)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {device}: not usable here ({reason}); try auto or cpu") from error
-    return chosen
+    return result
 
 
 def _checked(image: Pixels) -> Pixels:
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        what = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else repr(type(image))
-        raise InputError(f"predict needs an RGB image as uint8 array (H, W, 3), not {what}; convert it first")
+        kind = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else repr(type(image))
+        raise InputError(f"predict needs an RGB image as uint8 array (H, W, 3), not {kind}; convert it first")
     if min(image.shape[:2]) < SMALLEST_SIDE:
         raise InputError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is too small; give at least 32x32")
     return image

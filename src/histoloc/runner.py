@@ -64,11 +64,11 @@ class JobsResult:
     """What came out of `run_jobs`, both in the order of the items.
 
     Attributes:
-        done: the task's result by key.
+        results: the task's result by key.
         failed: the reason by key, one line each.
     """
 
-    done: dict[str, Any]
+    results: dict[str, Any]
     failed: dict[str, str]
 
 
@@ -155,8 +155,8 @@ def _do_with_bar(calls: Sequence[Call], total: int, options: JobOptions) -> dict
     """Do what is missing of so many; why a call failed, None where it did not."""
     reasons: dict[str, str | None] = {}
     bar = Bar(total=total, initial=total - len(calls), unit="item", disable=not options.progress)
-    with bar, _slots(options, len(calls)) as slots, closing(do_calls(calls, slots, options.retries)) as looks:
-        for _, ended in looks:
+    with bar, _slots(options, len(calls)) as slots, closing(do_calls(calls, slots, options.retries)) as states:
+        for _, ended in states:
             reasons |= ended
             bar.set_postfix_str(f"{sum(reason is not None for reason in reasons.values())} failed", refresh=False)
             bar.update(len(ended))
@@ -233,7 +233,7 @@ def do_calls(
                 else:
                     (alone if died else waiting).appendleft(call)
             for slot in slots:
-                slot.look()
+                slot.check_memory()
             yield [call.key for call, _ in running.values()], ended
     finally:
         for slot in slots:
@@ -316,7 +316,7 @@ class Slot:
         code, limit = self.process.exitcode, f", limit {self.memory_gb:g} GB" if self.memory_gb else ""
         return f" ({signal.Signals(-code).name if code < 0 else f'exit code {code}'}{limit})"
 
-    def look(self) -> None:
+    def check_memory(self) -> None:
         """End the process where it has grown too large."""
         if self.process is not None and self.memory_gb is not None:
             with suppress(psutil.Error):
@@ -338,7 +338,7 @@ class Slot:
         self.release()
 
 
-class _Here(futures.Executor):
+class _ThisProcess(futures.Executor):
     """This process."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
@@ -353,7 +353,7 @@ def _slots(options: JobOptions, calls: int) -> Iterator[Sequence[Slot]]:
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         count = min(options.workers or os.cpu_count() or 1, calls)
         alone = options.workers == 1
-        yield [Slot(executor=_Here())] if alone else [Slot(threads, options.memory_gb) for _ in range(count)]
+        yield [Slot(executor=_ThisProcess())] if alone else [Slot(threads, options.memory_gb) for _ in range(count)]
         return
     try:
         from distributed import Client

@@ -50,28 +50,28 @@ def training_scale(config: ModelConfig, table: Table) -> tuple[ModelConfig, tupl
     Raises:
         InputError: the images differ in scale, or a scale was asked for, and some do not say theirs.
     """
-    samples = _looked_at([sample for sample in table.samples if sample.split == "train"])
+    samples = _selection([sample for sample in table.samples if sample.split == "train"])
     if not samples:
         return config, ()
     own = config.input
     sizes = [sample_size(sample) for sample in samples]
     scales = [sample_mpp(sample) for sample in samples]
-    seen = [m * _shrinkage(own, s) for m, s in zip(scales, sizes, strict=True) if m is not None]
-    differ = bool(seen) and max(seen) > ALIKE * min(seen)
+    mpps = [m * _shrinkage(own, s) for m, s in zip(scales, sizes, strict=True) if m is not None]
+    differ = bool(mpps) and max(mpps) > ALIKE * min(mpps)
     notes: tuple[str, ...] = ()
     if (own.mpp is not None or differ) and None in scales:
-        why = f"--mpp {own.mpp:g} was asked for" if own.mpp else _spread("images are seen at", seen)
+        why = f"--mpp {own.mpp:g} was asked for" if own.mpp else _spread("images are seen at", mpps)
         raise InputError(
             f"{table.path}: {why}, and {scales.count(None)} of {len(samples)} training images do not say their scale; "
             "fill the column mpp of every row, or empty all of them"
         )
     if differ and own.mpp is None:
-        own = replace(own, mpp=float(median(seen)), small_side=0)
-        notes = (f"{_spread('training images would be seen at', seen)}: all are resampled to {own.mpp:.4g} µm/px",)
+        own = replace(own, mpp=float(median(mpps)), small_side=0)
+        notes = (f"{_spread('training images would be seen at', mpps)}: all are resampled to {own.mpp:.4g} µm/px",)
     factors = [m / own.mpp if own.mpp and m else 1 / _shrinkage(own, s) for m, s in zip(scales, sizes, strict=True)]
     scaled = [sorted(round(side * f) for side in size) for f, size in zip(factors, sizes, strict=True)]
     extent = (max(short for short, _ in scaled), max(long for _, long in scaled))
-    mpp = own.mpp or (float(median(seen)) if seen else None)
+    mpp = own.mpp or (float(median(mpps)) if mpps else None)
     shorter = round(median(min(size) for size in sizes))
     return replace(config, input=own, mpp=mpp, extent=extent, shorter_side=shorter), notes
 
@@ -146,12 +146,12 @@ def _unknown_scale(config: ModelConfig, size: tuple[int, int], mpp: float | None
     )
 
 
-def _looked_at(samples: Sequence[Sample]) -> list[Sample]:
+def _selection(samples: Sequence[Sample]) -> list[Sample]:
     """At most 200 samples, evenly spaced, and the first one of each µm/px."""
     step = max(1, -(-len(samples) // _LOOKED_AT))
     first = {sample.mpp: sample for sample in reversed(samples)}
-    chosen = {sample.name: sample for sample in (*samples[::step], *list(first.values())[:_LOOKED_AT])}
-    return list(chosen.values())
+    by_name = {sample.name: sample for sample in (*samples[::step], *list(first.values())[:_LOOKED_AT])}
+    return list(by_name.values())
 
 
 def _shrinkage(config: InputConfig, size: tuple[int, int]) -> float:
@@ -159,8 +159,8 @@ def _shrinkage(config: InputConfig, size: tuple[int, int]) -> float:
     return min(size) / config.small_side if config.small_side and config.mpp is None else 1.0
 
 
-def _spread(what: str, values: Sequence[float]) -> str:
-    return f"{what} {min(values):.4g} to {max(values):.4g} µm/px"
+def _spread(text: str, values: Sequence[float]) -> str:
+    return f"{text} {min(values):.4g} to {max(values):.4g} µm/px"
 
 
 def _alike(a: float, b: float) -> bool:

@@ -79,11 +79,11 @@ def predict_slides(
     _make_way(out, settings, items, options.resume)
     task = partial(predict_slide, options=options, out=str(out))
     result = run_jobs(task, items, out, settings=settings, options=options)
-    _write_table(out / "slides.csv", _records(out, settings) | result.done)
-    if not result.done:
+    _write_table(out / "slides.csv", _records(out, settings) | result.results)
+    if not result.results:
         raise InputError(_all_failed(out, result.failed))
-    notes = sorted({note for record in result.done.values() for note in record["notes"]})
-    return Cohort(cohort_table(result.done), result.failed, (*_scale_notes(config, options), *notes))
+    notes = sorted({note for record in result.results.values() for note in record["notes"]})
+    return Cohort(cohort_table(result.results), result.failed, (*_scale_notes(config, options), *notes))
 
 
 def resolved(model: Path, config: ModelConfig, options: SlideOptions) -> SlideOptions:
@@ -143,7 +143,7 @@ def _items(slides: Sequence[Path], slide_mpp: float | None) -> dict[str, dict[st
     """What each task has to know, by the slide's name; without the out folder, so that this may be moved."""
     files = input_files([Path(path).absolute() for path in slides], SLIDE_SUFFIXES, "slide", deep=False)
     for name in _RESERVED & set(files):
-        raise InputError(f"{files[name]}: the out folder has a {name!r} of its own; rename the slide")
+        raise InputError(f"{files[name]}: the out folder needs the name {name!r} for itself; rename the slide")
     return {
         name: {"slide": str(file), "mark": file_mark(file), "slide_mpp": slide_mpp, "name": name}
         for name, file in files.items()

@@ -71,7 +71,7 @@ def predict_slide(
         mpp = item["slide_mpp"] if stored_mpp(path) is None else None
         try:
             with open_slide(path, mpp=mpp, option="--slide-mpp") as slide:
-                result = _look(slide, item, settings, options, folder)
+                result = _infer(slide, item, settings, options, folder)
                 record = _write(result, item["name"], settings)
             seconds, memory = round(time.perf_counter() - started, 2), round(peak_memory() / 1e6, 1)
             record["cost"] = result.cost | {"seconds": seconds, "peak_memory_mb": memory}
@@ -111,7 +111,7 @@ class _Result:
     cost: dict[str, Any]
 
 
-def _look(
+def _infer(
     slide: Slide, item: Mapping[str, Any], settings: Mapping[str, Any], options: SlideOptions, folder: Path
 ) -> _Result:
     """Give the tiles of the slide to the network."""
@@ -131,7 +131,7 @@ def _look(
     number, shape = len(grid.positions), (len(predictor.config.classes), maps, grid.tile // cell)
     fingerprint = _fingerprint(item, settings, grid, f"{device.type} {precision}")
     evidence = EvidenceFile(folder / WORK, fingerprint, number, batch, shape)
-    first, started = evidence.done, time.perf_counter()
+    first, started = evidence.count, time.perf_counter()
     alone = options.progress and options.workers == 1 and options.scheduler is None
     with Bar(total=number, initial=first, unit="tile", desc=slide.path.stem, leave=False, disable=not alone) as bar:
         for probabilities, values in evidence_of_tiles(slide, grid, network, first, options.readers):
@@ -155,10 +155,10 @@ def opened_model(model: str, weights_sha256: str, options: SlideOptions) -> Pred
     return predictor
 
 
-def _precision(asked: str, device: torch.device) -> Literal["float32", "bf16"]:
+def _precision(option: str, device: torch.device) -> Literal["float32", "bf16"]:
     """Auto takes bf16 on a GPU that has it."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return "bf16" if asked == "bf16" or (asked == "auto" and has_bf16) else "float32"
+    return "bf16" if option == "bf16" or (option == "auto" and has_bf16) else "float32"
 
 
 def _fingerprint(item: Mapping[str, Any], settings: Mapping[str, Any], grid: TileGrid, arithmetic: str) -> str:
@@ -172,11 +172,11 @@ def _write(result: _Result, name: str, settings: Mapping[str, Any]) -> dict[str,
     """Write the maps, outlines, table of tiles and picture; what slide.json says, but for the cost."""
     grid, folder, evidence, predictor = result.grid, result.folder, result.evidence, result.predictor
     calibration, classes, p = predictor.calibration, predictor.config.classes, evidence.probabilities()
-    asked, of_slide = result.options.map_class, None
-    label = 0 if asked is None else predictor.class_index(asked, evidence.maps)
+    map_class, of_slide = result.options.map_class, None
+    label = 0 if map_class is None else predictor.class_index(map_class, evidence.maps)
     if predictor.method.classifies:
         of_slide = slide_probabilities(p, grid.tissue, calibration.empty)
-        label = label if asked else int(of_slide.argmax())
+        label = label if map_class else int(of_slide.argmax())
 
     def roi_of_tiles(start: int, stop: int) -> NDArray[np.float32]:
         return predictor.roi_of_tiles(p[start:stop], evidence.read(start, stop), label, calibration)
@@ -269,7 +269,7 @@ def _record(
         )
     return {
         "format": FORMAT, "name": name, "slide": str(slide.path),
-        "slide_mpp": slide.mpp if slide.mpp_given else None,
+        "slide_mpp": slide.mpp if slide.user_mpp else None,
         "width": slide.width, "height": slide.height, "mpp": slide.mpp,
         "class": label, "probabilities": probabilities, "score": score, "aggregation": rule,
         "calibration": {key: getattr(calibration, key) for key in ("range", "centre", "slope")},

@@ -193,47 +193,47 @@ def fit(
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     job = Job(fabric, config, table, out, described, method, samples, batches)
-    done, saved = restore(job.fabric, out, training.epochs)
+    point, saved = restore(job.fabric, out, training.epochs)
     if fabric.is_global_zero:
         # Not before everything could be built: a run that never started must not stand in the way of the next.
         _begin(out, config, inputs)
     total = method.stages * training.epochs * len(batches)
-    with tqdm(total=total, initial=len(done.rows) * len(batches), desc="training", disable=not progress) as bar:
-        going_on = True
-        while going_on:
-            train_stage(job, done, saved, bar)
-            going_on, saved = finish_stage(job, done), {}
+    with tqdm(total=total, initial=len(point.rows) * len(batches), desc="training", disable=not progress) as bar:
+        more = True
+        while more:
+            train_stage(job, point, saved, bar)
+            more, saved = finish_stage(job, point), {}
 
 
-def train_stage(job: Job, done: Progress, saved: dict[str, Any], bar: Any) -> None:
+def train_stage(job: Job, progress: Progress, saved: dict[str, Any], bar: Any) -> None:
     """The epochs of the stage that are left; after each of them everything is on disk."""
     method, training = job.method, job.config.training
     with readable(job.out / "last.ckpt"):
         method.load_state_dict(saved.get("network", method.state_dict()))
     # After the weights: what it sets travels with them.
-    method.enter_stage(done.stage)
-    job.samples.targets = _targets(job) if done.stage else None
+    method.enter_stage(progress.stage)
+    job.samples.targets = _targets(job) if progress.stage else None
     loader = make_loader(job.samples, job.batches, training.workers, pin_memory=job.fabric.device.type == "cuda")
     network: Any = torch.compile(method) if training.compile else method
     network, optimizer = job.fabric.setup(network, make_optimizer(method, training))
     if "optimizer" in saved:
         with readable(job.out / "last.ckpt"):
             optimizer.load_state_dict(saved["optimizer"])
-    for epoch in range(done.epoch, training.epochs):
+    for epoch in range(progress.epoch, training.epochs):
         started = time.perf_counter()
         method.epoch.fill_(epoch)
         rate = set_learning_rate(optimizer, training, epoch)
         # Of all stages: the next one sees other augmentations.
-        job.batches.epoch = len(done.rows)
-        row: dict[str, float] = {"epoch": len(done.rows), "lr": rate}
-        row |= {"stage": done.stage} if method.stages > 1 else {}
+        job.batches.epoch = len(progress.rows)
+        row: dict[str, float] = {"epoch": len(progress.rows), "lr": rate}
+        row |= {"stage": progress.stage} if method.stages > 1 else {}
         row |= train_epoch(job, network, optimizer, loader, epoch, bar)
         trained = time.perf_counter()
         row |= validate(job)
         row |= {"seconds": trained - started, "valid_seconds": time.perf_counter() - trained}
-        finish_epoch(job, network, optimizer, done, row)
-        shown = [f"{name} {value:.3g}" for name, value in row.items() if name.startswith("valid/")]
-        bar.set_postfix_str(" ".join(shown))
+        finish_epoch(job, network, optimizer, progress, row)
+        scores = [f"{name} {value:.3g}" for name, value in row.items() if name.startswith("valid/")]
+        bar.set_postfix_str(" ".join(scores))
 
 
 def train_epoch(
@@ -242,7 +242,7 @@ def train_epoch(
     """One pass over the training split; returns the mean of every loss term."""
     network.train()
     fabric, batches, training = job.fabric, job.batches, job.config.training
-    sums, seen = {}, 0.0
+    sums, count = {}, 0.0
     for step, batch in enumerate(loaded(loader)):
         torch.manual_seed(seed_of(training.seed, batches.epoch, step, fabric.global_rank))
         batch = job.method.prepare(fabric.to_device(batch))
@@ -265,10 +265,10 @@ def train_epoch(
         size = batches.size(step)
         for name, value in (terms | {"total": total}).items():
             sums[name] = sums.get(name, 0.0) + value.detach() * (weight * size)
-        seen += size
+        count += size
         bar.update()
         bar.set_postfix_str(" ".join(f"{name} {value.item():.3g}" for name, value in terms.items()), refresh=False)
-    means: Any = fabric.all_reduce({name: value / seen for name, value in sums.items()}, reduce_op="mean")
+    means: Any = fabric.all_reduce({name: value / count for name, value in sums.items()}, reduce_op="mean")
     return {f"train/{name}": float(value) for name, value in means.items()}
 
 
@@ -301,39 +301,39 @@ def validate(job: Job) -> dict[str, float]:
 
 
 def finish_epoch(
-    job: Job, network: Any, optimizer: torch.optim.Optimizer, done: Progress, row: dict[str, float]
+    job: Job, network: Any, optimizer: torch.optim.Optimizer, progress: Progress, row: dict[str, float]
 ) -> None:
     """Select, log, save: in this order, so that a kill at any moment loses at most the epoch."""
     key = selection_key(row, job.config.training)
-    selected = done.best is None or key >= done.best
+    selected = progress.best is None or key >= progress.best
     if selected:
-        done.best, done.best_weights = key, _weights(job.method)
-    done.epoch += 1
-    done.rows.append(row | {"selected": float(selected)})
+        progress.best, progress.best_weights = key, _weights(job.method)
+    progress.epoch += 1
+    progress.rows.append(row | {"selected": float(selected)})
     if job.fabric.is_global_zero:
         if selected:
-            _save_selected(job, done.best_weights, row)
+            _save_selected(job, progress.best_weights, row)
         with atomic_path(job.out / "log.csv") as temporary:
-            pd.DataFrame(done.rows).to_csv(temporary, index=False)
+            pd.DataFrame(progress.rows).to_csv(temporary, index=False)
     job.fabric.log_dict({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
-    save_checkpoint(job.fabric, job.out, {"network": network, "optimizer": optimizer}, done)
+    save_checkpoint(job.fabric, job.out, {"network": network, "optimizer": optimizer}, progress)
 
 
-def finish_stage(job: Job, done: Progress) -> bool:
+def finish_stage(job: Job, progress: Progress) -> bool:
     """Go back to the selected weights and let the method look back; returns whether there is a next stage."""
     method = job.method
     if method.stages == 1:
         return False
-    rows = done.rows[-done.epoch :]
-    method.load_state_dict(done.best_weights)
-    goes_on = method.end_stage(rows) and done.stage + 1 < method.stages
+    rows = progress.rows[-progress.epoch :]
+    method.load_state_dict(progress.best_weights)
+    more = method.end_stage(rows) and progress.stage + 1 < method.stages
     if job.fabric.is_global_zero:
         _save_selected(job, _weights(method), next(row for row in reversed(rows) if row["selected"]))
-    if goes_on:
-        done.stage, done.epoch, done.best = done.stage + 1, 0, None
+    if more:
+        progress.stage, progress.epoch, progress.best = progress.stage + 1, 0, None
         # The next stage has an optimizer of its own.
-        save_checkpoint(job.fabric, job.out, {"network": method}, done)
-    return goes_on
+        save_checkpoint(job.fabric, job.out, {"network": method}, progress)
+    return more
 
 
 def _begin(out: Path, config: RunConfig, inputs: dict[str, Any] | None) -> None:

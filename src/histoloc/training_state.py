@@ -75,7 +75,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, training: TrainingConfig
     return rate
 
 
-def save_checkpoint(fabric: Any, out: Path, state: dict[str, Any], done: Progress) -> None:
+def save_checkpoint(fabric: Any, out: Path, state: dict[str, Any], progress: Progress) -> None:
     """Write `last.ckpt`; every process must call this, and the first one writes.
 
     Raises:
@@ -87,7 +87,7 @@ def save_checkpoint(fabric: Any, out: Path, state: dict[str, Any], done: Progres
         # Every process must call save; only the first one writes.
         # The precision's state is the scale of the gradients of 16-mixed, which Fabric does not save by itself.
         precision = fabric.strategy.precision.state_dict()
-        fabric.save(temporary, {**state, "precision": precision, "progress": dataclasses.asdict(done)})
+        fabric.save(temporary, {**state, "precision": precision, "progress": dataclasses.asdict(progress)})
         if fabric.is_global_zero:
             temporary.replace(path)
     except OSError as error:
@@ -111,16 +111,16 @@ def restore(fabric: Any, out: Path, epochs: int) -> tuple[Progress, dict[str, An
             return Progress(), {}
         with readable(path):
             saved = fabric.strategy.load_checkpoint(path)  # not fabric.load, which waits for the other processes
-            done = Progress(**saved.pop("progress"))
-        if done.stage and len(done.rows) != done.stage * epochs + done.epoch:
+            progress = Progress(**saved.pop("progress"))
+        if progress.stage and len(progress.rows) != progress.stage * epochs + progress.epoch:
             raise InputError(f"{path}: --epochs cannot change between two stages; restore it, or choose another --out")
-        return done, saved
+        return progress, saved
 
-    done, saved = fabric.broadcast(first_alone(fabric, read))
+    progress, saved = fabric.broadcast(first_alone(fabric, read))
     if scaling := saved.pop("precision", None):  # histoloc 0.1 did not save it
         with readable(path):
             fabric.strategy.precision.load_state_dict(scaling)
-    return done, saved
+    return progress, saved
 
 
 @contextmanager

@@ -32,7 +32,7 @@ RESOLVED = ("accelerator", "precision", "devices", "nodes")
 T = TypeVar("T")
 
 # Of this call. A thread or process that was started elsewhere begins without.
-_held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
+_own_locks: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def locked(folder: Path) -> Iterator[None]:
         InputError: another call holds the folder, or it cannot be written.
     """
     place = Path(folder).resolve()
-    if place in _held.get():
+    if place in _own_locks.get():
         yield
         return
     lock = FileLock(place / LOCK, timeout=0)
@@ -112,7 +112,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror or error}); choose another folder by --out, or make room"
         ) from error
-    token = _held.set(_held.get() | {place})
+    token = _own_locks.set(_own_locks.get() | {place})
     try:
         # A file of its own: Windows lets nobody read a locked one. Only the message of another call needs it.
         with suppress(OSError):
@@ -120,7 +120,7 @@ def locked(folder: Path) -> Iterator[None]:
             (place / OWNER).write_text(f"process {os.getpid()} on {platform.node()}, since {now}", encoding="utf-8")
         yield
     finally:
-        _held.reset(token)
+        _own_locks.reset(token)
         for name in (OWNER, LOCK):
             with suppress(OSError):  # an open file cannot be removed on Windows, where filelock does it
                 (place / name).unlink(missing_ok=True)
@@ -267,8 +267,8 @@ def check_inputs(folder: Path, before: Mapping[str, Any] | None, now: Mapping[st
         text = f"note: {folder}: was begun by histoloc 0.1, which kept nothing of its table; {now['table']} may differ"
         print(text, file=sys.stderr)
     elif before.get("fingerprint") != now["fingerprint"]:
-        seen = ("rows", "classes", "counts")
-        differing = _differing({k: before.get(k) for k in seen}, {k: now[k] for k in seen}) or "the counts are the same"
+        keys = ("rows", "classes", "counts")
+        differing = _differing({k: before.get(k) for k in keys}, {k: now[k] for k in keys}) or "the counts are the same"
         raise InputError(
             f"{folder}: was begun with another content of {now['table']} ({differing}); restore the table, or choose "
             "another --out"

@@ -242,7 +242,7 @@ def test_a_folder_grows_by_rows_folds_and_seeds_but_keeps_its_settings(choices, 
         claim("ablation", dataclasses.replace(choices, epochs=3), plan("table1", dataclasses.replace(choices))[0])
     assert json.loads((choices.out / "benchmark.json").read_text()) == second
     (choices.out / "benchmark.json").write_text("{}")
-    with pytest.raises(InputError, match=r"benchmark\.json: says nothing of"):
+    with pytest.raises(InputError, match=r"benchmark\.json: does not list"):
         call()
 
 

@@ -259,7 +259,7 @@ def test_time_left_is_that_of_the_epochs_that_are_left(tracks, clock):
 
     def left() -> str:
         watch.began = clock.seconds - 10
-        watch.look()
+        watch.refresh()
         watch.started(gap)
         return file.getvalue().splitlines()[-1]
 
@@ -286,7 +286,7 @@ def test_a_line_for_each_cell_and_a_bar(tracks, clock, capsys):
         watch.started(track)
     clock.seconds += 3
     watch.ended(gap1, "failed", "no such file")
-    watch.look()
+    watch.refresh()
     watch.bar.close()
     watch.ended(allones, "done", "F1+ 66.00")
     said = file.getvalue().splitlines()

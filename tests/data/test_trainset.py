@@ -182,7 +182,7 @@ def test_image_smaller_than_the_crop(tmp_path, cache_bytes):
     path: Path = tmp_path / "table.csv"
     path.write_text("image,label,mask,split,group\na.png,benign,,train,\nb.png,benign,,train,\n")
     found = read_table(path)
-    with pytest.raises(InputError, match=r"b\.png: 100x40 pixels are fewer than the crop of 48; give a smaller --crop"):
+    with pytest.raises(InputError, match=r"b\.png: 100x40 px are smaller than the crop of 48 px; give a smaller"):
         TrainSet(found, found.split("train"), SMALL, 0, cache_bytes=cache_bytes)[Key(0, 1)]
 
 

@@ -257,7 +257,7 @@ def test_lists_of_other_roots_and_unknown_slides(root, made, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Patch_file_a.tif_patch_0_x_0_y_0_tissue_1.0_w_64_h_64.png,,tumor\n", "is that of a normal patch"),
+        ("Patch_file_a.tif_patch_0_x_0_y_0_tissue_1.0_w_64_h_64.png,,tumor\n", "named .normal.; correct it"),
         ("Patch_file_a.tif_patch_0_x_0_y_0_tissue_1.0_w_64_h_64.png,,normal\n", "are not there"),
         ("image_1.png,,normal\n", "no name of a published patch"),
         ("", "it is empty"),

@@ -38,7 +38,7 @@ def test_flat_release_and_slides_that_were_not_published(tmp_path):
         ("normal_001", "train", "normal"), ("test_001", "test", "tumor"), ("test_002", "test", "normal"),
         ("tumor_001", "train", "tumor"),
     ]  # fmt: skip
-    assert set(found.left_out) == {"images/normal_086.tif", "images/test_049.tif"}
+    assert set(found.exclusions) == {"images/normal_086.tif", "images/test_049.tif"}
     assert "reference.csv does not say" in found.failed["images/test_003.tif"]
     assert {s.path.stem for s in find_slides(tmp_path, published=False).slides} >= {"normal_086", "test_049"}
 

@@ -214,7 +214,7 @@ def test_nothing_at_all_is_an_error(folder, tmp_path):
     with pytest.raises(InputError, match=r"none\.csv: no slide gave a tile \(glass\.tif: .*broken\.tif: "):
         tiles(folder, tmp_path / "t.csv", "none.csv", valid=0, test=0.5)
     assert not (tmp_path / "t.csv").exists()
-    for name, value, message in (("size", 4000, "smaller than a tile of 4000 px"), ("mpp", 0.25, "would be made up")):
+    for name, value, message in (("size", 4000, "smaller than a tile of 4000 px"), ("mpp", 0.25, "cannot be enlarged")):
         with pytest.raises(InputError, match=message):
             tiles(folder, tmp_path / f"{name}.csv", "plain.csv", **{name: value})
 

@@ -24,17 +24,17 @@ def opened(folder: Path, fingerprint: str = "a", tiles: int = TILES, batch: int 
 def test_what_is_appended_is_read_back(tmp_path):
     probabilities, evidence = some()
     store = opened(tmp_path / "work")
-    assert store.done == 0
+    assert store.count == 0
     store.append(probabilities[:4], evidence[:4])
     store.append(probabilities[4:], evidence[4:])
-    assert store.done == TILES
+    assert store.count == TILES
     assert store.path.stat().st_size == TILES * RECORD
     assert (store.probabilities() == probabilities).all()
     assert (store.read(4, 6) == evidence[4:6]).all()
     assert store.read(3, 3).shape == (0, C, SIDE, SIDE)
     assert store.read(0, 7).dtype == np.float32
     again = opened(tmp_path / "work")
-    assert again.done == TILES
+    assert again.count == TILES
     assert (again.read(0, 7) == evidence).all()
 
 
@@ -50,7 +50,7 @@ def test_cut_anywhere_it_goes_on_to_the_same_file(tmp_path_factory, cut, batch):
 
     store = opened(folder, batch=batch)
     complete = cut // RECORD
-    first = store.done
+    first = store.count
     assert first == (TILES if complete == TILES else complete - complete % batch)
     assert store.path.stat().st_size == first * RECORD
     assert (store.probabilities() == probabilities[:first]).all()
@@ -62,9 +62,9 @@ def test_cut_anywhere_it_goes_on_to_the_same_file(tmp_path_factory, cut, batch):
 def test_another_slide_or_model_starts_over_and_says_so(tmp_path, capsys):
     opened(tmp_path, "a").append(*some())
     assert capsys.readouterr().err == ""
-    assert opened(tmp_path, "b").done == 0
+    assert opened(tmp_path, "b").count == 0
     assert "its tiles are made again" in capsys.readouterr().err
-    assert opened(tmp_path, "a").done == 0  # the first one's are gone
+    assert opened(tmp_path, "a").count == 0  # the first one's are gone
 
 
 def test_a_method_that_does_not_classify_has_no_probabilities(tmp_path):
@@ -77,7 +77,7 @@ def test_a_method_that_does_not_classify_has_no_probabilities(tmp_path):
 
 def test_a_slide_without_tiles(tmp_path):
     store = opened(tmp_path, tiles=0)
-    assert store.done == 0
+    assert store.count == 0
     assert store.probabilities().shape == (0, K)
 
 
@@ -88,4 +88,4 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     evidence[6, 0, 0, 0] = np.nan
     with pytest.raises(InputError, match="not finite for tiles from 6 on"):
         store.append(probabilities[6:], evidence[6:])
-    assert store.done == 6
+    assert store.count == 6

@@ -138,7 +138,7 @@ def test_working_pixels_are_those_that_are_read(tmp_path):
 
 
 def test_a_scale_that_the_slide_does_not_have_is_named(tmp_path):
-    with plain(tmp_path, 200, 100) as slide, pytest.raises(InputError, match="would be made up"):
+    with plain(tmp_path, 200, 100) as slide, pytest.raises(InputError, match="cannot be enlarged"):
         tile_grid(slide, 0.1, 32, 0.25, 8)
 
 

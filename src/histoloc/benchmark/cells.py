@@ -300,7 +300,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
     earlier = read_json(path)
     if earlier is not None:
         if not all(isinstance(earlier.get(name), list) for name in ADDED):
-            raise InputError(f"{path}: says nothing of a benchmark's folds, seeds and rows; choose another --out")
+            raise InputError(f"{path}: does not list the folds, seeds and rows of a benchmark; choose another --out")
         check_claim(choices.out, {name: earlier.get(name) for name in FIXED}, {name: now[name] for name in FIXED})
         if any(choices.out.glob("cells/*/*/model")):  # where nothing was made, the table may have been mended
             check_inputs(choices.out, earlier.get("inputs"), now["inputs"])

@@ -32,7 +32,7 @@ class Track:
         return self.state in ("done", "failed")
 
     @property
-    def left(self) -> int:
+    def rest(self) -> int:
         """Epochs that are left; the evaluation counts as one."""
         return 0 if self.over else max(1, self.cell.epochs + 1 - epochs_logged(self.cell.folder)[0])
 
@@ -43,19 +43,19 @@ class Watch:
     def __init__(self, tracks: Sequence[Track], file: TextIO) -> None:
         self.tracks, self.file, self.began = tracks, file, time.monotonic()
         self.total = sum(track.cell.epochs + 1 for track in tracks)
-        self.bar = Bar(total=self.total, initial=self.total - self.left, unit="epoch", smoothing=0)
+        self.bar = Bar(total=self.total, initial=self.total - self.rest, unit="epoch", smoothing=0)
 
     @property
-    def left(self) -> int:
+    def rest(self) -> int:
         """Epochs of all cells that are left."""
-        return sum(track.left for track in self.tracks)
+        return sum(track.rest for track in self.tracks)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Draw the bar anew, with the cells that run."""
         running = [track for track in self.tracks if track.state == "running"]
-        epochs = [f"{track.cell.label}: {track.cell.epochs + 1 - track.left}/{track.cell.epochs}" for track in running]
+        epochs = [f"{track.cell.label}: {track.cell.epochs + 1 - track.rest}/{track.cell.epochs}" for track in running]
         self.bar.set_postfix_str("; ".join(epochs), refresh=False)
-        self.bar.update(self.total - self.left - self.bar.n)
+        self.bar.update(self.total - self.rest - self.bar.n)
 
     def started(self, track: Track) -> None:
         """A cell was begun."""
@@ -69,12 +69,12 @@ class Watch:
         self._print(f"{track.cell.label}: {state} in {_clock(time.monotonic() - track.started)}, {result}")
 
     def _print(self, text: str) -> None:
-        elapsed, left = time.monotonic() - self.began, self.left
-        done = self.total - self.bar.initial - left
+        elapsed, epochs = time.monotonic() - self.began, self.rest
+        done = self.total - self.bar.initial - epochs
         # What is left takes as long an epoch as what was done in this call.
-        rest = _clock(elapsed * left / done) if done else "?"
+        time_left = _clock(elapsed * epochs / done) if done else "?"
         over = sum(track.over for track in self.tracks)
-        standing = f"{over}/{len(self.tracks)}, {_clock(elapsed)} elapsed, about {rest} left"
+        standing = f"{over}/{len(self.tracks)}, {_clock(elapsed)} elapsed, about {time_left} left"
         self.bar.write(f"[{standing}] {text}", file=self.file)
 
 

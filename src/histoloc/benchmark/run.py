@@ -102,7 +102,7 @@ def _do(tracks: list[Track], slots: list[Slot], watch: Watch) -> None:
                 else:
                     write_text(cell.folder / ERROR_FILE, f"{reason}\n")
                     watch.ended(waiting[key], "failed", reason)
-            watch.look()
+            watch.refresh()
 
 
 def worker_environments(devices: str, workers: int | None) -> list[dict[str, str]]:

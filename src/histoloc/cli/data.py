@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from histoloc.datasets.result import TableResult
 
 
-def tell(result: "TableResult | None") -> None:
+def show_result(result: "TableResult | None") -> None:
     """Tell what a data set became."""
     if result is None:  # help was asked for
         return
@@ -28,7 +28,7 @@ def tell(result: "TableResult | None") -> None:
 app = App(
     name="data",
     help="Turn a data set into a table (CSV); nothing downstream knows where it came from.",
-    result_action=tell,
+    result_action=show_result,
 )
 FAILED = (
     "A second call does only what is missing. Slides that fail are listed in failed.csv; the table is made without "

@@ -53,13 +53,13 @@ TrainingFlags = Annotated[TrainingConfig, Parameter(name="*", group=Group("Train
 
 def _from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Fill what no flag gave from `--recipe`: flag > YAML > default."""
-    given = next((a.tokens[0].value for a in arguments if "--recipe" in a.names and a.tokens), None)
-    if given is None:
+    recipe = next((a.tokens[0].value for a in arguments if "--recipe" in a.names and a.tokens), None)
+    if recipe is None:
         return
-    values = read_recipe(given)
+    values = read_recipe(recipe)
     if values["method"] != commands[-1]:
         raise InputError(
-            f"--recipe {given} is for {values['method']}, not {commands[-1]}; use histoloc train {values['method']}"
+            f"--recipe {recipe} is for {values['method']}, not {commands[-1]}; use histoloc train {values['method']}"
         )
     known = {name for argument in arguments for name in argument.names}
     flat = {key: values.get(key) for key in ("data", "fold", "empty_class")}
@@ -69,7 +69,7 @@ def _from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
     flags = {key: value for key, value in flags.items() if f"--{key}" in known}
     # Nested below the commands: Cyclopts drops a flat key that is also a command, as `data` is.
     nested = functools.reduce(lambda inner, name: {name: inner}, reversed(commands), flags)
-    Dict(nested, source=given)(app, commands, arguments)
+    Dict(nested, source=recipe)(app, commands, arguments)
 
 
 app = App(name="train", help="Train a method on image labels.", config=_from_recipe)
@@ -99,8 +99,8 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
             own = out / "evaluation" / "valid"
             shutil.rmtree(own, ignore_errors=True)  # of the weights before
             device = "cpu" if training.accelerator == "cpu" else "auto"
-            asked = EvaluationOptions(split="valid", fold=fold, device=device)
-            evaluated = run_evaluation(out, flags.data, asked, out=own)
+            options = EvaluationOptions(split="valid", fold=fold, device=device)
+            evaluated = run_evaluation(out, flags.data, options, out=own)
             keep_as_own(out, evaluated.folder)
             print("validation: " + "\n".join(evaluated.lines))
             print(write_report([out], out / "report.html"))

@@ -30,7 +30,7 @@ _DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError,
     struct.error, Image.DecompressionBombError, tifffile.TiffFileError,
 )  # fmt: skip
-_GREY = "is a grey-scale image, but stains are told apart by colour; give the 8-bit RGB image"
+_GREY = "is a grey-scale image, but stains differ by colour; give the 8-bit RGB image"
 _REMEDIES = {
     "CMYK": "is a CMYK image, whose inks are not the colours that a microscope saw; save it as 8-bit RGB",
     **dict.fromkeys(("P", "PA"), "is a palette image; save it as 8-bit RGB"),
@@ -250,7 +250,7 @@ def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
 def write_picture(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16], *, compress_level: int = 6) -> None:
     """Write (H, W) or (H, W, 3) pixels atomically, as JPEG where the name ends in .jpg or .jpeg, else as PNG.
 
-    A JPEG has quality 90 and all of its colour, because stains are told apart by it; uint16 needs a PNG.
+    A JPEG has quality 90 and all of its colour, because stains differ by it; uint16 needs a PNG.
 
     Args:
         path: the file.

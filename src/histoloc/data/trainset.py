@@ -112,8 +112,8 @@ class TrainSet(Dataset[Item]):
         pixels = load_tensor(read_pixels(sample), self.config, mpp)
         if min(pixels.shape[-2:]) < self.config.crop:
             raise InputError(
-                f"{sample.name}: {pixels.shape[-1]}x{pixels.shape[-2]} pixels are fewer than the crop of "
-                f"{self.config.crop}; give a smaller --crop, or a finer --mpp or larger --small-side"
+                f"{sample.name}: {pixels.shape[-1]}x{pixels.shape[-2]} px are smaller than the crop of "
+                f"{self.config.crop} px; give a smaller --crop, or a finer --mpp or larger --small-side"
             )
         if not self.with_masks:
             return pixels, None

@@ -58,7 +58,7 @@ class InputConfig:
         if self.crop < 32 or (self.mpp is None and self.small_side and self.crop > self.small_side):
             raise InputError(
                 f"--crop {self.crop} must be at least 32 and at most --small-side {self.small_side}; "
-                "an image smaller than the crop cannot be cropped"
+                "correct one of them"
             )
         # Written so that NaN fails too.
         if not all(0 < s < math.inf for s in self.std or HALF) or not all(map(math.isfinite, self.mean or HALF)):

@@ -65,8 +65,8 @@ def folder_table(
         rows["group"] = _group_names(paths, group, root)
     splits = {split for split, _ in folders}
     if splits & {None, "train"} and "valid" not in splits:
-        cut = _cut if group is None else _cut_groups
-        cut(rows, {"test": test, "valid": valid} if None in splits else {"valid": valid}, seed, root)
+        divide = _divide if group is None else _divide_groups
+        divide(rows, {"test": test, "valid": valid} if None in splits else {"valid": valid}, seed, root)
     write_table(out, rows if mpp is None else rows.assign(mpp=float(mpp)))
     return TableResult(out, [] if group else torn_names(paths, list(rows["label"]), list(rows["split"])))
 
@@ -173,7 +173,7 @@ def _list_rows(root: Path, masks: Path | None, folders: list[tuple[str | None, P
     return table
 
 
-def _cut(rows: pd.DataFrame, shares: Mapping[str, float], seed: int, root: Path) -> None:
+def _divide(rows: pd.DataFrame, shares: Mapping[str, float], seed: int, root: Path) -> None:
     """Move a random share of each class from train to other splits, in place."""
     for label, pool in rows[rows["split"] == "train"].groupby("label"):
         # The class name seeds as well, so that a class more or less leaves the others as they were.
@@ -200,7 +200,7 @@ def _group_names(paths: list[str], pattern: str, root: Path) -> list[str]:
     return [str(group) for group in groups]
 
 
-def _cut_groups(rows: pd.DataFrame, shares: Mapping[str, float], seed: int, root: Path) -> None:
+def _divide_groups(rows: pd.DataFrame, shares: Mapping[str, float], seed: int, root: Path) -> None:
     """Move whole groups from train to other splits, in place."""
     pool = rows[rows["split"] == "train"]
     whole = {"train": 1 - sum(shares.values()), **shares}

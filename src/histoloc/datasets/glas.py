@@ -138,9 +138,9 @@ def _list_images(folder: Path) -> tuple[pd.DataFrame, list[str]]:
                 problems.append(f"{len(lacking)} {what.format(part)} missing ({examples})")
     if problems:
         raise InputError(f"{folder}: {'; '.join(problems)}; copy them from the official archive")
-    listed = " and ".join(f"{part} ({PARTS[part]})" for part in absent)
+    parts = " and ".join(f"{part} ({PARTS[part]})" for part in absent)
     verb = "is" if len(absent) == 1 else "are"
-    warning = f"{len(table)} of {sum(PARTS.values())} images: {listed} {verb} absent"
+    warning = f"{len(table)} of {sum(PARTS.values())} images: {parts} {verb} absent"
     return table.assign(mpp=MPP, patient=table["group"]).drop(columns=["part"]), [warning] if absent else []
 
 

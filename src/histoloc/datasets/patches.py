@@ -161,18 +161,18 @@ def scan_boxes(
                 yield Patch(region, row, patch, left + x, y, *shares)
 
 
-def calibration_size(kept: int, split: str) -> int:
-    """How many patches with p > p1 go with `kept` patches of p0 <= p <= p1, in the published proportion.
+def calibration_size(count: int, split: str) -> int:
+    """How many patches with p > p1 go with `count` patches of p0 <= p <= p1, in the published proportion.
 
     Args:
-        kept: number of patches with p0 <= p <= p1; for the whole of Camelyon16 the published counts come out.
+        count: number of patches with p0 <= p <= p1; for the whole of Camelyon16 the published counts come out.
         split: `train` or `test`, whose published proportions differ.
     """
     low, high = PUBLISHED_CALIBRATION[split]
-    return round(kept * high / low)
+    return round(count * high / low)
 
 
-def calibrate(shares: Mapping[str, float], wanted: int, rng: Random, *, p0: float, p1: float) -> set[str]:
+def calibrate(shares: Mapping[str, float], count: int, rng: Random, *, p0: float, p1: float) -> set[str]:
     """Choose patches such that those full of tumour do not outweigh the others.
 
     All with p0 <= p <= p1 are kept. From those with p > p1 one is drawn at a time: first a bin of [p1, 1] among those
@@ -181,7 +181,7 @@ def calibrate(shares: Mapping[str, float], wanted: int, rng: Random, *, p0: floa
 
     Args:
         shares: share of tumour p of each patch by its name; the choice does not depend on their order.
-        wanted: number of patches with p > p1 to draw; where there are fewer, all are taken.
+        count: number of patches with p > p1 to draw; where there are fewer, all are taken.
         rng: as `random_for` gives it.
         p0: patches below it are left out.
         p1: up to it all are kept.
@@ -193,12 +193,12 @@ def calibrate(shares: Mapping[str, float], wanted: int, rng: Random, *, p0: floa
     # Rounded, because 0.6 lies on the border of two bins only up to the last digit.
     bins = np.floor(np.round((np.array([shares[name] for name in large]) - p1) / BIN, 9)).astype(int)
     last = max(int(np.ceil(round((1 - p1) / BIN, 9))) - 1, 0)
-    left = [list(rng.permutation(np.flatnonzero(np.minimum(bins, last) == k))) for k in range(last + 1)]
-    chosen = {name for name, share in shares.items() if p0 <= share <= p1}
-    for _ in range(min(wanted, len(large))):
-        filled = [members for members in left if members]
-        chosen.add(large[filled[rng.integers(len(filled))].pop()])
-    return chosen
+    remainder = [list(rng.permutation(np.flatnonzero(np.minimum(bins, last) == k))) for k in range(last + 1)]
+    names = {name for name, share in shares.items() if p0 <= share <= p1}
+    for _ in range(min(count, len(large))):
+        nonempty = [members for members in remainder if members]
+        names.add(large[nonempty[rng.integers(len(nonempty))].pop()])
+    return names
 
 
 def normal_candidates(
@@ -235,24 +235,24 @@ def _coarse(
 
 
 def draw_normals(
-    candidates: Sequence[Candidate], wanted: int, share: Callable[[Candidate], float], min_tissue: float, rng: Random
+    candidates: Sequence[Candidate], count: int, share: Callable[[Candidate], float], min_tissue: float, rng: Random
 ) -> list[Candidate]:
     """Draw normal patches without repetition; each is looked at again at full resolution before it counts.
 
     Args:
         candidates: cells of the slide's grid, in any order.
-        wanted: number of patches; fewer come back where the slide has no more.
+        count: number of patches; fewer come back where the slide has no more.
         share: gives the share of tissue of a cell at full resolution.
         min_tissue: smallest such share.
         rng: as `random_for` gives it for the slide.
 
     Returns:
-        The patches in the order drawn, with that share. Those of a smaller `wanted` are the first of those of a
+        The patches in the order drawn, with that share. Those of a smaller `count` are the first of those of a
         larger one.
     """
     ordered = sorted(candidates)
-    looked = (ordered[index]._replace(tissue=share(ordered[index])) for index in rng.permutation(len(ordered)))
-    return list(islice((cell for cell in looked if cell.tissue >= min_tissue), wanted))
+    cells = (ordered[index]._replace(tissue=share(ordered[index])) for index in rng.permutation(len(ordered)))
+    return list(islice((cell for cell in cells if cell.tissue >= min_tissue), count))
 
 
 def equal_numbers(total: int, available: Mapping[str, int]) -> dict[str, int]:

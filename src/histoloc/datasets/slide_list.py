@@ -43,15 +43,15 @@ class ListedSlide:
         """What a task has to know of it, fit for JSON; a file that was exchanged makes it another item."""
         files = [file for file in (self.path, self.annotations) if file is not None]
         try:
-            seen = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+            state = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         except OSError as error:
-            seen = [str(error)]  # the task opens the files and tells it as the slide's own failure
+            state = [str(error)]  # the task opens the files and tells it as the slide's own failure
         slide, *annotations = map(str, files)
         return {
             "slide": slide,
             "annotations": next(iter(annotations), None),
             "slide_mpp": self.mpp,
-            "files": seen,
+            "files": state,
         } | more
 
 
@@ -92,8 +92,8 @@ def read_slides(table: Path) -> list[ListedSlide]:
     return slides
 
 
-def class_without_roi(table: Path, slides: Sequence[ListedSlide], given: str | None = None) -> str | None:
-    """The class of tiles without ROI: the one given, or that of the slides without annotation.
+def class_without_roi(table: Path, slides: Sequence[ListedSlide], name: str | None = None) -> str | None:
+    """The class of tiles without ROI: `name`, or that of the slides without annotation.
 
     Returns:
         The class; None where nothing is annotated.
@@ -106,10 +106,10 @@ def class_without_roi(table: Path, slides: Sequence[ListedSlide], given: str | N
     plain = sorted({slide.label for slide in slides if slide.annotations is None})
     if not annotated:
         return None
-    if given is not None:
-        if given in annotated:
-            raise InputError(f"--empty-class {given}: {table} has annotated slides of it; name a class without ROI")
-        return given
+    if name is not None:
+        if name in annotated:
+            raise InputError(f"--empty-class {name}: {table} has annotated slides of it; name a class without ROI")
+        return name
     if len(plain) != 1:
         raise InputError(
             f"{table}: tiles without ROI get the class of the slides without annotation, which must be exactly one, "
@@ -154,13 +154,13 @@ def split_groups(
     splits: dict[str, str] = {}
     for label in sorted(members, key=lambda label: (len(members[label]), label)):
         mine = members[label]
-        left = [group for group in mine if group not in splits]
-        order = [left[index] for index in random_for(seed, "split", label).permutation(len(left))]
+        rest = [group for group in mine if group not in splits]
+        order = [rest[index] for index in random_for(seed, "split", label).permutation(len(rest))]
         for split in sides:
             if order and all(splits.get(group) != split for group in mine):
                 splits[order.pop()] = split
-        for split, wanted in shares.items():
-            lacking = round(wanted * len(mine)) - sum(splits.get(group) == split for group in mine)
+        for split, share in shares.items():
+            lacking = round(share * len(mine)) - sum(splits.get(group) == split for group in mine)
             for _ in range(min(lacking, len(order))):
                 splits[order.pop()] = split
         splits |= dict.fromkeys(order, "train")

@@ -67,15 +67,15 @@ def slide_tiles(
     with locked(place):
         items = {slide.name: slide.item() for slide in slides}
         result = run_jobs(tiles_of_slide, items, place, settings=settings, options=jobs)
-        tiles = {name: done["tiles"] for name, done in result.done.items()}
-        rows, left_out = _rows(slides, tiles, options, empty)
+        tiles = {name: value["tiles"] for name, value in result.results.items()}
+        rows, excluded = _rows(slides, tiles, options, empty)
         if not rows:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(result.failed.items())[:3])
             raise InputError(f"{table}: no slide gave a tile ({reasons or 'all have less ROI than asked for'})")
         frame = pd.DataFrame(rows)
         write_table(out, frame.drop(columns=[c for c in ("roi", "slide_mpp") if frame[c].isna().all()]))
-    warnings = [warning for done in result.done.values() for warning in done["warnings"]]
-    remarks = [f"{left_out} tiles with less ROI than asked for are left out"] if left_out else []
+    warnings = [warning for value in result.results.values() for warning in value["warnings"]]
+    remarks = [f"{excluded} tiles with less ROI than asked for are left out"] if excluded else []
     return TableResult(out, warnings, remarks, result.failed)
 
 
@@ -88,13 +88,13 @@ def _rows(
         labels[slide.group].add(slide.label)
     splits = split_groups(labels, valid=options.valid, test=options.test, seed=options.seed)
     rows: list[dict[str, Any]] = []
-    left_out = 0
+    excluded = 0
     for slide in slides:
         own = tiles.get(slide.name, [])
         labelled = _labelled(slide, own, options, empty)
-        left_out += len(own) - len(labelled)
-        rows += [_row(slide, splits[slide.group], options) | tile for tile in _drawn(slide, labelled, options)]
-    return rows, left_out
+        excluded += len(own) - len(labelled)
+        rows += [_row(slide, splits[slide.group], options) | tile for tile in _sample(slide, labelled, options)]
+    return rows, excluded
 
 
 def _labelled(
@@ -108,7 +108,7 @@ def _labelled(
     ]
 
 
-def _drawn(slide: ListedSlide, tiles: list[dict[str, Any]], options: TileOptions) -> list[dict[str, Any]]:
+def _sample(slide: ListedSlide, tiles: list[dict[str, Any]], options: TileOptions) -> list[dict[str, Any]]:
     """At most so many tiles, in order; those of fewer are among those of more."""
     if options.per_slide is None or len(tiles) <= options.per_slide:
         return tiles
@@ -161,8 +161,8 @@ def tiles_of_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
             )
         coarse = max(TISSUE_MPP, slide.mpp)
         shares = share(find_tissue(slide, coarse), coarse, xs[None], ys[:, None], size * scale, size * scale, slide)
-        chosen = np.argwhere(shares >= settings["tissue"])
-        if not len(chosen):
+        places = np.argwhere(shares >= settings["tissue"])
+        if not len(places):
             raise InputError(
                 f"{slide.path}: no tile has {100 * settings['tissue']:g} % of tissue, the best has "
                 f"{100 * shares.max():.1f} %; look at it with `histoloc slides tissue`"
@@ -170,7 +170,7 @@ def tiles_of_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
         if item["annotations"] is not None:
             annotations = read_annotations(Path(item["annotations"]), size=slide.size)
     tiles: list[dict[str, Any]] = []
-    for row, column in chosen:
+    for row, column in places:
         x, y, roi = int(xs[column]), int(ys[row]), None
         if annotations is not None:
             # Of the very mask that training reads, so that no tile without ROI has a pixel of it.

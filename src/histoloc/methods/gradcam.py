@@ -324,5 +324,5 @@ class SmoothGradCamPP(GradCamPP):
     def noise(self, image: Tensor) -> Tensor:
         """Drawn on the CPU, so that every device sees the same; one draw for all images of a batch."""
         generator = torch.Generator().manual_seed(self.options.noise_seed)
-        drawn = torch.randn(self.options.samples, 1, *image.shape[1:], generator=generator)
-        return (self.options.noise * drawn).to(image.device, image.dtype)
+        normal = torch.randn(self.options.samples, 1, *image.shape[1:], generator=generator)
+        return (self.options.noise * normal).to(image.device, image.dtype)

@@ -84,11 +84,11 @@ class LocalizationMetrics:
         """
         if name in self._rows:
             raise InputError(f"{name}: evaluated twice; list every image once")
-        count, given = len(self.classes), np.atleast_1d(label_index).tolist() or [-1]
-        wrong = [index for index in given if not 0 <= index < count]
+        count, indices = len(self.classes), np.atleast_1d(label_index).tolist() or [-1]
+        wrong = [index for index in indices if not 0 <= index < count]
         if wrong:
-            raise InputError(f"{name}: label index {wrong[0]} is none of the {count} classes")
-        labels, values = np.isin(np.arange(count), given), np.full(count, np.nan)
+            raise InputError(f"{name}: label index {wrong[0]} is none of the {count} classes; give 0 to {count - 1}")
+        labels, values = np.isin(np.arange(count), indices), np.full(count, np.nan)
         if probabilities is not None:
             values = np.asarray(probabilities, dtype=np.float64)
             # Half precision sums to one within a few thousandths.
@@ -98,7 +98,7 @@ class LocalizationMetrics:
             counts, histogram = _measured(roi_map, mask_pred, mask_true)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        self._rows[name] = _Row(int(given[0]), labels, group or "", values, counts, histogram)
+        self._rows[name] = _Row(int(indices[0]), labels, group or "", values, counts, histogram)
 
     def state(self) -> State:
         """Everything collected, as plain arrays with one row per image, ordered by name.
@@ -132,7 +132,7 @@ class LocalizationMetrics:
             InputError: the classes differ, or one image has two different results, labels or groups.
         """
         if tuple(state["classes"].tolist()) != self.classes:
-            raise InputError(f"results for classes {state['classes'].tolist()} and {list(self.classes)} do not add up")
+            raise InputError(f"classes {state['classes'].tolist()} and {list(self.classes)} differ; use one list")
         ends = np.cumsum(state["has_histogram"])
         for i, name in enumerate(state["name"].tolist()):
             label, labels, group, probabilities, counts = (state[key][i] for key in _Row._fields[:5])
@@ -165,7 +165,7 @@ class LocalizationMetrics:
             `true_fraction` (0 to 1); missing where unknown or undefined.
         """
         split = Split(self.state())
-        state, named = split.state, split.named
+        state, classification = split.state, split.named
         names = np.array([*self.classes, None], dtype=object)  # index -1: no prediction
         indices = [[row.label, *np.flatnonzero(row.labels)] for _, row in sorted(self._rows.items())]
         labels = ["|".join(self.classes[k] for k in dict.fromkeys(several)) for several in indices]
@@ -173,9 +173,9 @@ class LocalizationMetrics:
         return pd.DataFrame(
             {"name": state["name"].astype(object), "label": labels}
             | ({"group": groups} if split.units.grouped else {})
-            | {"predicted": names[named.predicted]}
+            | {"predicted": names[classification.predicted]}
             | {f"prob_{name}": state["probabilities"][:, k] for k, name in enumerate(self.classes)}
-            | {"correct": pd.Series(named.correct, dtype="boolean").where(named.known)}
+            | {"correct": pd.Series(classification.correct, dtype="boolean").where(classification.known)}
             | {"f1_plus": split.f1_plus, "f1_minus": split.f1_minus}
             | {"roi_fraction": split.fraction("pred"), "true_fraction": split.fraction("true")}
         )
@@ -188,11 +188,11 @@ def _measured(
     pred = None if mask_pred is None else fn.as_mask(mask_pred, "predicted mask")
     true = None if mask_true is None else fn.as_mask(mask_true, "true mask")
     roi = None if roi_map is None else np.asarray(roi_map, dtype=np.float32)
-    given = [array for array in (roi, pred, true) if array is not None]
-    for array in given:
-        fn.same_size(array, given[0])
+    arrays = [array for array in (roi, pred, true) if array is not None]
+    for array in arrays:
+        fn.same_size(array, arrays[0])
     counts = [UNKNOWN if mask is None else np.count_nonzero(mask) for mask in (pred, true)]
-    pixels = UNKNOWN if pred is None and true is None else given[0].size
+    pixels = UNKNOWN if pred is None and true is None else arrays[0].size
     both = UNKNOWN if pred is None or true is None else np.count_nonzero(pred & true)
     if roi is not None and true is None:
         fn.check_unit_range(roi)

@@ -41,9 +41,9 @@ class Units:
         self.grouped = any(names)
         self.ungrouped = names.count("")
 
-    def among(self, chosen: NDArray[np.bool_]) -> int:
+    def among(self, images: NDArray[np.bool_]) -> int:
         """Number of units that have an image among the chosen (N,)."""
-        return len(np.unique(self.index[chosen]))
+        return len(np.unique(self.index[images]))
 
     def notes(self) -> list[str]:
         """What a reader of the intervals must know besides the number of groups, in sentences."""
@@ -94,9 +94,9 @@ def bootstrap(
     """
     if units.count < 2:
         return {}
-    drawn = resampling_weights(units.count, replicates, seed, width=len(units.index))
+    resamples = resampling_weights(units.count, replicates, seed, width=len(units.index))
     whole = units.count == len(units.index)
-    blocks = [statistics(weights if whole else weights.take(units.index, axis=1)) for weights in drawn]
+    blocks = [statistics(weights if whole else weights.take(units.index, axis=1)) for weights in resamples]
     return {name: np.concatenate([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())}
 
 

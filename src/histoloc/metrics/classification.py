@@ -50,10 +50,10 @@ class Classification:
         self.label = np.where(self.correct, self.predicted, first)
         self.ranks = bool(np.isin(probabilities[self.known], (0, 1), invert=True).any())
         index = np.arange(len(classes))
-        said = (self.predicted[:, None] == index).astype(np.float64)
+        predictions = (self.predicted[:, None] == index).astype(np.float64)
         true = ((self.label[:, None] == index) & self.known[:, None]).astype(np.float64)
-        self.confusion = (true.T @ said).astype(int)
-        self._counts = np.concatenate([said * true, true, said], axis=1)  # (N, 3K)
+        self.confusion = (true.T @ predictions).astype(int)
+        self._counts = np.concatenate([predictions * true, true, predictions], axis=1)  # (N, 3K)
 
     def statistics(self, weights: Floats) -> dict[str, Floats]:
         """Every metric for every row of `weights` (R, N), as (R,) arrays; `recall NAME` and so on by class.
@@ -62,10 +62,10 @@ class Classification:
         curve, by the probability of the second of two classes (that of the first gives the same); of more classes,
         each against all others.
         """
-        hit, true, said = np.split(weights @ self._counts, 3, axis=1)
+        hit, true, predictions = np.split(weights @ self._counts, 3, axis=1)
         images, right = true.sum(axis=1), hit.sum(axis=1)
-        by_class = ratio(hit, true), ratio(hit, said), ratio(2 * hit, true + said)
-        chance = (true * said).sum(axis=1)  # images² times the agreement expected of independent classes
+        by_class = ratio(hit, true), ratio(hit, predictions), ratio(2 * hit, true + predictions)
+        chance = (true * predictions).sum(axis=1)  # images² times the agreement expected of independent classes
         values = {
             "cl_error": ratio(images - right, images),
             "balanced_accuracy": _mean_of_defined(by_class[0]),
@@ -80,8 +80,8 @@ class Classification:
         """By name of the metric, (N,) which images it is computed from."""
         images: dict[str, NDArray[np.bool_]] = dict.fromkeys(_OVERALL, self.known)
         for k, name in enumerate(self.classes):
-            true, said = self.known & (self.label == k), self.predicted == k
-            images |= {f"recall {name}": true, f"precision {name}": said, f"class_f1 {name}": true | said}
+            true, predictions = self.known & (self.label == k), self.predicted == k
+            images |= {f"recall {name}": true, f"precision {name}": predictions, f"class_f1 {name}": true | predictions}
         return images
 
     def _auc(self, weights: Floats) -> Floats:

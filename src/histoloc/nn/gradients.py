@@ -65,8 +65,8 @@ def layer_gradients(network: Network, layer: nn.Module, image: Tensor, index: Te
         logits = result.logits if isinstance(result, Output) else result
         index = torch.arange(logits.shape[1]).expand(logits.shape) if index is None else index
         # Images are independent in eval mode: the gradient of the sum holds that of every image.
-        chosen = logits.gather(1, index.to(logits.device, torch.int64).view(len(logits), -1))
-        scores = chosen.sum(dim=0) if chosen.requires_grad else ()
+        class_logits = logits.gather(1, index.to(logits.device, torch.int64).view(len(logits), -1))
+        scores = class_logits.sum(dim=0) if class_logits.requires_grad else ()
         gradients = [torch.autograd.grad(s, leaves[0], retain_graph=True, allow_unused=True)[0] for s in scores]
         if not gradients or gradients[0] is None:
             raise InputError(f"the class scores do not depend on the layer {name}; choose one between image and scores")

@@ -117,20 +117,20 @@ def confusion(results: Mapping[str, Sequence[Result]]) -> dict[str, pd.DataFrame
         Percentages of the true class (row) that are called another (column): of the images of all results together,
         and the mean over results of TPR and TNR.
     """
-    made = {}
+    tables = {}
     for name, of in results.items():
         classes = next((result.metrics.classes for result in of if result.metrics.confusion), [])
         counts = np.sum([result.metrics.confusion for result in of if result.metrics.confusion], axis=0)
         if np.any(counts):
             total = counts.sum(axis=1)
             names = [f"{name} ({count})" for name, count in zip(classes, total, strict=True)]
-            made[name] = pd.DataFrame(100 * counts / np.maximum(total, 1)[:, None], names, classes)
+            tables[name] = pd.DataFrame(100 * counts / np.maximum(total, 1)[:, None], names, classes)
         rates = np.array([[result.value(rate) for rate in ("tpr", "tnr")] for result in of], dtype=float)
         if rates.size and not np.isnan(rates).all():
             tpr, tnr = rates.mean(axis=0)
             shares = [[tpr, 100 - tpr], [100 - tnr, tnr]]
-            made[f"{name}: pixels"] = pd.DataFrame(shares, ["ROI", "background"], ["marked", "unmarked"])
-    return made
+            tables[f"{name}: pixels"] = pd.DataFrame(shares, ["ROI", "background"], ["marked", "unmarked"])
+    return tables
 
 
 @matplotlib.rc_context(STYLE)

@@ -105,11 +105,11 @@ def read_annotations(
         if polygon is not None:
             regions.append(Region(polygon, feature, feature.label in holes))
     known = ", ".join((*(roi or ()), *holes))
-    listed = ", ".join(f"'{label}' ({count})" for label, count in unknown.items())
+    labels = ", ".join(f"'{label}' ({count})" for label, count in unknown.items())
     if unknown:
-        warnings.append(f"{path}: annotations of unknown classes are left out: {listed}; known are {known}")
+        warnings.append(f"{path}: annotations of unknown classes are left out: {labels}; known are {known}")
     if all(region.hole for region in regions):
-        holds = f"it has {listed}, known are {known}" if unknown else "; ".join(warnings) or "it is empty"
+        holds = f"it has {labels}, known are {known}" if unknown else "; ".join(warnings) or "it is empty"
         raise InputError(f"{path}: holds no annotation of a ROI ({holds}); give no annotations for a slide without ROI")
     return Annotations(tuple(regions), tuple(warnings))
 

@@ -191,7 +191,7 @@ def _levels(path: Path, file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     if base.dtype != np.uint8:
         raise InputError(f"{path}: has {base.bitspersample} bits per colour ({base.dtype}); save it as 8-bit RGB")
     if base.samplesperpixel not in (3, 4) or base.photometric not in (2, 6):
-        raise InputError(f"{path}: is no colour picture (stains are told apart by colour); give it as 8-bit RGB")
+        raise InputError(f"{path}: is no colour picture, but stains differ by colour; give it as 8-bit RGB")
     others += [page.aspage() for page in base.pages or ()]
     alike = [page for page in others if (page.dtype, page.samplesperpixel) == (base.dtype, base.samplesperpixel)]
     alike = [page for page in alike if page.compression in tifffile.TIFF.DECOMPRESSORS]

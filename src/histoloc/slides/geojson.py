@@ -142,12 +142,12 @@ def _parts(item: dict[str, Any]) -> tuple[list[list[Ring]], dict[str, Any]]:
         raise ValueError(f"type is {item['type']}, not Feature")
     geometry: Any = item["geometry"] or {"type": "nothing"}
     properties = item.get("properties") or {}
-    given = properties.get("classification") or {}
-    if isinstance(given, str):
-        given = {"name": given}
+    entry = properties.get("classification") or {}
+    if isinstance(entry, str):
+        entry = {"name": entry}
     numbers = properties.get("measurements")
     attributes = {
-        "label": ": ".join([given["name"]] if given.get("name") else given.get("names") or []),
+        "label": ": ".join([entry["name"]] if entry.get("name") else entry.get("names") or []),
         "measurements": numbers if isinstance(numbers, dict) else {},  # QuPath before 0.4 wrote a list
         "kind": "detection" if properties.get("objectType") in ("detection", "cell", "tile") else "annotation",
     }

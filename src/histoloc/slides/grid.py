@@ -106,8 +106,8 @@ def tile_grid(
         return grid
     (x, y), side = positions.T * downsample, tile * downsample
     shares = share(mask, mask_mpp, x, y, side, side, slide)
-    chosen = _chosen(mask, shares, _boxes(grid, xs, ys, slide, mask))
-    return replace(grid, positions=positions[chosen], tissue=shares[chosen])
+    selection = _selection(mask, shares, _boxes(grid, xs, ys, slide, mask))
+    return replace(grid, positions=positions[selection], tissue=shares[selection])
 
 
 def axis_starts(length: int, tile: int, step: int, cell: int) -> NDArray[np.int64]:
@@ -141,15 +141,15 @@ def _boxes(
     return list(product(inside(ys, slide.height, rows), inside(xs, slide.width, columns)))
 
 
-def _chosen(
+def _selection(
     mask: NDArray[np.bool_], shares: NDArray[np.float64], boxes: list[tuple[slice, slice]]
 ) -> NDArray[np.bool_]:
-    chosen = shares >= MIN_TISSUE
-    left = mask.copy()
-    for index in np.flatnonzero(chosen):
-        left[boxes[index]] = False
+    selection = shares >= MIN_TISSUE
+    remainder = mask.copy()
+    for index in np.flatnonzero(selection):
+        remainder[boxes[index]] = False
     for index in np.argsort(-shares, kind="stable"):
-        if left[boxes[index]].any():
-            chosen[index] = True
-            left[boxes[index]] = False
-    return chosen
+        if remainder[boxes[index]].any():
+            selection[index] = True
+            remainder[boxes[index]] = False
+    return selection

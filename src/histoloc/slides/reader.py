@@ -49,7 +49,7 @@ class Slide:
         width: of level 0 in pixels.
         height: of level 0 in pixels.
         mpp: micrometres per pixel of level 0.
-        mpp_given: whether the mpp was given by the user, rather than by the file.
+        user_mpp: whether the mpp was given by the user, rather than by the file.
         levels: the stored resolutions, finest first.
         format: OpenSlide's vendor name, or tiff, png, jpeg and the like.
         properties: what the file says of itself.
@@ -70,7 +70,7 @@ class Slide:
         self._closed = False
         source = self._source()
         try:
-            self.mpp_given = mpp is not None
+            self.user_mpp = mpp is not None
             self.mpp = _checked_mpp(path, source.mpp, mpp, option)
             self.format = source.format
             self.properties = source.properties
@@ -129,8 +129,8 @@ class Slide:
             return nearest
         if mpp < self.mpp / UPSAMPLING:
             raise InputError(
-                f"{self.path}: was scanned at {self.mpp:.4g} µm/px, so {mpp:.4g} µm/px would be made up; "
-                f"ask for {self.mpp:.4g} or more"
+                f"{self.path}: was scanned at {self.mpp:.4g} µm/px and cannot be enlarged to {mpp:.4g} µm/px; "
+                f"give {self.mpp:.4g} or more"
             )
         return max((i for i, level in enumerate(self.levels) if level.mpp < mpp), default=0)
 
@@ -174,7 +174,7 @@ class Slide:
         if width < 1 or height < 1:
             raise InputError(f"{self.path}: a region of {width}x{height} px is empty; give a width and height from 1")
         if not (math.isfinite(x) and math.isfinite(y)):
-            raise InputError(f"{self.path}: a region at {x}, {y} is nowhere; give pixels of level 0")
+            raise InputError(f"{self.path}: a region cannot begin at {x}, {y}; give pixels of level 0")
         index, ratio = self._level_at(mpp)
         level = self.levels[index]
         left, top = x / level.downsample, y / level.downsample
@@ -278,23 +278,23 @@ def describe(slide: Slide) -> dict[str, Any]:
         "width_mm": round(slide.width * slide.mpp / 1000, 3),
         "height_mm": round(slide.height * slide.mpp / 1000, 3),
         "mpp": slide.mpp,
-        "mpp_from": "user" if slide.mpp_given else "file",
+        "mpp_from": "user" if slide.user_mpp else "file",
         "levels": [level._asdict() for level in slide.levels],
         "properties": dict(sorted(slide.properties.items())),
     }
 
 
-def _checked_mpp(path: Path, stored: tuple[float, float] | None, given: float | None, option: str) -> float:
-    if given is not None:
-        if not 0 < given < math.inf:
-            raise InputError(f"{option} {given:g}: give a positive number of micrometres per pixel")
-        return float(given)
+def _checked_mpp(path: Path, stored: tuple[float, float] | None, option_mpp: float | None, option: str) -> float:
+    if option_mpp is not None:
+        if not 0 < option_mpp < math.inf:
+            raise InputError(f"{option} {option_mpp:g}: give a positive number of micrometres per pixel")
+        return float(option_mpp)
     if stored is None or not all(0 < value < math.inf for value in stored):
         raise InputError(f"{path}: does not say how large its pixels are; give {option}, the micrometres per pixel")
     x, y = stored
     if max(stored) > COARSEST_MPP:
         raise InputError(
-            f"{path}: says {max(stored):.4g} µm/px, as programs write for screens and paper; give the right {option}"
+            f"{path}: says {max(stored):.4g} µm/px, a resolution of screens or paper; give the right {option}"
         )
     if max(stored) > min(stored) * (1 + NEAR):
         raise InputError(

@@ -82,10 +82,10 @@ def find_outlines(
     cells = shapely.area(regions)
     means = _sums(regions, corners) / cells / 255
     exact = shapely.transform(regions, lambda points: np.minimum(points[:, ::-1] * scale, size))
-    drawn = _simplified(exact, simplify_cells * scale)
+    polygons = _simplified(exact, simplify_cells * scale)
     left, top, _, _ = shapely.bounds(exact).reshape(-1, 4).T
     order = np.lexsort((left, top, -cells))
-    return [Outline(drawn.item(i), float(cells[i] * cell_mm2), float(means[i])) for i in order]
+    return [Outline(polygons.item(i), float(cells[i] * cell_mm2), float(means[i])) for i in order]
 
 
 def _simplified(exact: NDArray[np.object_], tolerance: float) -> NDArray[np.object_]:

@@ -62,9 +62,9 @@ def stitch(grid: TileGrid, tiles: Tiles, tissue: NDArray[np.bool_] | None) -> It
         while top < end:
             r = min(end - top, n)
             complete = np.s_[:r, : grid.columns]
-            shown = tissue_rows(grid, tissue, top, r) & (weights[complete] > 0)
-            mean = np.zeros(shown.shape, np.float32)
-            yield np.divide(sums[complete], weights[complete], out=mean, where=shown, casting="same_kind")
+            marks = tissue_rows(grid, tissue, top, r) & (weights[complete] > 0)
+            mean = np.zeros(marks.shape, np.float32)
+            yield np.divide(sums[complete], weights[complete], out=mean, where=marks, casting="same_kind")
             for array in (sums, weights):
                 array[: n - r], array[n - r :] = array[r:], 0
             top += r

@@ -36,12 +36,12 @@ class Network(NamedTuple):
     """A model as it is needed here.
 
     Attributes:
-        look: tiles of one size, each (H, W, 3) uint8 -> class probabilities (B, K) and evidence (B, C, h, w).
+        evidence: tiles of one size, each (H, W, 3) uint8 -> class probabilities (B, K) and evidence (B, C, h, w).
         stride: pixels of a tile per position of its evidence.
         batch: tiles that it is given at a time.
     """
 
-    look: Callable[[Sequence[Pixels]], Evidence]
+    evidence: Callable[[Sequence[Pixels]], Evidence]
     stride: int
     batch: int
 
@@ -53,10 +53,10 @@ class Network(NamedTuple):
             the tile where the network's stride does not divide it.
         """
         with _enough_memory(1, tile):
-            _, values = self.look([np.full((tile, tile, 3), 255, np.uint8)])
-        wanted = max(_FINEST_CELL, tile / values.shape[-1])
+            _, values = self.evidence([np.full((tile, tile, 3), 255, np.uint8)])
+        cell = max(_FINEST_CELL, tile / values.shape[-1])
         divisors = [side for side in range(_FINEST_CELL, tile + 1) if tile % side == 0]
-        return values.shape[1], min(divisors, key=lambda side: abs(np.log(side / wanted)))
+        return values.shape[1], min(divisors, key=lambda side: abs(np.log(side / cell)))
 
 
 def evidence_of_tiles(
@@ -78,7 +78,7 @@ def evidence_of_tiles(
     tiles = _read_ahead(slide, grid, first, readers, _AHEAD * max(network.batch, readers))
     while batch := list(islice(tiles, network.batch)):
         with _enough_memory(len(batch), grid.tile):
-            probabilities, values = network.look(batch)
+            probabilities, values = network.evidence(batch)
         yield probabilities, on_cells(values, network.stride, grid.tile, grid.side)
 
 
@@ -121,8 +121,8 @@ def _enough_memory(batch: int, tile: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # PyTorch has no class of its own for want of memory on a CPU
-        wanting = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not wanting:
+        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not out_of_memory:
             raise
         remedy = "--batch or --tile" if batch > 1 else "--tile"
         raise InputError(
@@ -162,8 +162,8 @@ class EvidenceFile:
             file.unlink()
         with self.path.open("ab") as file:
             complete = file.tell() // self._record.itemsize
-            self.done = complete if complete == tiles else complete // batch * batch
-            file.truncate(self.done * self._record.itemsize)
+            self.count = complete if complete == tiles else complete // batch * batch
+            file.truncate(self.count * self._record.itemsize)
 
     def append(self, probabilities: NDArray[np.floating], evidence: NDArray[np.floating]) -> None:
         """Write the records of the next tiles through to the system: killed afterwards, none of them is lost.
@@ -177,19 +177,19 @@ class EvidenceFile:
         """
         if not (np.isfinite(probabilities).all() and np.isfinite(evidence).all()):
             raise InputError(
-                f"{self.path}: the model gave values that are not finite for tiles from {self.done} on; its weights "
-                f"are damaged, or it needs full precision"
+                f"{self.path}: the model's values are not finite for tiles from {self.count} on; copy its folder "
+                f"again, or give --precision float32"
             )
         records = np.empty(len(evidence), self._record)
         records["probabilities"], records["evidence"] = probabilities, evidence
         with self.path.open("ab") as file:
             file.write(records.tobytes())
-        self.done += len(evidence)
+        self.count += len(evidence)
 
     def probabilities(self) -> NDArray[np.float32]:
         """(done, K) class probabilities."""
         step = 256  # records, so that the evidence beside them takes little memory
-        starts = range(0, max(1, self.done), step)
+        starts = range(0, max(1, self.count), step)
         parts = [self._read(start, start + step)["probabilities"].copy() for start in starts]
         return np.concatenate(parts)
 
@@ -220,7 +220,7 @@ class ArraySource:
         """Nothing is open."""
 
 
-def look_at_image(
+def evidence_of_image(
     network: Network, pixels: Pixels, mpp: float, working_mpp: float, tile: int, *, tissue: bool
 ) -> tuple[TileGrid, NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_] | None]:
     """Cut an image into the tiles that its slide would have, and ask a network about each.

@@ -68,7 +68,7 @@ def make_app(catalog: Catalog, host: str = "127.0.0.1") -> Starlette:
             Route("/tiles/{key}/{layer}/{level}/{place}", _tile),
         ],
         lifespan=_few_readers,
-        exception_handlers={InputError: _gone, Exception: _unforeseen},
+        exception_handlers={InputError: _input_error, Exception: _unforeseen},
         middleware=[Middleware(Guard, hosts=hosts)],
     )
     app.state.catalog = catalog
@@ -121,7 +121,7 @@ def _answer(content: bytes | None, media_type: str) -> Response:
     return Response(content, media_type=media_type, headers={"cache-control": "private, max-age=86400, immutable"})
 
 
-def _gone(_: Request, error: Exception) -> Response:
+def _input_error(_: Request, error: Exception) -> Response:
     return PlainTextResponse(str(error), 410)
 
 

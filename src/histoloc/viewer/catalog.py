@@ -68,7 +68,7 @@ class Entry(BaseModel):
         width: of level 0 in pixels, 0 where unknown.
         height: of level 0 in pixels.
         mpp: micrometres per pixel of level 0, or None.
-        given_mpp: what the user said of a slide that does not know its own scale.
+        user_mpp: what the user said of a slide that does not know its own scale.
         score: by which the list is sorted, in [0, 1], or None.
         score_of: what the score is: the class whose probability it is, or else a few words.
         label: the predicted class, or None.
@@ -91,7 +91,7 @@ class Entry(BaseModel):
     width: int = 0
     height: int = 0
     mpp: float | None = None
-    given_mpp: float | None = Hidden
+    user_mpp: float | None = Hidden
     score: float | None = None
     score_of: str = ""
     label: str | None = None
@@ -233,7 +233,7 @@ class _SlideFile(BaseModel):
     width: PositiveInt
     height: PositiveInt
     mpp: Positive
-    given_mpp: Positive | None = _at("slide_mpp")
+    user_mpp: Positive | None = _at("slide_mpp")
     label: str | None = _at("class")
     roi_class: str | None = None
     score: FiniteFloat | None = None

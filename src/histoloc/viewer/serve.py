@@ -38,7 +38,7 @@ def view(
         from histoloc.viewer.app import make_app
         from histoloc.viewer.catalog import Catalog
     except ModuleNotFoundError as error:
-        raise InputError(f"the viewer needs {error.name}, which is not there; pip install histoloc[view]") from error
+        raise InputError(f"the viewer needs {error.name}; install it by pip install histoloc[view]") from error
 
     catalog = Catalog(folders)
     with listen(host, port) as listening:

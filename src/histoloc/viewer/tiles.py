@@ -147,7 +147,7 @@ def _picture(entry: Entry, box: Box) -> Image.Image:
     assert path is not None  # it has a size
     if entry.kind == "image":
         return _cut(_image(path, file_state(path)), path, entry, box)
-    slide = _slide(path, entry.given_mpp, file_state(path))
+    slide = _slide(path, entry.user_mpp, file_state(path))
     _check_size(path, slide.size, entry)
     x, y, width, height, factor = box
     return Image.fromarray(slide.read(x * factor, y * factor, width, height, slide.mpp * factor))
@@ -166,10 +166,10 @@ def _cut(levels: list[Any], path: Path, size: Entry | Layer, box: Box) -> Image.
     return Image.fromarray(np.asarray(pixels)).reduce(rest)
 
 
-def _check_size(path: Path, size: tuple[int, int], wanted: Entry | Layer) -> None:
-    if size != (wanted.width, wanted.height):
+def _check_size(path: Path, size: tuple[int, int], entry: Entry | Layer) -> None:
+    if size != (entry.width, entry.height):
         raise InputError(
-            f"{path}: has {size[0]}x{size[1]} pixels, but had {wanted.width}x{wanted.height} when it was predicted; "
+            f"{path}: has {size[0]}x{size[1]} pixels, but had {entry.width}x{entry.height} when it was predicted; "
             "bring that file back, or predict or evaluate again"
         )
 

@@ -44,14 +44,14 @@ class CamelyonFolder:
     Attributes:
         slides: sorted by name; the part is train or test, the label normal or tumor.
         folds: fold of each training slide by name, see `slide_folds`; tumour slides without outlines keep their place.
-        left_out: the reason by name of slides that the protocol or their own name excludes.
+        exclusions: the reason by name of slides that the protocol or their own name excludes.
         failed: the reason by name of slides that ought to be there but cannot be used.
         warnings: what else there is to know.
     """
 
     slides: tuple[ListedSlide, ...]
     folds: dict[str, int]
-    left_out: dict[str, str]
+    exclusions: dict[str, str]
     failed: dict[str, str]
     warnings: tuple[str, ...] = ()
 
@@ -70,7 +70,7 @@ def find_slides(root: Path, *, published: bool = True) -> CamelyonFolder:
     root = Path(root).absolute()
     if not root.is_dir():
         raise InputError(f"{root}: there is no such folder; correct the path")
-    left_out: dict[str, str] = {}
+    exclusions: dict[str, str] = {}
     failed: dict[str, str] = {}
     slides: list[ListedSlide] = []
     files = {kind: _files(root, folders, kind, SLIDE_EXTENSIONS) for kind, folders in _SLIDES.items()}
@@ -89,17 +89,17 @@ def find_slides(root: Path, *, published: bool = True) -> CamelyonFolder:
             annotations = outlines[kind].get(stem) if label == "tumor" else None
             slide = ListedSlide(name, path, label, annotations, part="test" if kind == "test" else "train")
             if published and stem in NOT_PUBLISHED:
-                left_out[name] = "the published benchmark leaves it out"
+                exclusions[name] = "the published benchmark leaves it out"
                 continue
             slides.append(slide)
             if not label:
                 failed[name] = "reference.csv does not say whether it holds a tumour; complete it"
             elif label == "tumor" and annotations is None:
-                looked = ", ".join(_ANNOTATIONS[kind])
-                failed[name] = f"it holds a tumour, but there is no {stem}.xml (looked in {looked}); add it"
+                folders = ", ".join(_ANNOTATIONS[kind])
+                failed[name] = f"it holds a tumour, but there is no {stem}.xml (looked in {folders}); add it"
     usable = sorted((slide for slide in slides if slide.name not in failed), key=lambda slide: slide.name)
     warnings = () if files["test"] else (f"{root}: no test slides; looked in {', '.join(_SLIDES['test'])}",)
-    return CamelyonFolder(tuple(usable), slide_folds(slides), left_out, failed, warnings)
+    return CamelyonFolder(tuple(usable), slide_folds(slides), exclusions, failed, warnings)
 
 
 def slide_folds(slides: Iterable[ListedSlide]) -> dict[str, int]:

@@ -138,11 +138,11 @@ def draw_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
             return float(view.tissue(*view.level0(cell.x, cell.y), size, size).mean())
 
         rng = patches.random_for(item["seed"], "normal", item["name"])
-        drawn = patches.draw_normals(cells, item["wanted"], share, sampling.tissue, rng)
-        return view.result(patches=[[*view.level0(cell.x, cell.y), cell.tissue] for cell in drawn])
+        sample = patches.draw_normals(cells, item["wanted"], share, sampling.tissue, rng)
+        return view.result(patches=[[*view.level0(cell.x, cell.y), cell.tissue] for cell in sample])
 
 
-def look_at_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def check_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Open a slide, and its annotations where it has some, to see that patches of a list can be taken from it.
 
     Args:

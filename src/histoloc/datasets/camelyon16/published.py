@@ -96,7 +96,7 @@ def _read_list(path: Path) -> Iterator[PublishedPatch]:
     for row in rows:
         patch = parse_patch_name(row[0])
         if (label := row[2] if len(row) > 2 else "") not in ("", patch.label):
-            raise InputError(f"{path}: {patch} is listed as '{label}', but its name is that of a {patch.label} patch")
+            raise InputError(f"{path}: {patch} is listed as '{label}', but named '{patch.label}'; correct it")
         if not patch.is_mask:
             yield PublishedPatch(patch, _split_of_file(path))
 

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from histoloc.datasets.camelyon16.folder import check_fold, find_slides, split_of
 from histoloc.datasets.camelyon16.names import PatchName, slide_key
-from histoloc.datasets.camelyon16.protocol import draw_slide, look_at_slide, scan_slide
+from histoloc.datasets.camelyon16.protocol import check_slide, draw_slide, scan_slide
 from histoloc.datasets.camelyon16.published import read_published
 from histoloc.datasets.camelyon16.writing import SETS, Build, write_build
 from histoloc.datasets.options import CamelyonOptions, Sampling
@@ -83,24 +83,24 @@ def _scan(build: Build) -> None:
     """Find tumour patches, and thin out those that are full of tumour."""
     sampling = build.sampling
     tumours = [slide for slide in build.slides.values() if slide.label == "tumor"]
-    done = build.run("tumour", scan_slide, {slide.name: slide.item() for slide in tumours})
+    results = build.run("tumour", scan_slide, {slide.name: slide.item() for slide in tumours})
     rows: list[dict[str, Any]] = []
-    for name, result in done.items():
+    for name, result in results.items():
         if not result["patches"]:
             build.warnings.append(f"{name}: gives no patch with enough tissue and tumour")
         side = round(sampling.size * result["downsample"])
         for region, row, patch, x, y, tissue, tumour in result["patches"]:
             place = (slide_key(name), patch, x, y, repr(tissue), side, side)
             rows.append(build.row(name, PatchName(*place, region, row, repr(tumour)), result["mpp"]))
-    build.counts["repeated"] = sum(result["repeated"] for result in done.values())
+    build.counts["repeated"] = sum(result["repeated"] for result in results.values())
     for part in ("train", "test"):
         mine = {row["name"]: row for row in rows if build.slides[row["slide"]].part == part}
         shares = {name: float(row["metastatic"]) for name, row in mine.items()}
         small = sum(share <= sampling.p1 for share in shares.values())
         rng = random_for(build.options.seed, "calibrate", part)
-        chosen = calibrate(shares, calibration_size(small, part), rng, p0=sampling.p0, p1=sampling.p1)
-        build.rows += [row for name, row in mine.items() if name in chosen]
-        before, after = len(mine), len(chosen)
+        selection = calibrate(shares, calibration_size(small, part), rng, p0=sampling.p0, p1=sampling.p1)
+        build.rows += [row for name, row in mine.items() if name in selection]
+        before, after = len(mine), len(selection)
         build.counts[part] = {
             "before": before, "up_to_p1": small, "above_p1": before - small, "drawn_above_p1": after - small,
             "after": after,
@@ -115,30 +115,30 @@ def _draw(build: Build) -> None:
     """
     totals = Counter(row["split"] for row in build.rows)
     limits: dict[str, int] = {}
-    done, complete = {}, False
+    results, complete = {}, False
     while not complete:
-        wanted: dict[str, int] = {}
+        numbers: dict[str, int] = {}
         for split in SETS:
             slides = [s.name for s in build.slides.values() if s.label == "normal" and build.splits[s.name] == split]
             available = {name: limits.get(name, totals[split]) for name in slides if name not in build.failed}
-            wanted |= equal_numbers(totals[split], available)
+            numbers |= equal_numbers(totals[split], available)
         items = {
             f"{name} {number}": build.slides[name].item(name=name, seed=build.options.seed, wanted=number)
-            for name, number in wanted.items()
+            for name, number in numbers.items()
             if number
         }
         failed = len(build.failed)
-        done = build.run("normal", draw_slide, items)
-        short = {n: len(d["patches"]) for n, d in done.items() if len(d["patches"]) < wanted[n]}
+        results = build.run("normal", draw_slide, items)
+        short = {n: len(d["patches"]) for n, d in results.items() if len(d["patches"]) < numbers[n]}
         limits |= short
         complete = not short and len(build.failed) == failed
-    for name, result in done.items():
+    for name, result in results.items():
         side = round(build.sampling.size * result["downsample"])
         for patch, (x, y, tissue) in enumerate(result["patches"]):
             row = build.row(name, PatchName(slide_key(name), patch, x, y, repr(tissue), side, side), result["mpp"])
             build.rows.append(row)
     for split in SETS:
-        number = sum(len(result["patches"]) for name, result in done.items() if build.splits[name] == split)
+        number = sum(len(result["patches"]) for name, result in results.items() if build.splits[name] == split)
         if number < totals[split]:
             build.warnings.append(
                 f"{split}: its normal slides give {number} patches for {totals[split]} with tumour; add normal slides"
@@ -147,26 +147,26 @@ def _draw(build: Build) -> None:
 
 def _take(build: Build, source: Path) -> None:
     """Take the patches of a published list."""
-    listed = read_published(source, build.slides)
+    lists = read_published(source, build.slides)
     items = {}
-    for name, patches in listed.patches.items():
+    for name, patches in lists.patches.items():
         if build.slides[name].label == "normal" and any(patch.name.label == "tumor" for patch in patches):
             build.failed[name] = f"{source} has patches with tumour of it, but it is a normal slide"
             continue
         right = max(patch.name.x + patch.name.width for patch in patches)
         bottom = max(patch.name.y + patch.name.height for patch in patches)
         items[name] = build.slides[name].item(right=right, bottom=bottom)
-    done = build.run("look", look_at_slide, items)
-    for name, result in done.items():
-        for patch, split in listed.patches[name]:
+    results = build.run("look", check_slide, items)
+    for name, result in results.items():
+        for patch, split in lists.patches[name]:
             width, height = (max(1, round(side / result["downsample"])) for side in (patch.width, patch.height))
             row = build.row(name, patch, result["mpp"]) | {"width": width, "height": height}
             build.rows.append(row if split is None else row | {"split": split})
-    lost = sum(len(patches) for name, patches in listed.patches.items() if name not in done)
+    lost = sum(len(patches) for name, patches in lists.patches.items() if name not in results)
     build.counts |= {
-        "listed": sum(map(len, listed.patches.values())) + sum(listed.unknown.values()), "repeated": listed.repeated,
-        "of_unknown_slides": listed.unknown, "of_failed_slides": lost,
+        "listed": sum(map(len, lists.patches.values())) + sum(lists.unknown.values()), "repeated": lists.repeated,
+        "of_unknown_slides": lists.unknown, "of_failed_slides": lost,
     }  # fmt: skip
-    if listed.unknown:
-        slides = ", ".join(f"{slide} ({number})" for slide, number in listed.unknown.items())
-        build.warnings.append(f"{source}: {len(listed.unknown)} of its slides are not there: {slides}")
+    if lists.unknown:
+        slides = ", ".join(f"{slide} ({number})" for slide, number in lists.unknown.items())
+        build.warnings.append(f"{source}: {len(lists.unknown)} of its slides are not there: {slides}")

@@ -60,9 +60,9 @@ class Build:
         result = run_jobs(task, items, self.out / "work" / step, settings=asdict(self.sampling), options=self.jobs)
         names = {key: next(name for name in (key, key.rpartition(" ")[0]) if name in self.slides) for key in items}
         self.failed |= {names[key]: reason for key, reason in result.failed.items()}
-        warnings = [warning for done in result.done.values() for warning in done["warnings"]]
+        warnings = [warning for value in result.results.values() for warning in value["warnings"]]
         self.warnings += [warning for warning in warnings if warning not in self.warnings]
-        return {names[key]: done for key, done in result.done.items()}
+        return {names[key]: value for key, value in result.results.items()}
 
     def row(self, slide: str, name: PatchName, mpp: float) -> dict[str, Any]:
         """A patch on its way into the tables; x and y are pixels of level 0, width and height of the mpp."""
@@ -128,7 +128,7 @@ def _write_files(build: Build) -> None:
         build.run("files", write_slide, items)
     if len(build.failed) > failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(build.failed.items())[failed:])
-        raise InputError(f"{build.out}: not all patches and masks could be written, so there is no table ({reasons})")
+        raise InputError(f"{build.out}: patches or masks cannot be written ({reasons}); correct this and run again")
 
 
 def _provenance(build: Build) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _provenance(build: Build) -> dict[str, Any]:
         "counts": build.counts,
         "patches": {split: {label: tally[split, label] for label in ("normal", "tumor")} for split in SETS},
         "slides": slides,
-        "left_out": build.folder.left_out,
+        "left_out": build.folder.exclusions,
         "failed": dict(sorted(build.failed.items())),
         "warnings": build.warnings,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -163,8 +163,8 @@ def _provenance(build: Build) -> dict[str, Any]:
 
 def _result(build: Build, report: Mapping[str, Any]) -> TableResult:
     """Slides, and patches before and after calibration or of the list, a line each."""
-    slides, left_out, failed = (len(report[key]) for key in ("slides", "left_out", "failed"))
-    lines = [f"slides: {slides}, {left_out} left out, {failed} failed"]
+    slides, excluded, failed = (len(report[key]) for key in ("slides", "left_out", "failed"))
+    lines = [f"slides: {slides}, {excluded} left out, {failed} failed"]
     for part, count in build.counts.items():
         numbers = ", ".join(f"{key} {n}" for key, n in count.items()) if isinstance(count, dict) else str(count)
         lines.append(f"{part}: {numbers or 'none'}".replace("_", " "))
