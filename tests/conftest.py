@@ -82,8 +82,8 @@ def tiny_flags(tiny_table: Path) -> Callable[..., list[str]]:
     def make(**changes: Any) -> list[str]:
         settings = {key: value for section in TINY.values() for key, value in section.items()}
         values = {"data": tiny_table, **settings, **changes}
-        given = {key.replace("_", "-"): str(value) for key, value in values.items() if value is not None}
-        return [text for key, value in given.items() for text in (f"--{key}", value)]
+        result = {key.replace("_", "-"): str(value) for key, value in values.items() if value is not None}
+        return [text for key, value in result.items() for text in (f"--{key}", value)]
 
     return make
 

@@ -91,22 +91,22 @@ def fails_with_one_sentence(arguments: list[str], says: str, capsys: pytest.Capt
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    shown = capsys.readouterr()
+    output = capsys.readouterr()
     # Progress bars rewrite their own line; the sentence is the last one.
-    lines = [line.rsplit("\r", 1)[-1] for line in shown.err.rstrip("\n").split("\n")]
+    lines = [line.rsplit("\r", 1)[-1] for line in output.err.rstrip("\n").split("\n")]
     assert ended.value.code == 2
     assert lines[-1].startswith("histoloc: ")
     assert sum("histoloc: " in line for line in lines) == 1
     assert re.search(says, lines[-1]), lines[-1]
-    assert "Traceback" not in shown.err + shown.out
+    assert "Traceback" not in output.err + output.out
 
 
 def assert_refused(name: str, cases: Cases, scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     """Bad input is one sentence and leaves nothing."""
-    make, says = cases[name]
+    make, text = cases[name]
     arguments = make(scene)
     before = [files(scene.folder), files(scene.gap_run)]
-    fails_with_one_sentence(arguments, says, capsys)
+    fails_with_one_sentence(arguments, text, capsys)
     after = [files(scene.folder), files(scene.gap_run)]
     # What was finished before the error may stay; a run that trained may keep its settings to be resumed.
     assert after[1] == before[1]

@@ -57,8 +57,8 @@ def test_the_devices_option_starts_two_processes_with_the_losses_of_one(one_proc
     assert first.returncode == 0, first.stderr
     done = start([sys.executable, "-m", "histoloc.cli.main"], [*flags, "--resume"])
     assert done.returncode == 0, done.stderr
-    kept = json.loads((tmp_path / "run" / "inputs.json").read_text())["computed_on"]
-    assert kept == {"accelerator": "cpu", "precision": "32-true", "processes": 2}
+    record = json.loads((tmp_path / "run" / "inputs.json").read_text())["computed_on"]
+    assert record == {"accelerator": "cpu", "precision": "32-true", "processes": 2}
     assert "Starting with 2 processes" in done.stderr
     assert_same_training(tmp_path / "run", one_process)
     assert done.stdout.count("validation:") == 1, "only the first process evaluates and reports"
@@ -92,9 +92,9 @@ def normalised(tiny):
 @pytest.mark.parametrize(("world", "expected"), [(1, ""), (2, "warning: on several CPU processes")])
 def test_batch_normalisation_per_process_is_said_aloud(normalised, capsys, world, expected):
     assert share_statistics(as_fabric(world, "cpu"), normalised) is normalised
-    said = capsys.readouterr().err
-    assert said.startswith(expected)
-    assert said.count("\n") == (1 if expected else 0)
+    output = capsys.readouterr().err
+    assert output.startswith(expected)
+    assert output.count("\n") == (1 if expected else 0)
 
 
 def test_shared_batch_normalisation_is_the_same_network(normalised):

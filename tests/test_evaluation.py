@@ -106,18 +106,18 @@ def test_what_an_evaluation_writes(gap_run, tiny_table, tmp_path):
     assert set(rows["name"]) == set(samples)
     predictor = load(gap_run, "cpu")
     for row in rows.to_dict("records"):
-        sample, found = samples[row["name"]], predictor.predict(Path(row["image"]))
+        sample, result = samples[row["name"]], predictor.predict(Path(row["image"]))
         assert (row["label"], Path(row["mask"])) == (sample.label, sample.mask)
-        assert row["predicted"] == found.label
-        assert float(row["roi_fraction"]) == pytest.approx(found.roi_fraction)
-        assert float(row["f1_plus"]) == pytest.approx(float(dice(found.mask, read_mask(cast(Path, sample.mask)))))
-    kept = rows.loc[rows["file"] != "", ["file", "image"]]
-    assert len(kept) == 2
+        assert row["predicted"] == result.label
+        assert float(row["roi_fraction"]) == pytest.approx(result.roi_fraction)
+        assert float(row["f1_plus"]) == pytest.approx(float(dice(result.mask, read_mask(cast(Path, sample.mask)))))
+    rest = rows.loc[rows["file"] != "", ["file", "image"]]
+    assert len(rest) == 2
     assert len(list((out / "images").iterdir())) == 4
-    for file, image in kept.itertuples(index=False):
-        found = predictor.predict(Path(image))
-        np.testing.assert_allclose(read_map(out / "images" / f"{file}_map.png"), found.roi, atol=0.5 / 255 + 1e-6)
-        np.testing.assert_array_equal(read_mask(out / "images" / f"{file}_mask.png"), found.mask)
+    for file, image in rest.itertuples(index=False):
+        result = predictor.predict(Path(image))
+        np.testing.assert_allclose(read_map(out / "images" / f"{file}_map.png"), result.roi, atol=0.5 / 255 + 1e-6)
+        np.testing.assert_array_equal(read_mask(out / "images" / f"{file}_mask.png"), result.mask)
 
 
 def test_evaluations_are_kept_apart_and_the_runs_own_numbers_stay(tiny_flags, tiny_table, tmp_path, capsys):
@@ -175,8 +175,8 @@ def test_what_learns_nothing_stands_beside(gap_run, allones_run, tiny_table, tmp
 
 
 def test_masks_of_the_class_without_roi_are_overruled_aloud(gap_run, tiny_table, tmp_path):
-    asked = EvaluationOptions(empty_class="benign", device="cpu")
-    evaluated = run_evaluation(gap_run, tiny_table, asked, out=tmp_path / "a", progress=False)
+    options = EvaluationOptions(empty_class="benign", device="cpu")
+    evaluated = run_evaluation(gap_run, tiny_table, options, out=tmp_path / "a", progress=False)
     plain = run(gap_run, tiny_table, tmp_path / "b")
     assert (evaluated.metrics.f1_plus.n, plain.f1_plus.n) == (2, 4)
     assert evaluated.metrics.specificity_without_roi.value is not None
@@ -224,9 +224,9 @@ def test_predictions_csv_gives_the_classification_error(tiny_table, graded, tmp_
     folder = write_maps(tmp_path / "maps", graded, "npy")
     assert run(folder, tiny_table, tmp_path / "none").cl_error.value is None
     samples = read_table(tiny_table).split("test")
-    said = [s.label for s in samples]
-    said[0] = "malignant" if said[0] == "benign" else "benign"
-    rows = pd.DataFrame({"image": [s.image.name for s in samples], "class": said})
+    items = [s.label for s in samples]
+    items[0] = "malignant" if items[0] == "benign" else "benign"
+    rows = pd.DataFrame({"image": [s.image.name for s in samples], "class": items})
     rows.to_csv(folder / "predictions.csv", index=False)
     assert run(folder, tiny_table, tmp_path / "some").cl_error.value == 25.0
 
@@ -301,8 +301,8 @@ def test_images_of_the_empty_class_have_no_roi_without_a_mask_file(gap_run, tiny
     known = evaluate(gap_run, tmp_path / "t.csv", out=tmp_path / "b", empty_class="benign", progress=False)
     assert unknown.specificity_without_roi.value is None
     assert ", specificity without ROI " in summary_line(known)
-    said = [json.loads((tmp_path / out / "metrics.json").read_text())["empty_class"] for out in ("a", "b")]
-    assert said == [None, "benign"]
+    items = [json.loads((tmp_path / out / "metrics.json").read_text())["empty_class"] for out in ("a", "b")]
+    assert items == [None, "benign"]
     images = pd.read_csv(tmp_path / "b" / "per_image.csv")
     outside = 1 - images.loc[images["label"] == "benign", "roi_fraction"].mean()
     assert known.specificity_without_roi.value == pytest.approx(100 * outside)

@@ -228,9 +228,9 @@ def test_soft_dice_is_zero_for_the_truth_and_one_minus_f1_for_large_masks():
     truth = torch.zeros(3, 1, 100, 100)
     truth[1, :, :40], truth[2] = 1, 1
     assert losses.soft_dice(truth, truth).tolist() == [0.0, 0.0, 0.0]
-    found = torch.zeros(1, 1, 100, 100)
-    found[..., 20:60, :] = 1  # half of it right
-    assert losses.soft_dice(found, truth[1:2]).item() == pytest.approx(0.5, abs=1e-4)
+    result = torch.zeros(1, 1, 100, 100)
+    result[..., 20:60, :] = 1  # half of it right
+    assert losses.soft_dice(result, truth[1:2]).item() == pytest.approx(0.5, abs=1e-4)
 
 
 def test_soft_dice_gradient():

@@ -34,15 +34,15 @@ def picture(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (33, 257), (301, 47), (500, 640)])
 def test_any_size_and_aspect_at_native_resolution(predictor, size):
-    found = predictor.predict(picture(*size))
-    assert found.roi.shape == found.mask.shape == size
-    assert found.roi.dtype == np.float32
-    assert found.mask.dtype == np.bool_
-    assert np.isfinite(found.roi).all()
-    assert found.roi.min() >= 0
-    assert found.roi.max() <= 1
-    assert found.probabilities.sum() == pytest.approx(1, abs=1e-6)
-    assert found.label == found.classes[found.probabilities.argmax()]
+    result = predictor.predict(picture(*size))
+    assert result.roi.shape == result.mask.shape == size
+    assert result.roi.dtype == np.float32
+    assert result.mask.dtype == np.bool_
+    assert np.isfinite(result.roi).all()
+    assert result.roi.min() >= 0
+    assert result.roi.max() <= 1
+    assert result.probabilities.sum() == pytest.approx(1, abs=1e-6)
+    assert result.label == result.classes[result.probabilities.argmax()]
 
 
 def test_an_image_alone_and_after_others_gets_the_same_bits(predictor, images):
@@ -52,13 +52,13 @@ def test_an_image_alone_and_after_others_gets_the_same_bits(predictor, images):
 
 
 def test_the_threshold_of_the_model_and_of_the_caller(predictor, images):
-    found = predictor.predict(images[0])
-    assert found.threshold == 0.5
-    np.testing.assert_array_equal(found.mask, found.roi >= 0.5)
+    result = predictor.predict(images[0])
+    assert result.threshold == 0.5
+    np.testing.assert_array_equal(result.mask, result.roi >= 0.5)
     for t in (0.0, 0.3, 1.0):
         other = predictor.predict(images[0], threshold=t)
         assert other.threshold == t
-        np.testing.assert_array_equal(other.mask, found.roi >= t)
+        np.testing.assert_array_equal(other.mask, result.roi >= t)
     assert predictor.predict(images[0], threshold=0).roi_fraction == 1.0
 
 
@@ -72,23 +72,23 @@ def test_otsu_cuts_every_image_at_its_own_value(tiny, images, tmp_path):
     from histoloc.training import train
 
     predictor = load(train(tiny("gap", epochs=1, threshold="otsu"), tmp_path / "run", progress=False), "cpu")
-    found = [predictor.predict(image) for image in images]
-    assert [f.threshold for f in found] == [otsu_threshold(f.roi) for f in found]
-    assert len({f.threshold for f in found}) > 1
+    items = [predictor.predict(image) for image in images]
+    assert [f.threshold for f in items] == [otsu_threshold(f.roi) for f in items]
+    assert len({f.threshold for f in items}) > 1
     assert predictor.predict(images[0], threshold=0.25).threshold == 0.25
 
 
 def test_area_in_square_millimetres_is_exact(allones_run):
-    found = load(allones_run, "cpu").predict(picture(200, 500), mpp=0.5)
-    assert found.roi_mm2 == pytest.approx(0.1 * 0.25, rel=1e-12), "200 x 500 px of 0.5 µm are 0.1 mm x 0.25 mm"
+    result = load(allones_run, "cpu").predict(picture(200, 500), mpp=0.5)
+    assert result.roi_mm2 == pytest.approx(0.1 * 0.25, rel=1e-12), "200 x 500 px of 0.5 µm are 0.1 mm x 0.25 mm"
     assert load(allones_run, "cpu").predict(picture(200, 500)).roi_mm2 is None
 
 
 def test_a_method_without_classifier_names_no_class(allones_run, images):
-    found = load(allones_run, "cpu").predict(images[0])
-    assert found.probabilities is None
-    assert found.label is None
-    assert found.mask.all()
+    result = load(allones_run, "cpu").predict(images[0])
+    assert result.probabilities is None
+    assert result.label is None
+    assert result.mask.all()
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_files_and_folders_are_localized_into_files(predictor, maxmin_run, image
     Image.open(images[1]).save(tmp_path / "in" / "deeper" / "two.TIF", format="TIFF")
     (tmp_path / "in" / "notes.txt").write_text("not an image")
     out = tmp_path / "out"
-    given = [tmp_path / "in", images[2]]
-    rows = predict_files(maxmin_run, given, out, mpp=1.0, device="cpu", progress=False)
+    items = [tmp_path / "in", images[2]]
+    rows = predict_files(maxmin_run, items, out, mpp=1.0, device="cpu", progress=False)
     names = ["two", "one", images[2].stem]
     expected = {f"{n}_{kind}.png" for n in names for kind in ("mask", "map", "overlay")} | {"predictions.csv"}
     assert {p.name for p in out.iterdir()} == expected
@@ -119,13 +119,13 @@ def test_files_and_folders_are_localized_into_files(predictor, maxmin_run, image
     ]  # fmt: skip
     for row in written.itertuples():
         image = cast(str, row.image)
-        found, stem = predictor.predict(image, mpp=1.0), Path(image).stem
-        assert row[2] == found.label
-        np.testing.assert_allclose(row[3:5], found.probabilities, atol=1e-6)
-        assert (row.map_class, row.range, row.scale) == (found.label, "learned", "shorter side to 64 px")
-        assert row.roi_mm2 == pytest.approx(found.roi_fraction * 96 * 64 / 1e6, abs=1e-6)
-        np.testing.assert_array_equal(read_mask(out / f"{stem}_mask.png"), found.mask)
-        np.testing.assert_allclose(read_map(out / f"{stem}_map.png"), found.roi, atol=0.5 / 255 + 1e-6)
+        result, stem = predictor.predict(image, mpp=1.0), Path(image).stem
+        assert row[2] == result.label
+        np.testing.assert_allclose(row[3:5], result.probabilities, atol=1e-6)
+        assert (row.map_class, row.range, row.scale) == (result.label, "learned", "shorter side to 64 px")
+        assert row.roi_mm2 == pytest.approx(result.roi_fraction * 96 * 64 / 1e6, abs=1e-6)
+        np.testing.assert_array_equal(read_mask(out / f"{stem}_mask.png"), result.mask)
+        np.testing.assert_allclose(read_map(out / f"{stem}_map.png"), result.roi, atol=0.5 / 255 + 1e-6)
         assert read_image(out / f"{stem}_overlay.png").shape == (64, 96, 3)
 
 
@@ -175,12 +175,12 @@ def test_a_model_folder_can_be_moved_and_opened_by_itself(maxmin_run, predictor,
 def test_argmax_mask_of_two_classes_is_where_the_margin_is_positive(gap_run, tiny_table):
     predictor = load(gap_run)
     image = read_image(next((tiny_table.parent / "images").glob("*.png")))
-    found = predictor.predict(image)
+    result = predictor.predict(image)
     output = predictor.output_of(image)
     own = int(output.logits.argmax())
     margin = output.evidence[:, own] - output.evidence[:, 1 - own]
     resized = resize(place(margin[:, None], predictor.stride, (64, 96)), image.shape[:2])[0, 0]
-    assert found.argmax_mask is not None
+    assert result.argmax_mask is not None
     clear = resized.abs() > 1e-5
     assert clear.any()
-    assert (torch.from_numpy(found.argmax_mask) == (resized > 0))[clear].all()
+    assert (torch.from_numpy(result.argmax_mask) == (resized > 0))[clear].all()

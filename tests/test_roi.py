@@ -53,17 +53,17 @@ def test_the_rule_per_image_stretches_the_map_of_the_class():
 
 
 def test_a_methods_own_rule_gets_the_output_and_the_map_of_the_class():
-    asked: list[tuple[Output, Tensor, list[int]]] = []
+    options: list[tuple[Output, Tensor, list[int]]] = []
 
     def rule(made: Output, map: Tensor, label: Tensor) -> Tensor:
-        asked.append((made, map, label.tolist()))
+        options.append((made, map, label.tolist()))
         return map / 10
 
     made = output([[1.0, 2.0], [3.0, 4.0]])
     assert values(made, [1], Calibration("image", image_map=rule)) == row(0.3, 0.4)
-    assert asked[0][0] is made
-    assert asked[0][1].tolist() == [[[[3.0, 4.0]]]]
-    assert asked[0][2] == [1]
+    assert options[0][0] is made
+    assert options[0][1].tolist() == [[[[3.0, 4.0]]]]
+    assert options[0][2] == [1]
 
 
 def test_the_label_picks_the_map_of_each_image():

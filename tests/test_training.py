@@ -98,9 +98,9 @@ def test_validation_numbers_are_those_of_the_saved_model(tiny, tmp_path):
     config = tiny("gap", selection="last")
     out = train(config, tmp_path / "run", progress=False)
     table, predictor, last = read_table(config.data), load(out, "cpu"), pd.read_csv(out / "log.csv").iloc[-1]
-    found = {s.name: np.asarray(predictor.predict(s.image).probabilities) for s in table.split("valid")}
-    true = [float(found[s.name][table.label_indices(s)[0]]) for s in table.split("valid")]
-    wrong = [found[s.name].argmax() != table.label_indices(s)[0] for s in table.split("valid")]
+    result = {s.name: np.asarray(predictor.predict(s.image).probabilities) for s in table.split("valid")}
+    true = [float(result[s.name][table.label_indices(s)[0]]) for s in table.split("valid")]
+    wrong = [result[s.name].argmax() != table.label_indices(s)[0] for s in table.split("valid")]
     assert last["valid/cross_entropy"] == pytest.approx(-np.log(true).mean(), rel=1e-5)
     assert last["valid/cl_error"] == 100 * np.mean(wrong)
 
@@ -154,9 +154,9 @@ def test_tensorboard_shows_the_numbers_of_the_log(gap_run):
     events.Reload()
     log = pd.read_csv(gap_run / "log.csv")
     for column in GAP_COLUMNS[1:]:
-        shown = events.Scalars(column)
-        assert [e.step for e in shown] == [0, 1]
-        np.testing.assert_allclose([e.value for e in shown], log[column], rtol=1e-6)
+        values = events.Scalars(column)
+        assert [e.step for e in values] == [0, 1]
+        np.testing.assert_allclose([e.value for e in values], log[column], rtol=1e-6)
 
 
 def test_the_model_folder_says_where_it_comes_from(tiny, tiny_table, tmp_path):

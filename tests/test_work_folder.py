@@ -185,9 +185,9 @@ def test_of_two_trainings_into_one_folder_at_once_one_is_refused(tiny, tiny_flag
     codes = [call.exitcode for call in calls]
     assert sorted(codes) == [0, 2]
     winner, loser = codes.index(0) + 1, codes.index(2) + 1
-    said = (tmp_path / f"{loser}.txt").read_text()
+    text = (tmp_path / f"{loser}.txt").read_text()
     assert re.fullmatch(
-        rf"histoloc: .*run: another call is writing here( \(process {calls[winner - 1].pid} on .*\))?; wait .*\n", said
+        rf"histoloc: .*run: another call is writing here( \(process {calls[winner - 1].pid} on .*\))?; wait .*\n", text
     )
     assert read_run(out / "run.yaml").training.seed == winner
     assert read_model_config(out).provenance["seed"] == winner

@@ -70,8 +70,8 @@ CHANGES = [
 def test_a_run_is_not_continued_with_another_content_of_its_table(tiny_flags, table, tmp_path, capsys, how, differing):
     out = tmp_path / "run"
     main(["train", "gap", *tiny_flags(data=table, out=out, epochs=1)])
-    kept = json.loads((out / "inputs.json").read_text())
-    assert {name: kept[name] for name in ("table", "rows", "classes", "counts")} == {
+    record = json.loads((out / "inputs.json").read_text())
+    assert {name: record[name] for name in ("table", "rows", "classes", "counts")} == {
         "table": "table.csv",
         "rows": 20,
         "classes": ["benign", "malignant"],
@@ -106,12 +106,12 @@ def test_a_run_replays_from_its_recipe_and_resumes_with_the_same_table(tiny_flag
 
 def test_a_run_of_an_earlier_version_is_continued_with_a_note(tiny, table, tmp_path, capsys):
     out = train(tiny("gap", table, epochs=1), tmp_path / "run", progress=False)
-    kept = (out / "inputs.json").read_bytes()
+    rest = (out / "inputs.json").read_bytes()
     (out / "inputs.json").unlink()
     train(tiny("gap", table, epochs=2), out, resume=True, progress=False)
     note = f"note: {out}: was begun by histoloc 0.1, which kept nothing of its table; table.csv may differ\n"
     assert note in capsys.readouterr().err
-    assert (out / "inputs.json").read_bytes() == kept
+    assert (out / "inputs.json").read_bytes() == rest
     train(tiny("gap", table, epochs=2), out, resume=True, progress=False)
     assert "note: " not in capsys.readouterr().err
 
@@ -162,9 +162,9 @@ def test_what_never_was_trained_may_begin_with_another_table(tiny, table, tmp_pa
         train(tiny("gap", table, lr=1e30), tmp_path / "run", progress=False)
     change(table, exchange_labels)
     train(tiny("gap", table, epochs=1), tmp_path / "run", resume=True, progress=False)
-    kept = json.loads((tmp_path / "run/inputs.json").read_text())
-    assert kept.pop("computed_on") == {"accelerator": "cpu", "precision": "32-true", "processes": 1}
-    assert kept == inputs_of(read_table(table))
+    record = json.loads((tmp_path / "run/inputs.json").read_text())
+    assert record.pop("computed_on") == {"accelerator": "cpu", "precision": "32-true", "processes": 1}
+    assert record == inputs_of(read_table(table))
 
 
 def test_the_quick_start_does_not_mix_runs_of_different_images(tmp_path):

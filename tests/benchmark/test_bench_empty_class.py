@@ -61,9 +61,9 @@ def choices(data, tmp_path) -> Choices:
 @pytest.mark.parametrize("name", ["sem", "eem"])
 def test_max_min_is_the_recipe(name):
     recipe = run_config({**read_recipe(f"camelyon16-{name}"), "data": "t.csv"}, where="recipe")
-    found = cell_config(ROWS[f"maxmin-{name}"], None, 0, CHOICES)
+    result = cell_config(ROWS[f"maxmin-{name}"], None, 0, CHOICES)
     training = dataclasses.replace(recipe.training, seed=0, devices="1")
-    assert found == dataclasses.replace(recipe, training=training, recipe=None, published=None)
+    assert result == dataclasses.replace(recipe, training=training, recipe=None, published=None)
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
@@ -106,9 +106,9 @@ def test_every_row_is_measured_with_the_empty_class(choices):
     run_cell(cell)
     assert yaml.safe_load((cell.folder / "request.yaml").read_text())["empty_class"] == "normal"
     assert cell.finished
-    found = json.loads((cell.folder / "evaluation/test/metrics.json").read_text())
-    assert found["empty_class"] == "normal"
-    metrics = found["metrics"]
+    record = json.loads((cell.folder / "evaluation/test/metrics.json").read_text())
+    assert record["empty_class"] == "normal"
+    metrics = record["metrics"]
     assert (metrics["specificity_without_roi"]["value"], metrics["specificity_without_roi"]["n"]) == (0.0, 2)
     assert metrics["f1_plus"]["n"] == 2
     assert metrics["f1_plus"]["value"] == pytest.approx(100 * 2 * TUMOR_SHARE / (1 + TUMOR_SHARE))
@@ -193,10 +193,10 @@ def test_the_specificity_has_a_column_where_a_class_is_named(tmp_path):
 
 
 def test_published_numbers_are_those_that_are_named(tmp_path):
-    shown = columns(fake(tmp_path / "named", published="camelyon16"))
-    assert shown["published (Camelyon16-P512, test) F1⁺"] == ["62.75", "68.26"]
-    assert shown["published (Camelyon16-P512, test) F1⁻"] == ["79.05", "88.55"]
-    assert shown["published (Camelyon16-P512, test) Cl. error"] == ["2.40", "6.95"]
+    values = columns(fake(tmp_path / "named", published="camelyon16"))
+    assert values["published (Camelyon16-P512, test) F1⁺"] == ["62.75", "68.26"]
+    assert values["published (Camelyon16-P512, test) F1⁻"] == ["79.05", "88.55"]
+    assert values["published (Camelyon16-P512, test) Cl. error"] == ["2.40", "6.95"]
     headings = benchmark_table(read_bench(tmp_path / "named")).headings
     assert {group for group, _ in headings} == {"", "ours", "published (Camelyon16-P512, test)"}
     assert not has_published(fake(tmp_path / "not"))

@@ -79,8 +79,8 @@ def test_bold_is_the_best_but_never_a_bound(bench):
 def test_ties_are_bold_together_at_the_decimals_shown_and_one_alone_is_not():
     names = ["a", "b", "bound"]
     plus = {"f1_plus": [70.001, 70.003, 99.0], "cl_error": [9.0, 70.003, 1.0], "pxap": [NAN, 70.0, 99.0]}
-    found = best(pd.DataFrame(plus, names), ["all", "all", None], names)
-    assert found.to_dict("list") == {
+    result = best(pd.DataFrame(plus, names), ["all", "all", None], names)
+    assert result.to_dict("list") == {
         "f1_plus": [True, True, False],
         "cl_error": [True, False, False],
         "pxap": [False, False, False],
@@ -205,15 +205,15 @@ def by_both_rules(folder: Path, **settings) -> Path:
 
 def test_numbers_per_image_stand_beside_ours_and_the_published_ones(tmp_path):
     bench = read_bench(by_both_rules(tmp_path / "bench"))
-    shown = {row: entries(bench, row) for row in ("gap", "maxmin-sem", "unet")}
-    assert {name: shown["gap"][f"per image {name}"] for name in ("F1⁺", "F1⁻", "PxAP")} == {
+    values = {row: entries(bench, row) for row in ("gap", "maxmin-sem", "unet")}
+    assert {name: values["gap"][f"per image {name}"] for name in ("F1⁺", "F1⁻", "PxAP")} == {
         "F1⁺": "40.50 ± 0.71",
         "F1⁻": "20.25 ± 0.35",
         "PxAP": "10.12 ± 0.18",
     }
-    assert shown["gap"]["F1⁺"] == "60.00 ± 0.00"
-    assert shown["maxmin-sem"]["per image F1⁺"] == "80.00"
-    assert shown["unet"]["per image F1⁺"] == "–"
+    assert values["gap"]["F1⁺"] == "60.00 ± 0.00"
+    assert values["maxmin-sem"]["per image F1⁺"] == "80.00"
+    assert values["unet"]["per image F1⁺"] == "–"
     table = benchmark_table(bench)
     groups = list(dict.fromkeys(group for group, _ in table.headings))
     place = groups.index("per image")
@@ -241,8 +241,8 @@ def test_the_range_that_all_maps_are_made_by_is_named(tmp_path):
 def test_an_unfinished_bench_is_a_table_of_dashes(tmp_path):
     folder = write_settings(tmp_path / "bench", ["gap", "unet"])
     bench = read_bench(folder)
-    shown = entries(bench, "gap")
-    assert (shown["n"], shown["F1⁺"], shown["Δ mean F1"], shown["training per cell"]) == ("0", "–", "–", "–")
+    values = entries(bench, "gap")
+    assert (values["n"], values["F1⁺"], values["Δ mean F1"], values["training per cell"]) == ("0", "–", "–", "–")
     assert "0 of 4 cells are finished; missing: fold0-seed0" in benchmark_table(bench).notes[0]
 
 

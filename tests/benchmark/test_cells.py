@@ -231,12 +231,12 @@ def test_a_folder_grows_by_rows_folds_and_seeds_but_keeps_its_settings(choices, 
         f"histoloc benchmark table1 --data={choices.data.as_posix()} --folds=none --seeds=0,2 --rows=allones,lse,gap "
         f"--preset=fast --split=test --maps=200 --epochs=3 '--out={(tmp_path / 'my bench').as_posix()}'"
     )
-    for changes, said in [
+    for changes, message in [
         ({"preset": "paper", "epochs": 3}, "preset was fast and is paper"),
         ({}, "overrides.epochs was 3 and is None"),
         ({"split": "valid", "epochs": 3}, "split was test and is valid"),
     ]:
-        with pytest.raises(InputError, match=rf"my bench: was begun with other settings \({said}\); restore"):
+        with pytest.raises(InputError, match=rf"my bench: was begun with other settings \({message}\); restore"):
             call(**changes)
     with pytest.raises(InputError, match="kind was table1 and is ablation"):
         claim("ablation", dataclasses.replace(choices, epochs=3), plan("table1", dataclasses.replace(choices))[0])
@@ -269,13 +269,13 @@ def test_all_cells_of_a_folder_are_of_one_table(choices, tiny_table, tmp_path, c
     assert cell.finished
     capsys.readouterr()
     before = (chosen.out / "benchmark.json").read_bytes()
-    for change, said in [
+    for change, message in [
         (exchange_labels, differs),
         (lambda rows: rows[1:], r"was begun with another content of table\.csv \(rows was 20 and is 19, counts\.train"),
     ]:
         make_table(tmp_path, tiny_table, change)
         for more in (chosen, dataclasses.replace(chosen, rows="stain", seeds="1")):
-            with pytest.raises(InputError, match=rf"bench: {said}"):
+            with pytest.raises(InputError, match=rf"bench: {message}"):
                 claim("table1", more, plan("table1", more)[0])
     assert (chosen.out / "benchmark.json").read_bytes() == before
     assert capsys.readouterr().err == ""
@@ -298,9 +298,9 @@ def test_a_folder_of_an_earlier_version_is_continued_with_a_note(choices, tmp_pa
     assert cell.finished
     for note in (f"note: {chosen.out}: was begun by histoloc 0.1, which kept nothing of its table", ""):
         claim("table1", chosen, [cell])
-        said = capsys.readouterr().err
-        assert said.startswith(note)
-        assert bool(said) == bool(note)
+        output = capsys.readouterr().err
+        assert output.startswith(note)
+        assert bool(output) == bool(note)
 
 
 def test_two_benchmarks_do_not_write_into_one_folder(choices, tmp_path, another_call):

@@ -19,9 +19,9 @@ def test_seeds_are_averaged_and_folds_pooled(tmp_path):
     for seed in (0, 1):
         write_cell(folder, "gap", 0, seed, {"a": 60.0 + 10 * seed, "b": NAN}, {"a": 1.0, "b": 10.0 + 4 * seed})
         write_cell(folder, "gap", 1, seed, {"c": 30.0 + 2 * seed}, {"c": 5.0})
-    found = per_image(read_bench(folder).cells)
-    assert found["f1_plus"].to_dict() == pytest.approx({"a": 65.0, "b": NAN, "c": 31.0}, nan_ok=True)
-    assert found["f1_minus"].to_dict() == {"a": 1.0, "b": 12.0, "c": 5.0}
+    result = per_image(read_bench(folder).cells)
+    assert result["f1_plus"].to_dict() == pytest.approx({"a": 65.0, "b": NAN, "c": 31.0}, nan_ok=True)
+    assert result["f1_minus"].to_dict() == {"a": 1.0, "b": 12.0, "c": 5.0}
 
 
 def test_an_image_of_several_folds_is_averaged(tmp_path):
@@ -34,8 +34,8 @@ def test_an_image_of_several_folds_is_averaged(tmp_path):
 def test_differences_by_hand():
     ours = frame([70.0, NAN, 50.0], [10.0, 40.0, NAN])
     base = frame([60.0, NAN, 46.0], [13.0, 30.0, NAN])
-    found = paired_difference(ours, base)
-    plus, minus, mean = (found[name] for name in ("f1_plus", "f1_minus", "f1_mean"))
+    result = paired_difference(ours, base)
+    plus, minus, mean = (result[name] for name in ("f1_plus", "f1_minus", "f1_mean"))
     assert plus is not None
     assert minus is not None
     assert mean is not None
@@ -48,31 +48,31 @@ def test_differences_by_hand():
 def test_only_common_images_count():
     ours, base = frame([70.0, 80.0], [0.0, 0.0]), frame([60.0, 10.0, 10.0], [0.0, 0.0, 0.0])
     ours.index = pd.Index(["000", "elsewhere"])
-    found = paired_difference(ours, base)["f1_plus"]
-    assert found is not None
-    assert (found.value, found.n) == (pytest.approx(10.0), 1)
+    result = paired_difference(ours, base)["f1_plus"]
+    assert result is not None
+    assert (result.value, result.n) == (pytest.approx(10.0), 1)
 
 
 def test_a_constant_difference_has_no_width():
     base = frame(np.linspace(10, 60, 7), np.linspace(5, 50, 7))
-    found = paired_difference(base + 3, base)["f1_mean"]
-    assert found is not None
-    assert (found.low, found.high, found.above) == (pytest.approx(3.0), pytest.approx(3.0), 1.0)
+    result = paired_difference(base + 3, base)["f1_mean"]
+    assert result is not None
+    assert (result.low, result.high, result.above) == (pytest.approx(3.0), pytest.approx(3.0), 1.0)
 
 
 def test_the_interval_agrees_with_scipy():
     random = np.random.default_rng(0)
     base = frame(random.uniform(20, 60, 40), random.uniform(20, 60, 40))
     ours = base + random.normal(1, 6, (40, 2))
-    found = paired_difference(ours, base, replicates=8000)["f1_mean"]
-    assert found is not None
+    result = paired_difference(ours, base, replicates=8000)["f1_mean"]
+    assert result is not None
     per = (ours - base).mean(axis=1).to_numpy()  # every image has both parts
     theirs = stats.bootstrap((per,), np.mean, n_resamples=8000, method="percentile", rng=random)
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert found.value == pytest.approx(per.mean())
-    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.05 * width)
-    assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.05 * width)
-    assert found.above == pytest.approx((theirs.bootstrap_distribution > 0).mean(), abs=0.02)
+    assert result.value == pytest.approx(per.mean())
+    assert result.low == pytest.approx(theirs.confidence_interval.low, abs=0.05 * width)
+    assert result.high == pytest.approx(theirs.confidence_interval.high, abs=0.05 * width)
+    assert result.above == pytest.approx((theirs.bootstrap_distribution > 0).mean(), abs=0.02)
 
 
 def test_the_same_images_give_the_same_interval():
@@ -95,9 +95,9 @@ def test_the_baseline_is_the_best_of_its_group(tmp_path):
     baseline = best_baseline(bench)
     assert baseline is not None
     assert baseline.name == "lse"
-    found = compare(bench, baseline)
-    assert list(found) == ["stain", "gap", "maxmin-sem"]
-    assert [d.value for name in found if (d := found[name]["f1_plus"])] == pytest.approx([30.0, -10.0, 20.0])
+    result = compare(bench, baseline)
+    assert list(result) == ["stain", "gap", "maxmin-sem"]
+    assert [d.value for name in result if (d := result[name]["f1_plus"])] == pytest.approx([30.0, -10.0, 20.0])
 
 
 def test_the_ablation_is_compared_with_its_first_row(tmp_path):
@@ -120,7 +120,7 @@ def test_without_a_finished_baseline_nothing_is_compared(tmp_path):
 
 def test_rows_without_cells_are_left_out(tmp_path):
     bench = read_bench(write_bench(tmp_path / "bench"))
-    found = compare(bench, bench.rows[0])
-    mean = found["maxmin-sem"]["f1_mean"]
+    result = compare(bench, bench.rows[0])
+    mean = result["maxmin-sem"]["f1_mean"]
     assert mean is not None
     assert mean.value == pytest.approx((71.5 + 69.0) / 2 - (66.0 + 20.0) / 2)

@@ -42,35 +42,35 @@ def bench(tmp_path, grouped=("gap", "maxmin-sem"), groups=GROUPS):
 
 def test_the_interval_by_patient_is_that_of_the_patients_means():
     ours, base = frame(by_patient(GAIN), GROUPS), frame([0.0] * len(NAMES), GROUPS)
-    found, image = (paired_difference(ours, other)["f1_mean"] for other in (base, base.drop(columns="group")))
-    assert found is not None
-    assert (found.value, found.n, found.groups, found.ungrouped) == (pytest.approx(4.0), 24, 6, 0)
+    result, image = (paired_difference(ours, other)["f1_mean"] for other in (base, base.drop(columns="group")))
+    assert result is not None
+    assert (result.value, result.n, result.groups, result.ungrouped) == (pytest.approx(4.0), 24, 6, 0)
     random = np.random.default_rng(0)
     means = [np.array(GAIN)[random.integers(6, size=6)].mean() for _ in range(2000)]
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
-    assert found.above == pytest.approx(np.mean(np.array(means) > 0))
-    assert image == found, "one of the two names the groups"
+    assert (result.low, result.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+    assert result.above == pytest.approx(np.mean(np.array(means) > 0))
+    assert image == result, "one of the two names the groups"
     plain = paired_difference(ours.drop(columns="group"), base.drop(columns="group"))["f1_mean"]
     assert plain is not None
-    assert (plain.value, plain.groups) == (found.value, None)
-    assert plain.high - plain.low < 0.6 * (found.high - found.low)
+    assert (plain.value, plain.groups) == (result.value, None)
+    assert plain.high - plain.low < 0.6 * (result.high - result.low)
 
 
 def test_one_image_per_patient_changes_no_bit():
     random = np.random.default_rng(2)
     ours, base = frame(random.uniform(0, 90, 24)), frame(random.uniform(0, 90, 24))
     for name, plain in paired_difference(ours, base).items():
-        found = paired_difference(ours.assign(group=NAMES[::-1]), base)[name]
+        result = paired_difference(ours.assign(group=NAMES[::-1]), base)[name]
         assert plain is not None
-        assert found is not None
-        assert (found.low, found.high, found.above) == (plain.low, plain.high, plain.above)
+        assert result is not None
+        assert (result.low, result.high, result.above) == (plain.low, plain.high, plain.above)
 
 
 def test_one_patient_has_a_difference_but_no_interval():
-    found = paired_difference(frame([2.0] * 24, ["P"] * 24), frame([1.0] * 24))["f1_plus"]
-    assert found is not None
-    assert (found.value, found.groups) == (pytest.approx(1.0), 1)
-    assert np.isnan([found.low, found.high, found.above]).all()
+    result = paired_difference(frame([2.0] * 24, ["P"] * 24), frame([1.0] * 24))["f1_plus"]
+    assert result is not None
+    assert (result.value, result.groups) == (pytest.approx(1.0), 1)
+    assert np.isnan([result.low, result.high, result.above]).all()
 
 
 def test_an_image_of_two_patients_is_refused(tmp_path):
@@ -80,10 +80,10 @@ def test_an_image_of_two_patients_is_refused(tmp_path):
 
 
 def test_the_groups_of_a_row_are_those_of_any_cell_that_names_them(tmp_path):
-    found = read_bench(bench(tmp_path, grouped=("gap",)))
-    assert per_image(found.of(found.rows[0]))["group"].tolist() == GROUPS
-    assert set(per_image(found.of(found.rows[1]))["group"]) == {""}
-    mean = compare(found, best_baseline(found))["maxmin-sem"]["f1_mean"]
+    result = read_bench(bench(tmp_path, grouped=("gap",)))
+    assert per_image(result.of(result.rows[0]))["group"].tolist() == GROUPS
+    assert set(per_image(result.of(result.rows[1]))["group"]) == {""}
+    mean = compare(result, best_baseline(result))["maxmin-sem"]["f1_mean"]
     assert mean is not None
     assert mean.groups == 6
 
@@ -114,8 +114,8 @@ def test_rows_without_groups_are_named(tmp_path):
         [pd.read_csv(path), pd.DataFrame({"name": ["elsewhere", "too"], "f1_plus": 50.0, "f1_minus": 50.0})]
     )
     both.to_csv(path, index=False)
-    said = "over 6 groups (patients, slides), all images of a group together; over images for CAM-LSE, whose"
-    assert said in " ".join(benchmark_table(read_bench(folder)).general)
+    message = "over 6 groups (patients, slides), all images of a group together; over images for CAM-LSE, whose"
+    assert message in " ".join(benchmark_table(read_bench(folder)).general)
 
 
 def test_a_difference_without_interval_is_shown_without_one(tmp_path):

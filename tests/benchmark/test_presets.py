@@ -22,10 +22,10 @@ ROWS = [row for kind in KINDS for row in rows_of(kind)]
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_cell_is_exactly_preset_and_row(row: Row, preset, training):
     method = METHODS[row.method]
-    found = cell_config(row, 3, 7, Choices(Path("a/glas.csv"), Path("bench"), preset=preset))
+    result = cell_config(row, 3, 7, Choices(Path("a/glas.csv"), Path("bench"), preset=preset))
     small_side, crop = SIDES[preset]
     training = training | {"lr": min(training["lr"], method.highest_lr)}
-    assert found == RunConfig(
+    assert result == RunConfig(
         row.method,
         Path("a/glas.csv"),
         3,
@@ -36,16 +36,16 @@ def test_a_cell_is_exactly_preset_and_row(row: Row, preset, training):
         recipe=None,
         published=None,
     )
-    assert found.training.accelerator == "auto"
+    assert result.training.accelerator == "auto"
 
 
 def test_overrides_replace_what_they_name_and_nothing_else():
     row = next(row for row in ROWS if row.method == "gap")
     chosen = Choices(Path("t.csv"), Path("bench"), epochs=3, backbone="resnet18", stride=0, weights="none")
     assert chosen.overrides == {"epochs": 3, "backbone": "resnet18", "stride": 0, "weights": "none"}
-    plain, found = (cell_config(row, None, 0, c) for c in (Choices(Path("t.csv"), Path("bench")), chosen))
-    assert found.backbone == dataclasses.replace(plain.backbone, backbone="resnet18", stride=0, weights="none")
-    assert found.training == dataclasses.replace(plain.training, epochs=3)
-    assert dataclasses.replace(found, backbone=plain.backbone, training=plain.training, input=plain.input) == plain
-    assert found.input == dataclasses.replace(plain.input, mean=found.input.mean, std=found.input.std)
+    plain, result = (cell_config(row, None, 0, c) for c in (Choices(Path("t.csv"), Path("bench")), chosen))
+    assert result.backbone == dataclasses.replace(plain.backbone, backbone="resnet18", stride=0, weights="none")
+    assert result.training == dataclasses.replace(plain.training, epochs=3)
+    assert dataclasses.replace(result, backbone=plain.backbone, training=plain.training, input=plain.input) == plain
+    assert result.input == dataclasses.replace(plain.input, mean=result.input.mean, std=result.input.std)
     assert dataclasses.replace(chosen, epochs=None, backbone=None, stride=None, weights=None).overrides == {}

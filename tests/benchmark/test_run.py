@@ -84,8 +84,8 @@ def files(folder: Path) -> dict[str, int]:
 
 def assert_same(cell: Path, expected: Path) -> None:
     assert (cell / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
-    found, wanted = (json.loads((run / "evaluation/test/metrics.json").read_text()) for run in (cell, expected))
-    assert found["metrics"] == wanted["metrics"]
+    result, wanted = (json.loads((run / "evaluation/test/metrics.json").read_text()) for run in (cell, expected))
+    assert result["metrics"] == wanted["metrics"]
 
 
 @contextmanager
@@ -134,9 +134,9 @@ def test_two_workers_a_failing_cell_and_a_second_call(make, undisturbed):
     assert "last.ckpt: cannot be read" in error
     assert outcome.failed[0][1] == error.strip()
     assert not (gap.folder / "cell.json").exists()
-    said = file.getvalue()
-    assert re.search(r"^\[.*\] allones, no fold, seed 0: done in [\d:]+, Cl\. error –, F1\+ \d", said, re.MULTILINE)
-    assert re.search(r"^failed: gap, no fold, seed 0: .*last\.ckpt", said, re.MULTILINE)
+    message = file.getvalue()
+    assert re.search(r"^\[.*\] allones, no fold, seed 0: done in [\d:]+, Cl\. error –, F1\+ \d", message, re.MULTILINE)
+    assert re.search(r"^failed: gap, no fold, seed 0: .*last\.ckpt", message, re.MULTILINE)
     before, file = files(allones.folder), io.StringIO()
     outcome = benchmark("table1", choices, file=file)
     assert (outcome.finished, outcome.failed) == (2, ())
@@ -195,8 +195,8 @@ def test_sigterm_ends_the_cells_and_keeps_what_is_finished(make):
     assert not any(alive(pid(cell)) for cell in (first, second))
     assert not third.folder.exists(), "the third cell is not begun"
     assert signal.getsignal(signal.SIGTERM) is before
-    said = file.getvalue()
-    assert "stopped: 0 of 3 cells are finished; the same command goes on" in said
+    message = file.getvalue()
+    assert "stopped: 0 of 3 cells are finished; the same command goes on" in message
 
 
 # --- workers ---
@@ -289,10 +289,10 @@ def test_a_line_for_each_cell_and_a_bar(tracks, clock, capsys):
     watch.refresh()
     watch.bar.close()
     watch.ended(allones, "done", "F1+ 66.00")
-    said = file.getvalue().splitlines()
-    assert said[1] == "[0/5, 0:00:00 elapsed, about ? left] gap, no fold, seed 0: started"
-    assert re.fullmatch(r"\[1/5, .* left\] gap, no fold, seed 1: failed in 0:00:03, no such file", said[3])
-    assert re.fullmatch(r"\[2/5, .* left\] allones, no fold, seed 0: done in 0:00:03, F1\+ 66\.00", said[4])
+    message = file.getvalue().splitlines()
+    assert message[1] == "[0/5, 0:00:00 elapsed, about ? left] gap, no fold, seed 0: started"
+    assert re.fullmatch(r"\[1/5, .* left\] gap, no fold, seed 1: failed in 0:00:03, no such file", message[3])
+    assert re.fullmatch(r"\[2/5, .* left\] allones, no fold, seed 0: done in 0:00:03, F1\+ 66\.00", message[4])
     bar = capsys.readouterr().err.rstrip().splitlines()[-1]
     assert f" 13/{1 + 4 * (EPOCHS + 1)} " in bar
     assert "allones, no fold, seed 0: 0/0; gap, no fold, seed 0: 0/12" in bar

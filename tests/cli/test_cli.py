@@ -42,7 +42,7 @@ def test_methods_and_recipes_are_listed(command):
 
 
 def test_doctor_names_what_there_is(command):
-    found = command("doctor")
+    result = command("doctor")
     for name in (
         "histoloc",
         "torch",
@@ -56,7 +56,7 @@ def test_doctor_names_what_there_is(command):
         "weights",
         "OpenSlide",
     ):
-        assert re.search(rf"^{name}\s+\S", found, re.MULTILINE), name
+        assert re.search(rf"^{name}\s+\S", result, re.MULTILINE), name
 
 
 def test_an_interrupted_command_says_so(monkeypatch, capsys):
@@ -81,15 +81,15 @@ def options_in(text: str) -> set[str]:
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_train_help_lists_the_options_of_this_method_only(command, method):
-    shown = options_in(command("train", method, "--help"))
+    values = options_in(command("train", method, "--help"))
     own = {f"--{name.replace('_', '-')}" for name in METHODS[method].Options.__dataclass_fields__}
     others = {
         f"--{name.replace('_', '-')}" for other in METHODS.values() for name in other.Options.__dataclass_fields__
     }
-    assert own <= shown
-    assert not (others - own) & shown
-    assert {"--data", "--out", "--fold", "--recipe", "--resume"} <= shown
-    assert {"--backbone", "--stride", "--weights", "--small-side", "--crop", "--epochs", "--lr"} <= shown
+    assert own <= values
+    assert not (others - own) & values
+    assert {"--data", "--out", "--fold", "--recipe", "--resume"} <= values
+    assert {"--backbone", "--stride", "--weights", "--small-side", "--crop", "--epochs", "--lr"} <= values
 
 
 COMMANDS = ["evaluate", "predict", "report", "quickstart", "data", "train", "slides", "view"]
@@ -102,10 +102,10 @@ def test_every_command_explains_itself(command, command_name):
 
 
 def test_data_lists_its_sources(command):
-    shown = command("data", "--help")
-    assert "Turn a data set into a table (CSV)" in shown
+    values = command("data", "--help")
+    assert "Turn a data set into a table (CSV)" in values
     for source in ("glas", "folder", "slides", "camelyon16", "synthetic"):
-        assert re.search(rf"│ {source} ", shown), source
+        assert re.search(rf"│ {source} ", values), source
     assert "the exit code is 1" in " ".join(command("data", "slides", "--help").split())
 
 

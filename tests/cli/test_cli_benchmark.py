@@ -30,7 +30,7 @@ def test_flags_reach_the_engine(asked):
     special = "--empty-class normal --published camelyon16"
     main(["benchmark", "table1", *flags.split(), *more.split(), *special.split()])
     main(["benchmark", "ablation", "--data", "t.csv", "--out", "b"])
-    given = (
+    value = (
         "0-4",
         "0-2",
         "gap,maxmin-sem",
@@ -47,7 +47,7 @@ def test_flags_reach_the_engine(asked):
         "camelyon16",
     )
     assert asked == [
-        ("table1", Choices(Path("a/glas.csv"), Path("bench"), *given)),
+        ("table1", Choices(Path("a/glas.csv"), Path("bench"), *value)),
         ("ablation", Choices(Path("t.csv"), Path("b"))),
     ]
 
@@ -76,14 +76,14 @@ def test_a_wrong_call_is_one_sentence_and_exit_code_2(tiny_table, tmp_path, caps
     flags |= dict([arguments.split()])
     with pytest.raises(SystemExit) as ended:
         main(["benchmark", "table1", *(word for flag in flags.items() for word in flag)])
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert ended.value.code == 2
-    assert re.fullmatch(r"histoloc: .+\n", said)
-    assert re.search(sentence, said)
+    assert re.fullmatch(r"histoloc: .+\n", output)
+    assert re.search(sentence, output)
     assert not (tmp_path / "b").exists()
 
 
 def test_help_explains_every_flag(capsys):
     main(["benchmark", "table1", "--help"])
-    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", capsys.readouterr().out))
-    assert {f"--{name.replace('_', '-')}" for name in Choices.__dataclass_fields__} <= shown
+    values = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", capsys.readouterr().out))
+    assert {f"--{name.replace('_', '-')}" for name in Choices.__dataclass_fields__} <= values

@@ -23,8 +23,8 @@ def test_info(slide, capsys):
 
 def test_tissue_writes_a_picture(slide, tmp_path, capsys):
     main(["slides", "tissue", str(slide), "--out", str(tmp_path / "t.png"), "--at", "4"])
-    said = capsys.readouterr().out
-    share = float(said.split("tissue on ")[1].split(" %")[0]) / 100
+    output = capsys.readouterr().out
+    share = float(output.split("tissue on ")[1].split(" %")[0]) / 100
     truth = np.pi * 350**2 / (2048 * 1024)  # a star about a circle of this radius
     assert share == pytest.approx(truth, rel=0.1)
     with Image.open(tmp_path / "t.png") as picture:

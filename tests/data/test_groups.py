@@ -35,8 +35,8 @@ def breakhis(folder: Path, patients: int = 10, each: int = 3) -> Path:
 
 def data_folder(capsys, *arguments: object) -> tuple[str, str]:
     main(["data", "folder", *map(str, arguments)])
-    shown = capsys.readouterr()
-    return shown.out, shown.err
+    output = capsys.readouterr()
+    return output.out, output.err
 
 
 def refusal(capsys, *arguments: object) -> str:
@@ -179,16 +179,16 @@ PATIENTS = {
 
 @pytest.mark.parametrize("name", PATIENTS)
 def test_names_that_look_like_patients_or_slides(name):
-    found = warned(lambda p, i: name.format(p=p, i=i))
+    result = warned(lambda p, i: name.format(p=p, i=i))
     if PATIENTS[name] is None:
-        assert found == []
+        assert result == []
         return
-    assert f"and 12 of 12 groups ({PATIENTS[name]}: train, test;" in found[0]
+    assert f"and 12 of 12 groups ({PATIENTS[name]}: train, test;" in result[0]
 
 
 def test_letters_after_a_number_are_tiles():
-    [found] = warned(lambda p, i: f"{p:03}{'abcd'[i]}.png")
-    assert "12 of 12 groups (000: train, test;" in found
+    [result] = warned(lambda p, i: f"{p:03}{'abcd'[i]}.png")
+    assert "12 of 12 groups (000: train, test;" in result
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_names_that_are_on_one_side_bring_no_warning():
 
 
 def test_names_that_do_not_fit_are_counted():
-    [found] = warned(lambda p, i: f"patient{p}_{i}.png" if (p, i) != (0, 0) else "other.png")
-    assert found.endswith(
+    [result] = warned(lambda p, i: f"patient{p}_{i}.png" if (p, i) != (0, 0) else "other.png")
+    assert result.endswith(
         "--group '(?i)patient[-_ ]?\\d+' (where the folders are splits, move images); 1 names do not match it"
     )

@@ -90,9 +90,9 @@ def test_image_and_mask_of_the_file(table):
     assert sample.mask is not None
     pixels = np.array(Image.open(sample.image).resize((60, 48), Image.Resampling.BILINEAR), dtype=np.float32)
     truth = np.array(Image.open(sample.mask)).astype(bool)
-    shown = (image.permute(1, 2, 0).numpy() / 2 + 0.5) * 255
-    left = int(np.argmin([np.abs(pixels[:, x : x + 48] - shown).mean() for x in range(13)]))
-    assert np.abs(pixels[:, left : left + 48] - shown).mean() < 3
+    values = (image.permute(1, 2, 0).numpy() / 2 + 0.5) * 255
+    left = int(np.argmin([np.abs(pixels[:, x : x + 48] - values).mean() for x in range(13)]))
+    assert np.abs(pixels[:, left : left + 48] - values).mean() < 3
     columns, rows = ((np.arange(60) + 0.5) * 80 / 60).astype(int), ((np.arange(48) + 0.5) * 64 / 48).astype(int)
     nearest = truth[rows][:, columns][:, left : left + 48]
     assert (nearest == mask[0].numpy().astype(bool)).mean() > 0.99
@@ -169,10 +169,10 @@ def test_masks_must_be_there_for_methods_that_learn_from_them(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     path = tmp_path / "table.csv"
     path.write_text("image,label,mask,split,group\na.png,benign,,train,\n")
-    found = read_table(path)
+    result = read_table(path)
     with pytest.raises(InputError, match=r"a\.png has no mask, and this method learns from masks"):
-        TrainSet(found, found.split("train"), SMALL, 0, with_masks=True)
-    assert len(TrainSet(found, found.split("train"), SMALL, 0)) == 1
+        TrainSet(result, result.split("train"), SMALL, 0, with_masks=True)
+    assert len(TrainSet(result, result.split("train"), SMALL, 0)) == 1
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
@@ -181,9 +181,9 @@ def test_image_smaller_than_the_crop(tmp_path, cache_bytes):
         Image.new("RGB", size).save(tmp_path / f"{name}.png")
     path: Path = tmp_path / "table.csv"
     path.write_text("image,label,mask,split,group\na.png,benign,,train,\nb.png,benign,,train,\n")
-    found = read_table(path)
+    result = read_table(path)
     with pytest.raises(InputError, match=r"b\.png: 100x40 px are smaller than the crop of 48 px; give a smaller"):
-        TrainSet(found, found.split("train"), SMALL, 0, cache_bytes=cache_bytes)[Key(0, 1)]
+        TrainSet(result, result.split("train"), SMALL, 0, cache_bytes=cache_bytes)[Key(0, 1)]
 
 
 shapes = given(count=st.integers(6, 40), batch=st.integers(6, 12), world=st.integers(1, 6), seed=st.integers(0, 99))

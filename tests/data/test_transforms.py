@@ -153,8 +153,8 @@ def test_flips(option):
 def test_quarter_turns_reach_all_four():
     pixels, augment = picture(32, 32), Augment(InputConfig(small_side=0, crop=32, quarter_turns=True, **PLAIN))
     expected = [normalise(torch.rot90(pixels, k, (-2, -1)), InputConfig()) for k in range(4)]
-    found = {next(k for k in range(4) if torch.equal(augment(pixels, None, s)[0], expected[k])) for s in range(40)}
-    assert found == {0, 1, 2, 3}
+    result = {next(k for k in range(4) if torch.equal(augment(pixels, None, s)[0], expected[k])) for s in range(40)}
+    assert result == {0, 1, 2, 3}
 
 
 def test_augmentation_is_a_function_of_the_seed():

@@ -94,7 +94,7 @@ def published_mask(regions) -> np.ndarray:
 def brute_force(path: Path, regions) -> list[list[float]]:
     """The scan, one window at a time."""
     positive = [r for r in regions if r.kind == "metastasis"]
-    tumour, found = published_mask(positive), []
+    tumour, result = published_mask(positive), []
     with open_slide(path) as slide:
         pixels = slide.read(0, 0, WIDTH, HEIGHT, MPP)
     boxes = []
@@ -119,11 +119,11 @@ def brute_force(path: Path, regions) -> list[list[float]]:
                 shares = tissue[:, x - left : x - left + SIZE].mean(), tumour[y : y + SIZE, x : x + SIZE].mean()
                 if shares[0] >= 0.1 and shares[1] >= 0.2:
                     if (x, y) not in seen:
-                        found.append([region, row, patch, x, y, *shares])
+                        result.append([region, row, patch, x, y, *shares])
                     seen.add((x, y))
                     patch, first = patch + 1, True
                 x += SIZE if first else 1
-    return found
+    return result
 
 
 @pytest.mark.parametrize("seed", [3, 4, 11])
@@ -172,26 +172,26 @@ def test_every_patch_obeys_every_rule(root, made):
 
 
 def test_calibration_keeps_all_small_shares_and_counts(root, made):
-    told, patches = provenance(made), listed(made)
+    record, patches = provenance(made), listed(made)
     tumours = patches[patches["label"] == "tumor"]
     for part in ("train", "test"):
         slides = [slide for slide in find_slides(root).slides if slide.part == part and slide.label == "tumor"]
         scans = [scan_slide({"slide": str(s.path), "annotations": str(s.annotations)}, vars(SAMPLING)) for s in slides]
         shares = np.array([patch[6] for scan in scans for patch in scan["patches"]])
-        kept = int((shares <= 0.5).sum())
-        drawn = min(calibration_size(kept, part), len(shares) - kept)
-        assert 0 < drawn < len(shares) - kept
-        assert told["counts"][part] == {
-            "before": len(shares), "up_to_p1": kept, "above_p1": len(shares) - kept, "drawn_above_p1": drawn,
-            "after": kept + drawn,
+        rest = int((shares <= 0.5).sum())
+        drawn = min(calibration_size(rest, part), len(shares) - rest)
+        assert 0 < drawn < len(shares) - rest
+        assert record["counts"][part] == {
+            "before": len(shares), "up_to_p1": rest, "above_p1": len(shares) - rest, "drawn_above_p1": drawn,
+            "after": rest + drawn,
         }  # fmt: skip
         mine = tumours[(tumours["split"] == "test") == (part == "test")]["metastatic"].astype(float)
         assert sorted(mine[mine <= 0.5]) == sorted(shares[shares <= 0.5])
-        assert len(mine) == kept + drawn
-    assert told["failed"] == told["left_out"] == {}
-    assert sum(slide["patches"] for slide in told["slides"]) == len(patches)
-    assert told["seed"] == told["fold"] == 0
-    assert told["parameters"] == {**vars(SAMPLING), "stride": SIZE}
+        assert len(mine) == rest + drawn
+    assert record["failed"] == record["left_out"] == {}
+    assert sum(slide["patches"] for slide in record["slides"]) == len(patches)
+    assert record["seed"] == record["fold"] == 0
+    assert record["parameters"] == {**vars(SAMPLING), "stride": SIZE}
 
 
 def test_seed_decides_and_nothing_else(root, made, tmp_path):
@@ -290,8 +290,8 @@ def test_failures_are_told_and_repaired(root, made, tmp_path):
     xml.write_bytes(whole[xml][: len(whole[xml]) // 2])
     slide.write_bytes(whole[slide][:3000])
     missing.unlink()
-    told = provenance(made)
-    fold = next(s["fold"] for s in told["slides"] if s["slide"].endswith("tumor_001.tif"))
+    record = provenance(made)
+    fold = next(s["fold"] for s in record["slides"] if s["slide"].endswith("tumor_001.tif"))
     result = build(broken, tmp_path / "out", fold=fold)
     failed = result.failed
     assert set(failed) == {
@@ -302,7 +302,7 @@ def test_failures_are_told_and_repaired(root, made, tmp_path):
     assert "cut off" in failed["training/tumor/tumor_001.tif"]
     assert "no tumor_002.xml" in failed["training/tumor/tumor_002.tif"]
     assert any("3 slide(s) failed" in warning and "without them" in warning for warning in result.warnings)
-    before = {slide["slide"]: slide["fold"] for slide in told["slides"]}
+    before = {slide["slide"]: slide["fold"] for slide in record["slides"]}
     assert all(slide["fold"] == before[slide["slide"]] for slide in provenance(tmp_path / "out")["slides"])
     rows = listed(tmp_path / "out")
     assert not set(failed) & set(rows["slide"])

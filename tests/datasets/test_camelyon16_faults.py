@@ -103,12 +103,12 @@ def test_a_file_that_cannot_be_read(
     spoil(spoilt / file)
     out, name = tmp_path / "out", f"{slide}.tif"
     assert call(spoilt, out) == 1
-    [told] = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"failed: {name}: ")]
-    assert str(spoilt / file) in told
-    assert said in told
+    [record] = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"failed: {name}: ")]
+    assert str(spoilt / file) in record
+    assert said in record
     failed = pd.read_csv(out / "failed.csv")
     assert failed["slide"].tolist() == [name]
-    assert told == f"failed: {name}: {failed['reason'][0]}"
+    assert record == f"failed: {name}: {failed['reason'][0]}"
     assert name not in set(patches(out)["slide"])
     assert len(patches(out)) > 0
     before = parts(out)
@@ -118,16 +118,16 @@ def test_a_file_that_cannot_be_read(
     assert call(spoilt, out) == 0
     assert not (out / "failed.csv").exists()
     assert patches(out).equals(patches(made))
-    kept = [part for part in before if part.startswith("work/tumour")]
-    assert {part: parts(out)[part] for part in kept} == {part: before[part] for part in kept}
+    items = [part for part in before if part.startswith("work/tumour")]
+    assert {part: parts(out)[part] for part in items} == {part: before[part] for part in items}
 
 
 def test_slides_without_scale_take_the_given_one(root, made, spoilt, tmp_path, capsys):
     make_slide(spoilt / f"{TUMOUR}.tif", SIZE, None, camelyon_regions(root, TUMOUR), downsamples=(1, 8))
     out, name = tmp_path / "out", f"{TUMOUR}.tif"
     assert call(spoilt, out) == 1
-    said = capsys.readouterr().err
-    assert f"{name}: {spoilt / name}: does not say how large its pixels are; give --slide-mpp, " in said
+    output = capsys.readouterr().err
+    assert f"{name}: {spoilt / name}: does not say how large its pixels are; give --slide-mpp, " in output
     before = {part: when for part, when in parts(out).items() if part.startswith("work/tumour")}
     assert call(spoilt, out, "--slide-mpp", "0.25") == 0
     assert {part: parts(out)[part] for part in before} == before
@@ -156,10 +156,10 @@ def test_polygons_that_cross_themselves_or_leave_the_slide(spoilt, tmp_path, cap
     out, xml = tmp_path / "out", spoilt / XML
     write_asap(xml, [bow, box("metastasis", -500, 350, 700, 400), box("metastasis", 2000, 2000, 50, 50)])
     assert call(spoilt, out) == 0
-    told = capsys.readouterr().err
-    assert f"warning: {xml}, annotation 0: is no valid polygon (Self-intersection" in told
-    assert f"warning: {xml}, annotation 1: leaves the slide of 512x448 px; clipped" in told
-    assert f"warning: {xml}, annotation 2: has no area on the slide; left out" in told
+    output = capsys.readouterr().err
+    assert f"warning: {xml}, annotation 0: is no valid polygon (Self-intersection" in output
+    assert f"warning: {xml}, annotation 1: leaves the slide of 512x448 px; clipped" in output
+    assert f"warning: {xml}, annotation 2: has no area on the slide; left out" in output
     mine = patches(out).query("slide == @TUMOUR + '.tif'")
     assert set(mine["region"]) == {"0", "1"}
     assert mine["x"].astype(int).between(0, SIZE[0] - 64).all()
@@ -199,9 +199,9 @@ def test_a_full_disk_anywhere(root, made, tmp_path, monkeypatch, capsys, place):
     out = tmp_path / "out"
     capsys.readouterr()
     assert call(root, out, "--write", "png") == 2
-    [told] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("histoloc: ")]
-    assert f"{out}/" in told
-    assert "cannot be written (No space left on device)" in told
+    [record] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("histoloc: ")]
+    assert f"{out}/" in record
+    assert "cannot be written (No space left on device)" in record
     assert not (out / "table.csv").exists()
     assert not list(out.rglob("*.part*"))
     before = parts(out)
@@ -256,8 +256,8 @@ def test_four_workers_make_the_same_as_one(root, made, tmp_path):
     with cluster:
         assert call(root, tmp_path, "--scheduler", cluster.scheduler_address) == 0
     assert patches(tmp_path).equals(patches(made))
-    told = [json.loads((out / "provenance.json").read_text()) for out in (tmp_path, made)]
-    assert told[0]["counts"] == told[1]["counts"]
+    items = [json.loads((out / "provenance.json").read_text()) for out in (tmp_path, made)]
+    assert items[0]["counts"] == items[1]["counts"]
 
 
 @pytest.mark.slow
@@ -267,13 +267,13 @@ def test_four_workers_with_one_killed_make_the_same_as_one(root, own, tmp_path):
     workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
     assert len(workers) == 4
     workers[0].send_signal(signal.SIGKILL)
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said.decode()
-    assert b"failed" not in said.replace(b"0 failed", b"")
+    _, message = process.communicate(timeout=600)
+    assert process.returncode == 0, message.decode()
+    assert b"failed" not in message.replace(b"0 failed", b"")
     assert patches(tmp_path).equals(patches(own))
-    told = [json.loads((out / "provenance.json").read_text()) for out in (tmp_path, own)]
-    assert told[0]["counts"] == told[1]["counts"]
-    assert told[0]["slides"] == told[1]["slides"]
+    items = [json.loads((out / "provenance.json").read_text()) for out in (tmp_path, own)]
+    assert items[0]["counts"] == items[1]["counts"]
+    assert items[0]["slides"] == items[1]["slides"]
 
 
 def test_a_killed_call_goes_on_where_it_was(root, own, tmp_path):

@@ -33,13 +33,13 @@ def test_flat_release_and_slides_that_were_not_published(tmp_path):
     names = ["normal_001", "normal_086", "tumor_001", "test_001", "test_049", "test_002", "test_003", "x"]
     touch(tmp_path, *[f"images/{n}.tif" for n in names], "annotations/tumor_001.xml", "annotations/test_001.xml")
     (tmp_path / "reference.csv").write_text("name,type\ntest_001.tif,Tumor\ntest_002,Normal\ntest_049,Normal\n")
-    found = find_slides(tmp_path)
-    assert [(s.path.stem, s.part, s.label) for s in found.slides] == [
+    folder = find_slides(tmp_path)
+    assert [(s.path.stem, s.part, s.label) for s in folder.slides] == [
         ("normal_001", "train", "normal"), ("test_001", "test", "tumor"), ("test_002", "test", "normal"),
         ("tumor_001", "train", "tumor"),
     ]  # fmt: skip
-    assert set(found.exclusions) == {"images/normal_086.tif", "images/test_049.tif"}
-    assert "reference.csv does not say" in found.failed["images/test_003.tif"]
+    assert set(folder.exclusions) == {"images/normal_086.tif", "images/test_049.tif"}
+    assert "reference.csv does not say" in folder.failed["images/test_003.tif"]
     assert {s.path.stem for s in find_slides(tmp_path, published=False).slides} >= {"normal_086", "test_049"}
 
 

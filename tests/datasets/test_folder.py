@@ -87,8 +87,8 @@ def test_masks_are_found_by_stem_and_suffix(tmp_path):
     root = touch(tmp_path / "images", *many("a", 4, "jpg"), *many("b", 4))
     masks = touch(tmp_path / "masks", "a/a000.png", "a/a001_mask.tif", "a/a002_anno.bmp", "b/b001_other.png")
     table = listed(root, masks=masks)
-    found = {Path(i).stem: m and Path(m).name for i, m in zip(table["image"], table["mask"], strict=True)}
-    assert found == {
+    result = {Path(i).stem: m and Path(m).name for i, m in zip(table["image"], table["mask"], strict=True)}
+    assert result == {
         "a000": "a000.png", "a001": "a001_mask.tif", "a002": "a002_anno.bmp", "a003": "",
         "b000": "", "b001": "", "b002": "", "b003": "",
     }  # fmt: skip

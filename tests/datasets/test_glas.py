@@ -158,8 +158,8 @@ def test_balance_reaches_the_best_of_all_assignments():
             misfit = (sizes / counts.sum(axis=0) - shares[:, None]) ** 2
             return (weights[:, None] * misfit + 100 * (sizes == 0)).sum(axis=(1, 2))
 
-        found = cost(balance(counts, shares, weights, seed)[None])[0]
-        assert found == pytest.approx(cost(every).min(), abs=1e-9)
+        result = cost(balance(counts, shares, weights, seed)[None])[0]
+        assert result == pytest.approx(cost(every).min(), abs=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -30,14 +30,14 @@ def brute_strip(tissue, tumour, width, step, min_tissue, p0):
     first = next((x for x in range(length) if any(tumour[y, x] for y in range(height))), None)
     if first is None:
         return []
-    found, x = [], max(first - width, 0)
+    result, x = [], max(first - width, 0)
     while x + width <= length:
         shares = [sum(int(v) for v in m[:, x : x + width].ravel()) / (height * width) for m in (tissue, tumour)]
         good = shares[0] >= min_tissue and shares[1] >= p0
         if good:
-            found.append((x, *shares))
-        x += step if found else 1
-    return found
+            result.append((x, *shares))
+        x += step if result else 1
+    return result
 
 
 masks = st.integers(1, 4).flatmap(
@@ -50,8 +50,8 @@ masks = st.integers(1, 4).flatmap(
 @given(masks, st.integers(1, 6), st.integers(1, 7), st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from([0.05, 0.2, 0.6]))
 def test_strips_against_brute_force(pair, width, step, min_tissue, p0):
     tissue, tumour = pair
-    found = scan_strip(tissue, tumour, width, step, min_tissue=min_tissue, p0=p0)
-    assert found == brute_strip(tissue, tumour, width, step, min_tissue, p0)
+    result = scan_strip(tissue, tumour, width, step, min_tissue=min_tissue, p0=p0)
+    assert result == brute_strip(tissue, tumour, width, step, min_tissue, p0)
 
 
 def test_a_strip_in_closed_form():
@@ -73,10 +73,10 @@ def test_a_slide_against_brute_force():
     tissue = np.kron(rng.random((12, 15)) < 0.6, np.ones((9, 9), bool)).astype(bool) | tumour & (rng.random() < 2)
     slide = (tumour.shape[1], tumour.shape[0])
     boxes = [Box(20, 15, 70, 60), Box(100, 70, 135, 108), Box(0, 0, 4, 4)]
-    asked = []
+    items = []
 
     def cut(box):
-        asked.append(box)
+        items.append(box)
         return tissue[box.top : box.bottom, box.left : box.right], tumour[box.top : box.bottom, box.left : box.right]
 
     for step in (8, 5):
@@ -93,7 +93,7 @@ def test_a_slide_against_brute_force():
                 row, y = row + 1, y + step
         assert patches == expected
         assert len(patches) > 20
-        assert all(box.bottom - box.top == 8 for box in asked)
+        assert all(box.bottom - box.top == 8 for box in items)
         for patch in patches:
             window = (slice(patch.y, patch.y + 8), slice(patch.x, patch.x + 8))
             assert (patch.tissue, patch.tumour) == (tissue[window].mean(), tumour[window].mean())
@@ -117,7 +117,7 @@ box = st.tuples(*[st.integers(0, 6)] * 2, *[st.integers(1, 6)] * 2).map(
 
 @given(st.lists(box, max_size=8))
 def test_nested_boxes_against_brute_force(bounds):
-    kept: list[tuple[int, ...]] = []
+    rest: list[tuple[int, ...]] = []
     for i, a in enumerate(bounds):
         within = [
             a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3] and (a != b or j < i)
@@ -125,8 +125,8 @@ def test_nested_boxes_against_brute_force(bounds):
             if j != i
         ]
         if not any(within):
-            kept.append(tuple(a))
-    assert annotation_boxes(np.array(bounds)) == kept
+            rest.append(tuple(a))
+    assert annotation_boxes(np.array(bounds)) == rest
 
 
 def choose(shares, wanted, rng):
@@ -213,9 +213,9 @@ def test_candidates_against_brute_force(tissue, downsample, size, step, share):
             mean = tissue[rows, columns].mean()
             if mean >= share:
                 expected.append((x, y, mean))
-    found = normal_candidates(tissue, downsample, slide, size, step=step, min_tissue=share)
-    assert [c[:2] for c in found] == [e[:2] for e in expected]
-    assert [c.tissue for c in found] == pytest.approx([e[2] for e in expected])
+    result = normal_candidates(tissue, downsample, slide, size, step=step, min_tissue=share)
+    assert [c[:2] for c in result] == [e[:2] for e in expected]
+    assert [c.tissue for c in result] == pytest.approx([e[2] for e in expected])
 
 
 def test_candidates_of_whole_cells():
@@ -223,8 +223,8 @@ def test_candidates_of_whole_cells():
     tissue[8:16, 0:8] = True
     tissue[0, 16:24] = True  # 8 of 64 pixels
     slide = (24 * 64 + 500, 16 * 64)  # 500 px more on the right are no cell
-    found = normal_candidates(tissue, 64, slide, 512, step=512, min_tissue=0.1)
-    assert found == [Candidate(1024, 0, 0.125), Candidate(0, 512, 1.0)]
+    result = normal_candidates(tissue, 64, slide, 512, step=512, min_tissue=0.1)
+    assert result == [Candidate(1024, 0, 0.125), Candidate(0, 512, 1.0)]
     assert normal_candidates(tissue, 64, (500, 500), 512, step=512, min_tissue=0.1) == []
 
 

@@ -95,10 +95,10 @@ def test_tiles_lie_where_the_tissue_is(folder, tmp_path):
 def test_scale_and_stride_by_hand(folder):
     item = {"slide": str(folder / "a.tif"), "annotations": None}
     settings = {"mpp": 2 * MPP, "size": 128, "stride": 64, "tissue": 0.95}
-    found = tiles_of_slide(item, settings)
+    result = tiles_of_slide(item, settings)
     # 128 px at 1 µm/px are 256 px of level 0, half of it from tile to tile: 7 x 5 tiles lie within the tissue.
     within = {(x, y) for x in range(256, 1025, 128) for y in range(256, 769, 128)}
-    assert {(tile["x"], tile["y"]) for tile in found["tiles"]} == within
+    assert {(tile["x"], tile["y"]) for tile in result["tiles"]} == within
     everything = tiles_of_slide(item, settings | {"tissue": 0.0})
     assert len(everything["tiles"]) == 11 * 9
     assert everything["warnings"] == []
@@ -226,13 +226,13 @@ def test_the_command(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["data", "slides", str(folder / "some.csv"), "--out", str(out), *words])
     assert stopped.value.code == 1
-    said = capsys.readouterr()
-    assert re.search(r"train +\d+ +\d+\n", said.out)
-    assert said.out.splitlines()[-1] == str(out)
-    [told] = [line for line in said.err.splitlines() if line.startswith("failed: ")]
+    output = capsys.readouterr()
+    assert re.search(r"train +\d+ +\d+\n", output.out)
+    assert output.out.splitlines()[-1] == str(out)
+    [record] = [line for line in output.err.splitlines() if line.startswith("failed: ")]
     failed = pd.read_csv(tmp_path / "tiles.jobs" / "failed.csv")
     assert failed["slide"].tolist() == ["glass.tif"]
-    assert told == f"failed: glass.tif: {failed['reason'][0]}"
+    assert record == f"failed: glass.tif: {failed['reason'][0]}"
     assert len(read_table(out).samples) == 6 * 4
     main(["data", "slides", str(folder / "plain.csv"), "--out", str(out), *words])  # no failure, no exit code
     assert "failed: " not in capsys.readouterr().err
@@ -339,9 +339,9 @@ def test_shares_hold_within_every_label(a, b, seed):
 
 def test_seeds_and_labels_shuffle_differently():
     groups = {f"{label}{i:02}": {label} for label in "ab" for i in range(30)}
-    found = [split_groups(groups, seed=seed) for seed in (0, 0, 1)]
-    assert found[0] == found[1] != found[2]
-    by_label = [[found[0][f"{label}{i:02}"] for i in range(30)] for label in "ab"]
+    items = [split_groups(groups, seed=seed) for seed in (0, 0, 1)]
+    assert items[0] == items[1] != items[2]
+    by_label = [[items[0][f"{label}{i:02}"] for i in range(30)] for label in "ab"]
     assert by_label[0] != by_label[1]
     assert np.unique(by_label[0]).tolist() == ["test", "train", "valid"]
 
@@ -351,5 +351,5 @@ def test_a_real_slide(shared_data, tmp_path):
     if not slide.is_file():
         pytest.skip("no real slide")
     settings = {"mpp": 0.5, "size": 512, "stride": 512, "tissue": 0.5}
-    found = tiles_of_slide({"slide": str(slide), "annotations": None}, settings)
-    assert 5 <= len(found["tiles"]) <= 4 * 5
+    result = tiles_of_slide({"slide": str(slide), "annotations": None}, settings)
+    assert 5 <= len(result["tiles"]) <= 4 * 5

@@ -17,7 +17,7 @@ def scores(tmp_path_factory):
     """Classification error, F1⁺ and F1⁻ on the test images, by method."""
     folder = tmp_path_factory.mktemp("discs")
     table = synthetic_table(out=folder / "data", count=100, height=128, width=160, scene="disc").table
-    found = {}
+    result = {}
     for name in (*CAMS, "maxmin"):
         config = run_config(
             {
@@ -35,8 +35,8 @@ def scores(tmp_path_factory):
         )
         run = train(config, folder / name, progress=False)
         metrics = evaluate(run, table, split="test", progress=False)
-        found[name] = np.array([getattr(metrics, key).value for key in ("cl_error", "f1_plus", "f1_minus")])
-    return found
+        result[name] = np.array([getattr(metrics, key).value for key in ("cl_error", "f1_plus", "f1_minus")])
+    return result
 
 
 @pytest.mark.slow

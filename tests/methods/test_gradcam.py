@@ -228,9 +228,9 @@ def test_a_network_that_runs_its_encoder_several_times():
     assert isinstance(method, MaxMin)
     with pytest.raises(InputError, match="runs 2 times"):
         gradient_maps(method, method.localizer, image)
-    found = gradient_maps(lambda x: method.locate(x)[0], method.localizer, image)
+    result = gradient_maps(lambda x: method.locate(x)[0], method.localizer, image)
     with torch.no_grad():
-        torch.testing.assert_close(found.logits, method.locate(image)[0])
+        torch.testing.assert_close(result.logits, method.locate(image)[0])
 
 
 def test_the_smooth_rule_needs_noise():

@@ -20,8 +20,8 @@ AUTHORS = {"slope": 5.0, "sigma_start": 0.15, "sigma_step": 0.001, "sigma_cap": 
 def gradients(method: MaxMin, term: Tensor) -> dict[str, Tensor]:
     """Zeros where a parameter has no part in the term."""
     names, parameters = zip(*method.named_parameters(), strict=True)
-    found = torch.autograd.grad(term, parameters, allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
+    result = torch.autograd.grad(term, parameters, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, result, strict=True)}
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:
@@ -71,12 +71,12 @@ def test_switches_choose_the_terms():
 
 def test_background_changes_only_its_own_term():
     batch = noise_batch([0, 1])
-    found = {r: terms(maxmin(background=r), batch) for r in ("none", "eem", "sem")}
+    result = {r: terms(maxmin(background=r), batch) for r in ("none", "eem", "sem")}
     for name in ("foreground", "localizer", "size"):
-        torch.testing.assert_close(found["none"][name], found["sem"][name])
-        torch.testing.assert_close(found["eem"][name], found["sem"][name])
-    assert -math.log(2) <= found["eem"]["background"].item() < 0
-    assert found["sem"]["background"].item() >= math.log(2) - 1e-6
+        torch.testing.assert_close(result["none"][name], result["sem"][name])
+        torch.testing.assert_close(result["eem"][name], result["sem"][name])
+    assert -math.log(2) <= result["eem"]["background"].item() < 0
+    assert result["sem"]["background"].item() >= math.log(2) - 1e-6
 
 
 @pytest.mark.parametrize("r", ["eem", "sem"])

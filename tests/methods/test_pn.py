@@ -114,13 +114,13 @@ def test_sizes_hold_after_training(penalty, steps):
         optimizer.step()
     with torch.no_grad():
         sizes = method.eval()(batch.image).terms["sizes"]
-    found = answer(method, batch.image)[1] >= 0.5
+    result = answer(method, batch.image)[1] >= 0.5
     present, absent = sizes[range(8), batch.label], sizes[range(8), 1 - batch.label]
     assert present.min() >= 0.2 - 0.02
     assert present.max() <= 0.6 + 0.02
     assert absent.max() < 0.02
     # The size says nothing of the place; that the disc has the class does: better than marking everything.
-    dice = (2 * (found & mask).sum((1, 2, 3)) / (found.sum((1, 2, 3)) + mask.sum((1, 2, 3)))).mean()
+    dice = (2 * (result & mask).sum((1, 2, 3)) / (result.sum((1, 2, 3)) + mask.sum((1, 2, 3)))).mean()
     everywhere = (2 * mask.sum((1, 2, 3)) / (SIDE**2 + mask.sum((1, 2, 3)))).mean()
     assert dice > everywhere + 0.1
 

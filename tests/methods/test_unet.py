@@ -18,8 +18,8 @@ from histoloc.types import Output
 
 def dice(roi: Tensor, mask: Tensor) -> float:
     """Mean Dice index of the thresholded maps."""
-    found = roi >= 0.5
-    both, each = (found * mask).sum((1, 2, 3)), found.sum((1, 2, 3)) + mask.sum((1, 2, 3))
+    result = roi >= 0.5
+    both, each = (result * mask).sum((1, 2, 3)), result.sum((1, 2, 3)) + mask.sum((1, 2, 3))
     return (2 * both / each).mean().item()
 
 

@@ -86,11 +86,11 @@ def by_hand(network: Small, image: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_known_gradients_before_an_in_place_layer(network, image):
     activations, gradients = by_hand(network, image)
-    found = layer_gradients(network, network.norm, image)
+    result = layer_gradients(network, network.norm, image)
     assert (activations < 0).any()
-    torch.testing.assert_close(found.activations, activations)
-    torch.testing.assert_close(found.gradients, gradients)
-    torch.testing.assert_close(found.logits, network(image).detach())
+    torch.testing.assert_close(result.activations, activations)
+    torch.testing.assert_close(result.gradients, gradients)
+    torch.testing.assert_close(result.logits, network(image).detach())
 
 
 def test_chosen_classes(network, image):
@@ -112,18 +112,18 @@ def test_where_gradients_are_off(network, image, quiet):
     expected = layer_gradients(network, network.norm, image)
     with quiet():
         own = image * 1  # in inference mode a tensor that autograd refuses
-        found = layer_gradients(network, network.norm, own)
+        result = layer_gradients(network, network.norm, own)
         assert not torch.is_grad_enabled()
         assert torch.is_inference_mode_enabled() == (quiet is torch.inference_mode)
-    for got, wanted in zip(found, expected, strict=True):
+    for got, wanted in zip(result, expected, strict=True):
         assert torch.equal(got, wanted)
         assert not got.is_inference()
 
 
 def test_frozen_parameters(network, image):
     expected = layer_gradients(network, network.norm, image)
-    found = layer_gradients(network.requires_grad_(False), network.norm, image)
-    assert torch.equal(found.gradients, expected.gradients)
+    result = layer_gradients(network.requires_grad_(False), network.norm, image)
+    assert torch.equal(result.gradients, expected.gradients)
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
@@ -139,8 +139,8 @@ def test_encoder_that_runs_without_gradients(network, image):
             return self.inner.head(maps.relu().mean(dim=(2, 3)))
 
     with torch.no_grad():
-        found = layer_gradients(Frozen(), network.norm, image)
-    torch.testing.assert_close(found.gradients, by_hand(network, image)[1])
+        result = layer_gradients(Frozen(), network.norm, image)
+    torch.testing.assert_close(result.gradients, by_hand(network, image)[1])
 
 
 @pytest.mark.parametrize("end", ["success", "exception in the network", "exception in the hook"])
@@ -195,14 +195,14 @@ def test_no_memory_is_kept(network, image):
     def tensors() -> int:
         return sum(type(thing) is Tensor for thing in gc.get_objects())
 
-    found = layer_gradients(network, network.norm, image)
-    assert not any(value.requires_grad or value.grad_fn for value in found)
+    result = layer_gradients(network, network.norm, image)
+    assert not any(value.requires_grad or value.grad_fn for value in result)
     gc.collect()
     before = tensors()
     gc.disable()  # what only the collector can free would show
     try:
         for _ in range(50):
-            found = layer_gradients(network, network.norm, image)
+            result = layer_gradients(network, network.norm, image)
         assert tensors() <= before
     finally:
         gc.enable()
@@ -210,18 +210,18 @@ def test_no_memory_is_kept(network, image):
 
 def test_callables_and_outputs(network, image):
     expected = layer_gradients(network, network.norm, image)
-    found = layer_gradients(lambda x: Output(network(x), x[:, :1], {}), network.norm, image)
-    assert torch.equal(found.logits, expected.logits)
-    torch.testing.assert_close(found.gradients, expected.gradients)
+    result = layer_gradients(lambda x: Output(network(x), x[:, :1], {}), network.norm, image)
+    assert torch.equal(result.logits, expected.logits)
+    torch.testing.assert_close(result.gradients, expected.gradients)
 
 
 def test_low_precision(network, image):
     with torch.autocast("cpu", torch.bfloat16):
-        found = layer_gradients(network, network.conv, image)
-    assert found.logits.dtype == found.activations.dtype == found.gradients.dtype == torch.float32
+        result = layer_gradients(network, network.conv, image)
+    assert result.logits.dtype == result.activations.dtype == result.gradients.dtype == torch.float32
     expected = layer_gradients(network.double(), network.conv, image.double())
     assert expected.gradients.dtype == torch.float64
-    torch.testing.assert_close(found.activations.double(), expected.activations, rtol=0.03, atol=0.02)
+    torch.testing.assert_close(result.activations.double(), expected.activations, rtol=0.03, atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -55,15 +55,15 @@ def part(method: GradCam, layer: str) -> nn.Module:
 def test_rules(rule, peer, options, backbone, layer):
     method, image = classifier(backbone)
     classes = [2, 0, 1]
-    found = gradient_maps(method, part(method, layer), image, torch.tensor(classes), rule)
+    result = gradient_maps(method, part(method, layer), image, torch.tensor(classes), rule)
     network = Scores(method)
     with getattr(theirs, peer)(network, part(method, layer), input_shape=SIZE) as extract:
         scores = network(image)
         raw = extract(classes, scores, normalized=False, retain_graph=True, **options)[0]
         stretched = extract(classes, scores, normalized=True, **options)[0]
     assert (raw > 0).any()
-    torch.testing.assert_close(found.maps[:, 0], raw, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(normalise_per_image(found.maps)[:, 0], stretched, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.maps[:, 0], raw, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(normalise_per_image(result.maps)[:, 0], stretched, rtol=1e-4, atol=1e-4)
 
 
 def paper_weights(activations: Tensor, copies: Tensor) -> Tensor:
@@ -85,12 +85,12 @@ def test_gradcampp(backbone, layer):
     method, image = classifier(backbone)
     classes = [2, 0, 1]
     network, target = Scores(method), part(method, layer)
-    found = gradient_maps(method, target, image, torch.tensor(classes), gradcampp)
+    result = gradient_maps(method, target, image, torch.tensor(classes), gradcampp)
     with theirs.GradCAMpp(network, target, input_shape=SIZE) as extract:
         extract(classes, network(image))
         activations, gradients = extract.hook_a[0], extract.hook_g[0]
     expected = (paper_weights(activations, gradients[None])[:, :, None, None] * activations).sum(dim=1).relu()
-    torch.testing.assert_close(found.maps[:, 0], expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result.maps[:, 0], expected, rtol=1e-9, atol=1e-12)
 
 
 @each_layer
@@ -111,9 +111,9 @@ def test_smoothgradcampp(backbone, layer):
         network(image)
         activations = extract.hook_a[0]
         extract._get_weights(1, eps=1e-300)
-    found = gradient_maps(method, target, image, torch.ones(3), smoothgradcampp, noise=noise)
+    result = gradient_maps(method, target, image, torch.ones(3), smoothgradcampp, noise=noise)
     expected = (paper_weights(activations, torch.stack(copies))[:, :, None, None] * activations).sum(dim=1).relu()
-    torch.testing.assert_close(found.maps[:, 0], expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result.maps[:, 0], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "test_vit"])
@@ -124,10 +124,10 @@ def test_plus_plus_at_the_last_layer(rule, backbone):
     method, image = classifier(backbone)
     network = Scores(method)
     noise = 0.0 * torch.randn(4, 1, *SIZE, dtype=torch.float64) if rule is smoothgradcampp else None
-    found = gradient_maps(method, method.backbone, image, torch.ones(3), rule, noise)
+    result = gradient_maps(method, method.backbone, image, torch.ones(3), rule, noise)
     with theirs.SmoothGradCAMpp(network, method.backbone, std=1e-12, input_shape=SIZE) as extract:
         network(image)
         raw, stretched = (extract(1, normalized=flag, eps=1e-300)[0] for flag in (False, True))
     assert (raw > 0).any()
-    torch.testing.assert_close(found.maps[:, 0], raw, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(normalise_per_image(found.maps)[:, 0], stretched, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.maps[:, 0], raw, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(normalise_per_image(result.maps)[:, 0], stretched, rtol=1e-4, atol=1e-4)

@@ -149,8 +149,8 @@ def test_a_mixture_is_refused(bench, runs, capsys):
 
 
 def test_pixel_matrices_are_means_over_cells(finished):
-    found = read_bench(finished)
-    matrices = confusion({row.title: [cell.result for cell in found.of(row)] for row in found.rows})
+    result = read_bench(finished)
+    matrices = confusion({row.title: [cell.result for cell in result.of(row)] for row in result.rows})
     assert [title for title in matrices if "pixels" not in title] == ["CAM-LSE", "GAP", "Max-min (SEM)"]
     assert matrices["CAM-LSE: pixels"].to_numpy().tolist() == [[75.0, 25.0], [35.0, 65.0]]  # TNR 60 plus shifts 4 and 6
     images = matrices["CAM-LSE"]
@@ -159,8 +159,8 @@ def test_pixel_matrices_are_means_over_cells(finished):
 
 
 def test_mean_curve_by_hand(finished):
-    found = read_bench(finished)
-    curve = mean_curve([cell.result for cell in found.of(found.rows[0])])
+    result = read_bench(finished)
+    curve = mean_curve([cell.result for cell in result.of(result.rows[0])])
     assert curve is not None
     mean, std = curve
     assert mean.index.tolist() == [0.0, 0.5, 1.0]

@@ -25,16 +25,16 @@ def evaluated(run: Path, folder: str = "test", f1_plus: float = 70.0, **changes:
         shutil.copytree(run / "evaluation" / "test", own)
     file = own / "metrics.json"
     content = json.loads(file.read_text())
-    asked = {name: changes.pop(f"asked_{name}", None) for name in ASKED}
+    result = {name: changes.pop(f"asked_{name}", None) for name in ASKED}
     named = {"table": changes.get("table", "glands.csv"), "split": changes.get("split", "test")}
     weights = changes.pop("weights", f"weights of {run.name}")
     digest = changes.pop("content", "c0ffee0123456789")
     content["metrics"]["f1_plus"]["value"] = f1_plus
     content["metrics"] |= changes.pop("metrics", {})
-    content["identity"] = {"content": digest, **named, **asked, "weights_sha256": weights}
-    content["empty_class"], content["map_class"] = asked["empty_class"], asked["map_class"]
-    if asked["threshold"] is not None:
-        content["threshold"] = {"rule": "given", "value": asked["threshold"]}
+    content["identity"] = {"content": digest, **named, **result, "weights_sha256": weights}
+    content["empty_class"], content["map_class"] = result["empty_class"], result["map_class"]
+    if result["threshold"] is not None:
+        content["threshold"] = {"rule": "given", "value": result["threshold"]}
     file.write_text(json.dumps(content | changes))
 
 
@@ -75,9 +75,9 @@ LABELS = [
 
 def test_every_row_has_its_own_numbers_and_says_what_is_not_the_default(options):
     rows = rows_of(options)
-    shown = {(name, row["Evaluation"].text): float(row["F1⁺"].text) for name, row in rows}
+    result = {(name, row["Evaluation"].text): float(row["F1⁺"].text) for name, row in rows}
     assert [row["Evaluation"].text for _, row in rows[:6]] == LABELS
-    assert shown == {
+    assert result == {
         (run, label): value
         for run, values in (("first", (70, 50, 60, 40, 30, 20)), ("second", (71, 51, 59, 39, 31, 20)))
         for label, value in zip(LABELS, values, strict=True)
@@ -102,13 +102,13 @@ def test_best_is_among_evaluations_of_one_identity(options):
 
 
 def test_figures_charts_and_matrices_are_of_one_evaluation(options):
-    found, _ = read_runs(options)
-    made = galleries(found)
+    result, _ = read_runs(options)
+    made = galleries(result)
     assert [gallery.title for gallery in made if not gallery.without_roi] == [
         f"{label} of glands.csv" for label in LABELS
     ]
     assert all(gallery.runs == ["first", "second"] for gallery in made)
-    page = render(found)
+    page = render(result)
     for label in LABELS:
         assert page.count(f"evaluation on {label}</summary>") == 2
         assert re.search(rf'alt="F1 plus and F1 minus over[^"]*first, {label}[;.]', page)
@@ -127,12 +127,12 @@ def test_figures_charts_and_matrices_are_of_one_evaluation(options):
 def test_two_runs_are_compared_only_if_all_is_equal_but_the_weights(runs, one, other, labels):
     evaluated(runs[0], f1_plus=70.0, **one)
     evaluated(runs[1], f1_plus=71.0, **other)
-    found, _ = read_runs(runs)
-    assert [run.evaluations[0].label for run in found] == labels
+    result, _ = read_runs(runs)
+    assert [run.evaluations[0].label for run in result] == labels
     same = "fold" in other
     assert has_best(runs) == same
-    assert len(galleries(found)) == (1 if same else 2)
-    names = {e.name for run in found for e in run.evaluations}
+    assert len(galleries(result)) == (1 if same else 2)
+    names = {e.name for run in result for e in run.evaluations}
     assert len(names) == (1 if same else 2)
 
 
@@ -147,8 +147,8 @@ def test_the_class_without_roi_that_the_model_names_is_the_same_as_the_one_asked
 def test_default_evaluations_with_and_without_such_a_class_are_told_apart(runs):
     evaluated(runs[0])
     evaluated(runs[1], empty_class="benign")
-    found, _ = read_runs(runs)
-    assert [run.evaluations[0].label for run in found] == ["test", "test, no ROI in benign"]
+    result, _ = read_runs(runs)
+    assert [run.evaluations[0].label for run in result] == ["test", "test, no ROI in benign"]
 
 
 def test_an_evaluation_of_earlier_weights_is_a_row_of_its_own(runs):
@@ -156,11 +156,11 @@ def test_an_evaluation_of_earlier_weights_is_a_row_of_its_own(runs):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"weights_sha256": "new"}))
     evaluated(runs[0], f1_plus=70.0, weights="old")
     evaluated(runs[0], "test-2", 75.0, weights="new")
-    found, _ = read_runs(runs[:1])
+    result, _ = read_runs(runs[:1])
     rows = [row for _, row in rows_of(runs[:1])]
-    shown = [(row["Evaluation"].text, row["F1⁺"].text, row["F1⁺"].bold) for row in rows]
-    assert shown == [("test, earlier weights", "70.00", False), ("test", "75.00", True)]
-    (gallery,) = galleries(found)
+    items = [(row["Evaluation"].text, row["F1⁺"].text, row["F1⁺"].bold) for row in rows]
+    assert items == [("test, earlier weights", "70.00", False), ("test", "75.00", True)]
+    (gallery,) = galleries(result)
     assert gallery.runs == ["first, test, earlier weights", "first, test"]
 
 
@@ -185,16 +185,16 @@ def test_other_tables_come_last_and_are_named(runs):
 def test_evaluations_of_histoloc_0_1_are_read_and_compared_with_each_other_only(runs, tmp_path):
     third = write_run(tmp_path / "third", error=0.0, f1_plus=90.0, seed=3)
     evaluated(third, f1_plus=90.0)
-    found, _ = read_runs([*runs, third])
-    assert [run.evaluations[0].label for run in found] == ["test, content unknown"] * 2 + ["test, content c0ffee01"]
+    result, _ = read_runs([*runs, third])
+    assert [run.evaluations[0].label for run in result] == ["test, content unknown"] * 2 + ["test, content c0ffee01"]
     best = {name for name, row in rows_of([*runs, third]) if any(cell.bold for cell in row.values())}
     assert best == {"first", "second"}
-    rows = [line for line in runs_table(found).rows if not line.aside]
+    rows = [line for line in runs_table(result).rows if not line.aside]
     old = "An older histoloc did not write down which images it evaluated: compared with no newer evaluation."
     assert [old in line.notes for line in rows] == [True, True, False]
-    given = json.loads((runs[0] / "evaluation" / "test" / "metrics.json").read_text())
-    given["threshold"] = {"rule": "given", "value": 0.3}
-    (runs[0] / "evaluation" / "test" / "metrics.json").write_text(json.dumps(given))
+    record = json.loads((runs[0] / "evaluation" / "test" / "metrics.json").read_text())
+    record["threshold"] = {"rule": "given", "value": 0.3}
+    (runs[0] / "evaluation" / "test" / "metrics.json").write_text(json.dumps(record))
     assert read_runs(runs)[0][0].evaluations[0].label == "test, cut at 0.30"
 
 
@@ -207,18 +207,18 @@ FLOORS = {
 
 
 def test_methods_that_learn_nothing_are_rows_and_are_named_where_they_are_better(runs):
-    said = "Stain (per image), which learns nothing, has mean F1 56.12, above 50.00"
+    message = "Stain (per image), which learns nothing, has mean F1 56.12, above 50.00"
     means = {"f1_mean": metric(50.0), "pxap": metric(61.25)}
-    evaluated(runs[0], floors=FLOORS, metrics=means, notes=["a note of the table", said])
+    evaluated(runs[0], floors=FLOORS, metrics=means, notes=["a note of the table", message])
     evaluated(runs[1], floors={})
-    found, _ = read_runs(runs)
-    table = runs_table(found)
+    result, _ = read_runs(runs)
+    table = runs_table(result)
     floors = [line.title for line in table.rows if line.title.startswith("learns nothing")]
     assert floors == ["learns nothing: All-ones", "learns nothing: Stain (per image)"]
     assert "A note of the table." in table.notes
     assert not any("learns nothing" in note for note in table.notes), "it is a sentence of its own"
-    page = render(found)
-    assert f'<p class="warn">first, test: {said}.</p>' in page
+    page = render(result)
+    assert f'<p class="warn">first, test: {message}.</p>' in page
     (line,) = [line for line in table.rows if line.title == floors[0]]
     assert [cell.text for cell in line.cells[4:]] == ["", "66.50", "0.00", "33.25", "41.50", "", ""]
     evaluated(runs[1], floors=FLOORS)
@@ -236,11 +236,11 @@ def test_numbers_by_the_per_image_rule_have_columns(runs):
     }
     evaluated(runs[0], per_image_rule=rule)
     evaluated(runs[1])
-    found, _ = read_runs(runs)
+    result, _ = read_runs(runs)
     _, row = rows_of(runs)[0]
     assert row["per image F1⁺"][:2] == ("81.50", "[70.0, 90.0]")
     assert row["per image F1⁻"][:2] == ("44.25", "")
-    page = render(found)
+    page = render(result)
     assert "published numbers are made so" in page
     assert "compare with the columns per image" in page
     assert "per image" not in render(read_runs(runs[1:])[0])

@@ -41,8 +41,8 @@ def test_a_class_named_na_is_no_missing_value(runs):
 
 
 def test_what_is_no_run_is_skipped_with_a_sentence(runs, tmp_path):
-    found, skipped = read_runs([*runs, tmp_path / "data"])
-    assert len(found) == 2
+    result, skipped = read_runs([*runs, tmp_path / "data"])
+    assert len(result) == 2
     assert str(tmp_path / "data") in skipped[0]
 
 

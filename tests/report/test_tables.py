@@ -106,17 +106,17 @@ def change_metrics(run, **values):
 
 
 def test_a_row_by_group_has_a_footnote_and_the_legend_says_where(runs):
-    found = read_runs(runs)[0]
-    assert resampling(found) == "images"
+    result = read_runs(runs)[0]
+    assert resampling(result) == "images"
     change_metrics(runs[1], resampled="groups", groups=5, notes=["Images without a group: 2 of 6."])
-    found = read_runs(runs)[0]
-    first, second = (line for line in runs_table(found).rows if not line.aside)
+    result = read_runs(runs)[0]
+    first, second = (line for line in runs_table(result).rows if not line.aside)
     assert second.notes[2:] == [
         "Intervals: bootstrap over 5 groups, all images of a group together.",
         "Images without a group: 2 of 6.",
     ]
     assert len(first.notes) == 1
-    assert resampling(found) == "images, or over groups of images (patients, slides) where a footnote says so"
+    assert resampling(result) == "images, or over groups of images (patients, slides) where a footnote says so"
     change_metrics(runs[0], resampled="groups", groups=5)
     assert resampling(read_runs(runs)[0]) == "groups of images (patients, slides; see the footnotes)"
     page = " ".join(write_report(runs, runs[0].parent / "report.html").read_text("utf-8").split())

@@ -72,8 +72,8 @@ def test_normal_and_metastatic_samples_are_two_galleries(tissue):
 
 
 def test_a_class_without_roi_need_not_be_named_where_every_image_has_a_truth(runs):
-    found, _ = read_runs([with_normal_tissue(runs[0], MARKED["first"], named=False)])
-    (evaluation,) = found[0].evaluations
+    result, _ = read_runs([with_normal_tissue(runs[0], MARKED["first"], named=False)])
+    (evaluation,) = result[0].evaluations
     assert without_roi([evaluation]) == set(NORMAL)
     evaluation.images.loc[0, "true_fraction"] = np.nan
     assert without_roi([evaluation]) == set()
@@ -89,8 +89,8 @@ def test_without_such_a_class_there_is_one_gallery(runs):
 
 
 def test_a_few_marked_pixels_are_not_none(runs):
-    found, _ = read_runs([with_normal_tissue(runs[0], (0.0004, 0.0, np.nan))])
-    by_name = {row.name: row.panels[0] for row in galleries(found)[0].rows}
+    result, _ = read_runs([with_normal_tissue(runs[0], (0.0004, 0.0, np.nan))])
+    by_name = {row.name: row.panels[0] for row in galleries(result)[0].rows}
     assert by_name[NORMAL[0]].score == "false alarm on < 0.1 %"
     assert by_name[NORMAL[1]].score == "no false alarm"
     assert NORMAL[2] not in by_name  # nobody knows what was marked
@@ -129,8 +129,8 @@ def test_the_page_of_runs_shows_both_figures_and_the_specificity(tissue, tmp_pat
 def test_the_table_has_the_specificity_only_where_a_class_is_named(tissue, tmp_path):
     table = runs_table(read_runs(tissue)[0])
     assert table.headings[-1] == ("", "specificity on normal images")
-    shown = [line.cells[-1][::2] for line in table.rows if not line.aside]
-    assert shown == [("85.83", True), ("81.67", False)]
+    items = [line.cells[-1][::2] for line in table.rows if not line.aside]
+    assert items == [("85.83", True), ("81.67", False)]
     other = runs_table(read_runs([write_run(tmp_path / "other" / "run", error=0.0, f1_plus=70.0, seed=3)])[0])
     assert not any("specificity" in heading for _, heading in other.headings)
 
@@ -150,8 +150,8 @@ def bench(tmp_path) -> Path:
 
 
 def test_the_page_of_a_benchmark_shows_both_figures(bench):
-    found = read_bench(bench)
-    normal, metastatic = figure(found)
+    result = read_bench(bench)
+    normal, metastatic = figure(result)
     assert (normal.classes, metastatic.classes, normal.title) == (("normal",), ("metastatic",), "seed 0")
     assert [row.name for row in normal.rows] == [NORMAL[2], NORMAL[0], NORMAL[1]]  # means 0.0625, 0.175, 0.25
     page = write_benchmark_report(bench).read_text("utf-8")

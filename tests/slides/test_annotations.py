@@ -50,14 +50,14 @@ def centres(geometry, x, y, width, height, downsample=1.0):
 
 def stars(seed, count=6, size=200.0):
     rng = np.random.default_rng(seed)
-    found = []
+    items = []
     for _ in range(count):
         angles = np.sort(rng.random(23)) * 2 * np.pi
         radii = size / 8 + rng.random(23) * size / 4
         points = rng.random(2) * size + radii[:, None] * np.c_[np.cos(angles), np.sin(angles)]
         valid = shapely.make_valid(Polygon(points))
-        found += [p for p in getattr(valid, "geoms", [valid]) if isinstance(p, Polygon)]
-    return found
+        items += [p for p in getattr(valid, "geoms", [valid]) if isinstance(p, Polygon)]
+    return items
 
 
 def test_camelyon_groups(tmp_path):

@@ -30,10 +30,10 @@ def measured(run: Path) -> dict[str, float]:
 def area_dice(out: Path, number: int) -> float:
     """Dice index of map and truth on test slide `number`, over the cells of the map."""
     folder = out / f"test_{number:03}"
-    told = json.loads((folder / "slide.json").read_text())
-    mask = tifffile.imread(folder / "map.ome.tif") / 255 >= told["map"]["threshold"]
+    record = json.loads((folder / "slide.json").read_text())
+    mask = tifffile.imread(folder / "map.ome.tif") / 255 >= record["map"]["threshold"]
     truth = kinds_at(tumour(FIRST_TEST + number - 1), 0, 0, *SIZE) == list(KINDS).index("metastasis")
-    cell = told["map"]["mpp"] / told["mpp"]
+    cell = record["map"]["mpp"] / record["mpp"]
     rows, columns = (
         np.minimum((np.arange(n) + 0.5) * cell, side - 1).astype(int)
         for n, side in zip(mask.shape, truth.shape, strict=True)
@@ -67,6 +67,6 @@ def test_maxmin_finds_metastases_and_leaves_normal_tissue_alone(tmp_path):
     assert min(dice["sem"]) > 0.8
     assert min(dice["sem"]) > max(dice["gap"])
     for number in (1, 3):
-        told = json.loads((sem / "slides" / f"test_{number:03}" / "slide.json").read_text())
-        assert told["class"] == "normal"
-        assert told["roi"]["share"] < 0.02
+        record = json.loads((sem / "slides" / f"test_{number:03}" / "slide.json").read_text())
+        assert record["class"] == "normal"
+        assert record["roi"]["share"] < 0.02

@@ -61,11 +61,11 @@ def flooded(mask):
 )  # fmt: skip
 def test_exact_outlines_are_the_regions_of_any_mask(height, width, seed, share, tall):
     mask = np.random.default_rng(seed).random((height, width)) < share
-    found = find(as_map(mask), simplify_cells=0, tall=tall)
-    assert [o.area_mm2 for o in found] == pytest.approx(flooded(mask))
-    assert [o.geometry.area for o in found] == [round(o.area_mm2) for o in found]
-    assert all(o.geometry.is_valid and o.geometry.geom_type == "Polygon" for o in found)
-    assert (drawn(found, mask.shape) == mask).all()
+    result = find(as_map(mask), simplify_cells=0, tall=tall)
+    assert [o.area_mm2 for o in result] == pytest.approx(flooded(mask))
+    assert [o.geometry.area for o in result] == [round(o.area_mm2) for o in result]
+    assert all(o.geometry.is_valid and o.geometry.geom_type == "Polygon" for o in result)
+    assert (drawn(result, mask.shape) == mask).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -77,11 +77,11 @@ def test_bands_change_nothing(seed, tall):
 
 def test_regions_agree_with_skimage():
     values = smooth(500, 700, sigma=8)
-    found = find(values, 0.6, simplify_cells=0, tall=128)
+    result = find(values, 0.6, simplify_cells=0, tall=128)
     expected = measure.regionprops(measure.label(values / 255 >= 0.6, connectivity=1), values / 255)
-    assert len(found) == len(expected) > 20
+    assert len(result) == len(expected) > 20
     expected.sort(key=lambda region: (-region.area, region.bbox[0], region.bbox[1]))
-    for outline, region in zip(found, expected, strict=True):
+    for outline, region in zip(result, expected, strict=True):
         top, left, bottom, right = region.bbox
         assert outline.geometry.bounds == (left, top, right, bottom)
         assert outline.area_mm2 == pytest.approx(region.area)
@@ -100,10 +100,10 @@ def test_regions_agree_with_skimage():
 ])  # fmt: skip
 def test_holes_and_corners(picture, holes):
     mask = np.array([[cell == "#" for cell in row] for row in picture])
-    found = find(as_map(mask), simplify_cells=0)
-    assert [len(o.geometry.interiors) for o in found] == holes
-    assert all(o.geometry.is_valid for o in found)
-    assert sum(o.geometry.area for o in found) == mask.sum()
+    result = find(as_map(mask), simplify_cells=0)
+    assert [len(o.geometry.interiors) for o in result] == holes
+    assert all(o.geometry.is_valid for o in result)
+    assert sum(o.geometry.area for o in result) == mask.sum()
 
 
 def test_a_square_in_closed_form():
@@ -139,7 +139,7 @@ def test_simplified_outlines_are_valid_near_and_keep_their_holes(cells):
         assert b.geometry.area == pytest.approx(a.geometry.area, rel=0.1)
         # Twice, since the vertex at which a ring begins is looked at once more in the end.
         assert a.geometry.hausdorff_distance(b.geometry) <= 2 * cells * 32.5
-    vertices = [sum(shapely.get_num_coordinates(o.geometry) for o in found) for found in (exact, simple)]
+    vertices = [sum(shapely.get_num_coordinates(o.geometry) for o in result) for result in (exact, simple)]
     assert vertices[1] < (0.9 if cells < 1 else 0.6) * vertices[0]  # diagonal steps of 0.7 stay below 0.7
 
 
@@ -154,10 +154,10 @@ def test_small_regions_are_left_out_wherever_bands_cut_them():
     everything = find(values, simplify_cells=0)
     for least in (1, 2, 7, 50):
         for tall in (16, 1024):
-            found = find(values, simplify_cells=0, min_area_mm2=least, tall=tall)
+            result = find(values, simplify_cells=0, min_area_mm2=least, tall=tall)
             expected = [o for o in everything if round(o.area_mm2) >= least]
-            assert len(found) == len(expected)
-            assert all(a.geometry.equals(b.geometry) for a, b in zip(found, expected, strict=True))
+            assert len(result) == len(expected)
+            assert all(a.geometry.equals(b.geometry) for a, b in zip(result, expected, strict=True))
 
 
 def test_outlines_end_where_the_slide_does():
@@ -173,8 +173,8 @@ def test_memory_grows_with_the_outlines_not_with_the_map():
         values[20:40, 100:1900] = 255
         values[3:17:2, ::2] = 255  # specks, which are too small for an outline
         tracemalloc.start()
-        found = find_outlines((values for _ in range(rows // 64)), 0.5, 1.0, 1000.0, min_area_mm2=10.0)
-        assert len(found) == rows // 64
+        result = find_outlines((values for _ in range(rows // 64)), 0.5, 1.0, 1000.0, min_area_mm2=10.0)
+        assert len(result) == rows // 64
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak
@@ -183,14 +183,14 @@ def test_memory_grows_with_the_outlines_not_with_the_map():
 
 
 def test_geojson_validates_and_reads_back_equal(tmp_path):
-    found = find(smooth(200, 300, sigma=6), scale=31.7, cell_mpp=8.0)
+    result = find(smooth(200, 300, sigma=6), scale=31.7, cell_mpp=8.0)
     path = tmp_path / "regions.geojson"
-    write_regions(path, found, "metastatic")
+    write_regions(path, result, "metastatic")
     FeatureCollection.model_validate(json.loads(path.read_text(encoding="utf-8")))
     features, warnings = read_geojson(path)
     assert warnings == []
-    assert len(features) == len(found) > 5
-    for feature, outline in zip(features, found, strict=True):
+    assert len(features) == len(result) > 5
+    for feature, outline in zip(features, result, strict=True):
         assert feature.geometry == outline.geometry
         assert (feature.label, feature.kind) == ("metastatic", "detection")
         assert feature.measurements == {"Probability": outline.probability, "Area mm^2": outline.area_mm2}

@@ -204,12 +204,12 @@ def test_the_real_slide(shared_data):
         assert slide.size == (2220, 2967)
         assert slide.mpp == pytest.approx(0.499)
         assert slide.format == "aperio"
-        told = describe(slide)
-        assert told["mpp_from"] == "file"
-        assert told["width_mm"] == 1.108
-        assert told["properties"]["aperio.AppMag"] == "20"
-        assert len(told["levels"]) == 1
-        json.dumps(told, allow_nan=False)
+        record = describe(slide)
+        assert record["mpp_from"] == "file"
+        assert record["width_mm"] == 1.108
+        assert record["properties"]["aperio.AppMag"] == "20"
+        assert len(record["levels"]) == 1
+        json.dumps(record, allow_nan=False)
         assert slide.read(0, 0, 32, 32, 0.5).std() > 1
 
 

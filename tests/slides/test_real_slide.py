@@ -88,10 +88,10 @@ def test_trained_on_as_regions_and_predicted_on(table, slide, tiny, tmp_path):
     main(["predict", str(run), str(tmp_path / "tile.png"), "--out", str(tmp_path / "found"), "--device", "cpu"])
     wanted = histoloc.load(run, "cpu").predict(read_pixels(sample))
     assert np.abs(read_map(tmp_path / "found" / "tile_map.png") - wanted.roi).max() <= 0.5 / 255 + 1e-6
-    told = pd.read_csv(tmp_path / "found" / "predictions.csv").iloc[0]
+    record = pd.read_csv(tmp_path / "found" / "predictions.csv").iloc[0]
     assert wanted.probabilities is not None
-    assert told["class"] == wanted.label
-    assert told["prob_dermis"] == pytest.approx(wanted.probabilities[0], abs=1e-6)
+    assert record["class"] == wanted.label
+    assert record["prob_dermis"] == pytest.approx(wanted.probabilities[0], abs=1e-6)
 
     out = ["--out", str(tmp_path / "maps"), "--empty-class", "dermis", "--device", "cpu"]
     main(["slides", "predict", str(run), str(slide), *out])

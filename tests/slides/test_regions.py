@@ -98,5 +98,5 @@ def test_a_slide_without_scale_gets_it_from_the_table(table, tmp_path):
     with pytest.raises(InputError, match="give slide_mpp in the table"):
         read_pixels(read_table(tmp_path / "t.csv").samples[0])
     pd.DataFrame([[*row, 0.5]], columns=[*names, "slide_mpp"]).to_csv(tmp_path / "t.csv", index=False)
-    found = read_pixels(read_table(tmp_path / "t.csv").samples[0])
-    assert np.array_equal(found, open_slide(tmp_path / "plain.tif", mpp=0.5).read(0, 0, 64, 64, 1.0))
+    result = read_pixels(read_table(tmp_path / "t.csv").samples[0])
+    assert np.array_equal(result, open_slide(tmp_path / "plain.tif", mpp=0.5).read(0, 0, 64, 64, 1.0))

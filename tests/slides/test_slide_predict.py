@@ -102,9 +102,9 @@ def test_metastases_are_found_where_they_are(run, slides, tmp_path):
     made = predict_slides(run("gap"), [slides / "n.tif", slides / "m.tif"], tmp_path / "out", SlideOptions(**OPTIONS))
     assert list(made.table["name"]) == ["m", "n"]
     assert made.failed == {}
-    found = tmp_path / "out" / "m"
-    roi = tifffile.imread(found / "map.ome.tif")
-    scale = told(found)["map"]["mpp"] / MPP
+    result = tmp_path / "out" / "m"
+    roi = tifffile.imread(result / "map.ome.tif")
+    scale = told(result)["map"]["mpp"] / MPP
     assert roi.shape == (np.ceil(SIZE[1] / scale), np.ceil(SIZE[0] / scale))
     truth = tumour(0, 0, *SIZE)
     rows = np.minimum(((np.arange(roi.shape[0]) + 0.5) * scale).astype(int), SIZE[1] - 1)
@@ -114,7 +114,7 @@ def test_metastases_are_found_where_they_are(run, slides, tmp_path):
     # Registered: a shift by a cell either way fits worse.
     fits = {(i, j): (sampled == np.roll(mask, (i, j), (0, 1))).mean() for i in (-2, 0, 2) for j in (-2, 0, 2)}
     assert max(fits, key=lambda shift: fits[shift]) == (0, 0)
-    answer = told(found)
+    answer = told(result)
     assert answer["class"] == "metastatic"
     assert answer["roi"]["mm2"] == pytest.approx(mask.sum() * (scale * MPP / 1000) ** 2, rel=1e-4)
     normal = told(tmp_path / "out" / "n")
@@ -144,9 +144,9 @@ def test_what_is_written_agrees(run, slides, tmp_path):
 
 
 def test_batches_readers_and_workers_change_nothing(run, slides, tmp_path):
-    given = [slides / f"{name}.tif" for name in "mnop"]
-    predict_slides(run("gap"), given, tmp_path / "a", SlideOptions(batch=1, readers=1, **OPTIONS))
-    predict_slides(run("gap"), given, tmp_path / "b", SlideOptions(batch=8, readers=3, workers=4, **OPTIONS))
+    items = [slides / f"{name}.tif" for name in "mnop"]
+    predict_slides(run("gap"), items, tmp_path / "a", SlideOptions(batch=1, readers=1, **OPTIONS))
+    predict_slides(run("gap"), items, tmp_path / "b", SlideOptions(batch=8, readers=3, workers=4, **OPTIONS))
     for name in "mnop":
         a, b = (tifffile.imread(tmp_path / x / name / "map.ome.tif").astype(int) for x in "ab")
         assert abs(a - b).max() <= 1  # float32 rounds batches of another size differently
@@ -202,13 +202,13 @@ def test_seams_and_false_alarms_vanish(run, slides, tmp_path):
 
 
 def test_failed_slides_are_listed_and_completed(run, slides, tmp_path, capsys):
-    given = tmp_path / "given"
-    given.mkdir()
-    shutil.copy(slides / "m.tif", given / "m.tif")
-    (given / "broken.tif").write_bytes(b"II*\0 nothing more")
-    make_slide(given / "glass.tif", (600, 500), MPP, [])
-    make_slide(given / "unknown.tif", (600, 500), None, [box("tissue", 100, 100, 300, 300)])
-    command = ["slides", "predict", str(run("gap")), str(given), "--out", str(tmp_path / "out"), "--tile", str(TILE),
+    value = tmp_path / "given"
+    value.mkdir()
+    shutil.copy(slides / "m.tif", value / "m.tif")
+    (value / "broken.tif").write_bytes(b"II*\0 nothing more")
+    make_slide(value / "glass.tif", (600, 500), MPP, [])
+    make_slide(value / "unknown.tif", (600, 500), None, [box("tissue", 100, 100, 300, 300)])
+    command = ["slides", "predict", str(run("gap")), str(value), "--out", str(tmp_path / "out"), "--tile", str(TILE),
                "--empty-class", "normal", "--device", "cpu"]  # fmt: skip
     with pytest.raises(SystemExit) as ended:
         main(command)
@@ -219,9 +219,9 @@ def test_failed_slides_are_listed_and_completed(run, slides, tmp_path, capsys):
     assert set(failed.index) == {"broken", "glass", "unknown"}
     assert "--slide-mpp" in failed["unknown"]
     assert told(tmp_path / "out/m")["class"] == "metastatic"
-    shutil.copy(slides / "n.tif", given / "broken.tif")
+    shutil.copy(slides / "n.tif", value / "broken.tif")
     for name in ("glass", "unknown"):
-        (given / f"{name}.tif").unlink()
+        (value / f"{name}.tif").unlink()
     main(command)
     assert list(pd.read_csv(tmp_path / "out/slides.csv")["name"]) == ["m", "broken"]
     assert not (tmp_path / "out/failed.csv").exists()
@@ -246,13 +246,13 @@ def test_bad_numbers_are_told(run, slides, tmp_path, options, message):
 def test_bad_places_are_told(run, slides, tmp_path):
     (tmp_path / "empty").mkdir()
     shutil.copy(slides / "n.tif", tmp_path / "m.tif")
-    for given, message in (
+    for value, message in (
         ([tmp_path / "absent.tif"], "no such slide or folder"),
         ([tmp_path / "empty"], "holds no slide"),
         ([slides / "m.tif", tmp_path / "m.tif"], "has the same name as"),
     ):
         with pytest.raises(InputError, match=message):
-            predict_slides(run("gap"), given, tmp_path / "out", SlideOptions(**OPTIONS))
+            predict_slides(run("gap"), value, tmp_path / "out", SlideOptions(**OPTIONS))
     predict_slides(run("gap"), [slides / "p.tif"], tmp_path / "out", SlideOptions(**OPTIONS))
     other: dict[str, Any] = OPTIONS | {"overlap": 0.5}
     with pytest.raises(InputError, match=r"overlap was 0\.25 and is 0\.5"):

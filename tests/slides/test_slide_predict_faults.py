@@ -192,15 +192,15 @@ def test_a_folder_without_permission_is_told(gap_run, tmp_path, monkeypatch):
 
 
 def test_hidden_files_are_no_slides_and_reserved_names_are_told(gap_run, slide, tmp_path):
-    given = tmp_path / "given"
-    given.mkdir()
-    shutil.copy(slide, given / "Gewebe Ä 'x\" ü.tif")
-    (given / "._a.tif").write_bytes(b"finder")
-    made = predict_slides(gap_run, [given], tmp_path / "out", SlideOptions(**OPTIONS))
+    value = tmp_path / "given"
+    value.mkdir()
+    shutil.copy(slide, value / "Gewebe Ä 'x\" ü.tif")
+    (value / "._a.tif").write_bytes(b"finder")
+    made = predict_slides(gap_run, [value], tmp_path / "out", SlideOptions(**OPTIONS))
     assert (list(made.table["name"]), made.failed) == (["Gewebe Ä 'x\" ü"], {})
-    shutil.copy(slide, given / "parts.tif")
+    shutil.copy(slide, value / "parts.tif")
     with pytest.raises(InputError, match="rename the slide"):
-        predict_slides(gap_run, [given], tmp_path / "out", SlideOptions(**OPTIONS))
+        predict_slides(gap_run, [value], tmp_path / "out", SlideOptions(**OPTIONS))
 
 
 def test_a_truncated_slide_is_told_from_another_process(gap_run, tmp_path):

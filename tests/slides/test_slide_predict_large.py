@@ -55,11 +55,11 @@ def test_memory_does_not_grow_with_the_slide(stain, tmp_path):
     for side in (10_000, 40_000):
         make_slide(tmp_path / f"s{side}.tif", (side, side), MPP, islands(side))
         subprocess.run(command(stain, tmp_path / f"s{side}.tif", tmp_path / "out"), check=True)
-        told = json.loads((tmp_path / f"out/s{side}/slide.json").read_text())
-        assert told["map"]["width"] == side // 4
-        assert 0.05 < told["roi"]["share"] < 0.5
-        peaks[side] = told["cost"]["peak_memory_mb"]
-        print(side, told["cost"])
+        record = json.loads((tmp_path / f"out/s{side}/slide.json").read_text())
+        assert record["map"]["width"] == side // 4
+        assert 0.05 < record["roi"]["share"] < 0.5
+        peaks[side] = record["cost"]["peak_memory_mb"]
+        print(side, record["cost"])
     assert peaks[40_000] < 2000
     assert peaks[40_000] < 1.2 * peaks[10_000]
 

@@ -28,8 +28,8 @@ def grids(draw) -> TileGrid:
     width, height = draw(st.integers(1, 200)), draw(st.integers(1, 200))
     if n * step < 9:  # keep the number of tiles small
         width, height = min(width, 12 * cell), min(height, 12 * cell)
-    kept = draw(st.lists(st.booleans(), min_size=1, max_size=12))
-    return grid_of(width, height, n * cell, step * cell, cell, kept if draw(st.booleans()) else None)
+    rest = draw(st.lists(st.booleans(), min_size=1, max_size=12))
+    return grid_of(width, height, n * cell, step * cell, cell, rest if draw(st.booleans()) else None)
 
 
 def values_of(grid: TileGrid, index: int, field) -> np.ndarray:
@@ -179,10 +179,10 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         tracemalloc.start()
         bands = map(as_bytes, stitch(grid, lambda start, stop: one[: stop - start], None))
         write_map(tmp_path / f"{rows}.bin", bands, (rows, 20_000))
-        found = tracemalloc.get_traced_memory()[1]
+        result = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         (tmp_path / f"{rows}.bin").unlink()
-        return found
+        return result
 
     few, many = peak(100), peak(1000)
     assert many < 40 * 32 * 20_000  # bytes: some buffers of doubles as high as a tile

@@ -102,9 +102,9 @@ def test_every_pixel_of_tissue_lies_in_a_tile(tmp_path_factory, seed, width, hei
         every = tile_grid(slide, 0.5, tile=32, overlap=overlap, cell=4)
     assert not (mask & ~covered_by(grid, shape)).any()
     keys = [tuple(p) for p in every.positions.tolist()]
-    kept = [keys.index(tuple(p)) for p in grid.positions.tolist()]
-    assert kept == sorted(kept)
-    assert (len(kept) == 0) == (not mask.any())
+    items = [keys.index(tuple(p)) for p in grid.positions.tolist()]
+    assert items == sorted(items)
+    assert (len(items) == 0) == (not mask.any())
 
 
 def test_no_tissue_gives_no_tiles(tmp_path):
@@ -120,11 +120,11 @@ def test_working_pixels_are_those_that_are_read(tmp_path):
     make_slide(path, (4100, 2500), 0.252, [box("tissue", 1000, 800, 1500, 900)], downsamples=(1, 4))
     with open_slide(path) as slide:
         # 0.25 is read from level 0 as it is, 1 from the level of 1.008; 0.5 is resampled.
-        for asked, mpp, downsample in [(0.25, 0.252, 1), (1.0, 1.008, 4), (0.5, 0.5, 0.5 / 0.252)]:
-            grid = tile_grid(slide, asked, tile=256, overlap=0.25, cell=8)
+        for options, mpp, downsample in [(0.25, 0.252, 1), (1.0, 1.008, 4), (0.5, 0.5, 0.5 / 0.252)]:
+            grid = tile_grid(slide, options, tile=256, overlap=0.25, cell=8)
             assert grid.mpp == pytest.approx(mpp, rel=1e-6)
             assert grid.downsample == pytest.approx(downsample, rel=1e-6)
-            assert (grid.width, grid.height) == slide.size_at(asked) == slide.size_at(grid.mpp)
+            assert (grid.width, grid.height) == slide.size_at(options) == slide.size_at(grid.mpp)
             # The far corner of the map is that of the slide.
             assert grid.width * grid.downsample == pytest.approx(slide.width, abs=downsample)
         grid = tile_grid(slide, 0.5, tile=128, overlap=0, cell=8, mask=tissue(slide), mask_mpp=8.0)

@@ -43,7 +43,7 @@ def write_prediction(out: Path, slide: Path, score: float, *, seed: int = 0, **c
     square = [[40, 40], [400, 40], [400, 400], [40, 400], [40, 40]]
     feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [square]}, "properties": {}}
     (folder / "regions.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
-    found = {
+    result = {
         "format": 1,
         "name": slide.stem,
         "slide": str(slide),
@@ -60,7 +60,7 @@ def write_prediction(out: Path, slide: Path, score: float, *, seed: int = 0, **c
         "regions": "regions.geojson",
         "model": {"method": "maxmin", "title": "Max-min"},
     }
-    (folder / "slide.json").write_text(json.dumps(found | changes))
+    (folder / "slide.json").write_text(json.dumps(result | changes))
     return values
 
 
@@ -118,7 +118,7 @@ def test_the_list_is_sorted_by_score_and_names_no_path(out: Path) -> None:
 )
 def test_slide_tiles_are_the_readers_pixels(out: Path, slides: list[Path], level: int, column: int, row: int) -> None:
     browser = client(out)
-    found = pixels(browser.get(f"/tiles/{key(browser, 'a')}/picture/{level}/{column}_{row}"))
+    result = pixels(browser.get(f"/tiles/{key(browser, 'a')}/picture/{level}/{column}_{row}"))
     factor = 2 ** (4 - level)
     x, y = 256 * column, 256 * row
     across, down = min(256, -(-WIDTH // factor) - x), min(256, -(-HEIGHT // factor) - y)
@@ -126,8 +126,8 @@ def test_slide_tiles_are_the_readers_pixels(out: Path, slides: list[Path], level
         expected = slide.read(x * factor, y * factor, across, down, MPP * factor)
     buffer = io.BytesIO()
     Image.fromarray(expected).save(buffer, "JPEG", quality=85)
-    assert found.shape == expected.shape
-    np.testing.assert_array_equal(found, np.asarray(Image.open(buffer)))
+    assert result.shape == expected.shape
+    np.testing.assert_array_equal(result, np.asarray(Image.open(buffer)))
 
 
 def test_map_tiles_are_the_map(out: Path, tmp_path: Path, slides: list[Path]) -> None:
@@ -268,8 +268,8 @@ def test_slide_json_cannot_name_files_elsewhere(out: Path, slides: list[Path], t
     (out / "bad" / "regions.geojson").symlink_to(tmp_path / "secret.txt")
     browser = client(out)
     for regions in ("../secret.txt", str(tmp_path / "secret.txt"), "regions.geojson", "a\0b", "x" * 5000):
-        found = json.loads((out / "bad" / "slide.json").read_text())
-        (out / "bad" / "slide.json").write_text(json.dumps(found | {"regions": regions}))
+        record = json.loads((out / "bad" / "slide.json").read_text())
+        (out / "bad" / "slide.json").write_text(json.dumps(record | {"regions": regions}))
         entry = listed(browser)["bad"]["entries"][0]
         assert (entry["regions"], entry["map"]) == (False, None)
         assert browser.get(f"/api/outlines/{entry['key']}").status_code == 404
@@ -394,5 +394,5 @@ def test_the_real_slide(shared_data: Path, tmp_path: Path) -> None:
         expected = slide.read(512, 768, 256, 256, slide.mpp).astype(int)
     write_prediction(tmp_path, file, 0.5, **size)
     browser = client(tmp_path)
-    found = pixels(browser.get(f"/tiles/{key(browser, file.stem)}/picture/4/2_3"))
-    assert np.abs(found - expected).mean() < 4  # JPEG
+    result = pixels(browser.get(f"/tiles/{key(browser, file.stem)}/picture/4/2_3"))
+    assert np.abs(result - expected).mean() < 4  # JPEG

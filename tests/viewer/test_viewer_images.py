@@ -57,9 +57,9 @@ def client(*folders: Path) -> TestClient:
 
 def test_images_with_map_truth_and_outlines(run: Path) -> None:
     browser = client(run)
-    found = browser.get("/api/list").json()
-    assert found["models"] == [{"name": "run", "title": "gap"}]
-    items = {item["name"]: item for item in found["items"]}
+    result = browser.get("/api/list").json()
+    assert result["models"] == [{"name": "run", "title": "gap"}]
+    items = {item["name"]: item for item in result["items"]}
     assert list(items) == ["two.png", "one.png", "gone.png"]
     (one,), (two,), (gone,) = (items[name]["entries"] for name in ("one.png", "two.png", "gone.png"))
     assert one["map"] == {"width": WIDTH, "height": HEIGHT, "scale": 1.0, "threshold": 0.5}
@@ -147,8 +147,8 @@ def test_tiles_cover_each_level_once(width: int, height: int) -> None:
         for row in range(-1, down // 256 + 2):
             for column in range(-1, across // 256 + 2):
                 if (box := tile_box(width, height, level, column, row)) is not None:
-                    x, y, w, h, found = box
-                    assert found == factor
+                    x, y, w, h, result = box
+                    assert result == factor
                     covered[y : y + h, x : x + w] += 1
         assert (covered == 1).all()
     assert tile_box(width, height, 0, 0, 0) is not None

@@ -109,9 +109,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     roi = np.zeros((200, 300), np.float32)
     roi[50:150, 100:200] = 0.9
     for model in ("sem", "gap"):
-        kept = folder / model / "images"
-        write_map(kept / "0_map.png", roi)
-        write_mask(kept / "0_mask.png", roi >= 0.5)
+        rest = folder / model / "images"
+        write_map(rest / "0_map.png", roi)
+        write_mask(rest / "0_mask.png", roi >= 0.5)
         row = f'"{NAME}",benign,benign,0.9,0.1,0,{folder / "image.png"},,0.4'
         header = "name,label,predicted,prob_benign,prob_malignant,file,image,mask,threshold"
         (folder / model / "per_image.csv").write_text(f"{header}\n{row}\n")
