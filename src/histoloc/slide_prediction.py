@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -133,8 +134,9 @@ def _infer(
     evidence = EvidenceFile(folder / WORK, fingerprint, number, batch, shape)
     first, started = evidence.count, time.perf_counter()
     alone = options.progress and options.workers == 1 and options.scheduler is None
-    with Bar(total=number, initial=first, unit="tile", desc=slide.path.stem, leave=False, disable=not alone) as bar:
-        for probabilities, values in evidence_of_tiles(slide, grid, network, first, options.readers):
+    bar = Bar(total=number, initial=first, unit="tile", desc=slide.path.stem, leave=False, disable=not alone)
+    with bar, closing(evidence_of_tiles(slide, grid, network, first, options.readers)) as parts:
+        for probabilities, values in parts:
             evidence.append(probabilities, values)
             bar.update(len(values))
     speed = round((number - first) / (time.perf_counter() - started), 2) if number > first else None

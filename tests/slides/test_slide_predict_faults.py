@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from histoloc.errors import InputError
 from histoloc.options import SlideOptions
 from histoloc.prediction import Predictor
 from histoloc.slide_cohort import predict_slides
+from histoloc.slides.reader import Slide
 from histoloc.work_folder import LOCK
 
 OPTIONS: dict[str, Any] = {"mpp": 0.5, "tile": 64, "tissue": False, "device": "cpu", "progress": False}
@@ -228,6 +230,22 @@ def test_want_of_memory_names_what_to_make_smaller(gap_run, slide, tmp_path, mon
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes")
         return real(self, tiles, **options)
 
+    reading: list[int] = []
+    read, close = Slide.read, Slide.close
+
+    def slowly(self: Slide, *area: Any) -> Any:
+        reading.append(1)
+        time.sleep(0.05)
+        pixels = read(self, *area)
+        reading.pop()
+        return pixels
+
+    def closed(self: Slide) -> None:
+        assert not reading, "a thread reads from a slide that is being closed"
+        close(self)
+
+    monkeypatch.setattr(Slide, "read", slowly)
+    monkeypatch.setattr(Slide, "close", closed)
     monkeypatch.setattr(Predictor, "evidence", large)
     with pytest.raises(InputError, match="not enough memory for 4 tiles of 64 px at a time; choose a smaller --batch"):
         predict_slides(gap_run, [slide], tmp_path, SlideOptions(**OPTIONS, batch=4))

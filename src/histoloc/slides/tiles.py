@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +61,7 @@ class Network(NamedTuple):
 
 def evidence_of_tiles(
     slide: Slide, grid: TileGrid, network: Network, first: int = 0, readers: int | None = None
-) -> Iterator[Evidence]:
+) -> Generator[Evidence, None, None]:
     """What a network says of the tiles of a grid, batch by batch, brought to the cells of the map.
 
     Args:
@@ -76,22 +76,26 @@ def evidence_of_tiles(
     """
     readers = readers or max(1, min(8, (os.cpu_count() or 2) // 2))
     tiles = _read_ahead(slide, grid, first, readers, _AHEAD * max(network.batch, readers))
-    while batch := list(islice(tiles, network.batch)):
-        with _enough_memory(len(batch), grid.tile):
-            probabilities, values = network.evidence(batch)
-        yield probabilities, on_cells(values, network.stride, grid.tile, grid.side)
+    with closing(tiles):  # no thread reads on when the slide is closed
+        while batch := list(islice(tiles, network.batch)):
+            with _enough_memory(len(batch), grid.tile):
+                probabilities, values = network.evidence(batch)
+            yield probabilities, on_cells(values, network.stride, grid.tile, grid.side)
 
 
-def _read_ahead(slide: Slide, grid: TileGrid, first: int, readers: int, most: int) -> Iterator[Pixels]:
+def _read_ahead(slide: Slide, grid: TileGrid, first: int, readers: int, most: int) -> Generator[Pixels, None, None]:
     """Tiles in the grid's order; at most `most` of them wait."""
     pending: deque[Future[Pixels]] = deque()
-    with ThreadPoolExecutor(readers) as pool:
+    pool = ThreadPoolExecutor(readers)
+    try:
         for x, y in grid.positions[first:] * grid.downsample:
             pending.append(pool.submit(slide.read, x, y, grid.tile, grid.tile, grid.mpp))
             if len(pending) > most:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def on_cells(values: NDArray[np.float32], stride: int, tile: int, side: int) -> NDArray[np.float32]:
