@@ -20,7 +20,7 @@ from histoloc.model_folder import ModelConfig, find_model, read_model_config
 from histoloc.options import SlideOptions
 from histoloc.runner import run_jobs
 from histoloc.scale import tile_side
-from histoloc.work_folder import atomic_path, locked
+from histoloc.work_folder import WORK, atomic_path, locked
 
 _RESERVED = {"parts", "slides.csv", "failed.csv", "settings.json"}  # what else lies in the out folder
 _REASONS = 3  # at most, where all slides failed
@@ -165,8 +165,8 @@ def _make_way(out: Path, settings: Mapping[str, Any], items: Iterable[str], resu
         for folder in () if resume else [out / name for name in anew if (out / name).is_dir()]:
             with locked(folder):
                 (folder / "slide.json").unlink(missing_ok=True)
-                shutil.rmtree(folder / "work", ignore_errors=True)
-        begun = any((out / "parts").glob("*.json")) or any(file.stat().st_size for file in out.glob("*/work/*.bin"))
+                shutil.rmtree(folder / WORK, ignore_errors=True)
+        begun = any((out / "parts").glob("*.json")) or any(file.stat().st_size for file in out.glob(f"*/{WORK}/*.bin"))
         # Settings with which nothing was made yet may be mistaken ones. The same ones stay: another call may read them.
         if (not resume or not begun) and _read(out / "settings.json") != settings:
             (out / "settings.json").unlink(missing_ok=True)

@@ -34,10 +34,9 @@ from histoloc.slides.regions import Outline, find_outlines, lowest_roi, write_re
 from histoloc.slides.stitch import MapFile, Tiles, as_bytes, stitch, tissue_rows, write_map
 from histoloc.slides.tiles import TISSUE_MPP, EvidenceFile, Network, evidence_of_tiles
 from histoloc.slides.tissue import tissue as find_tissue
-from histoloc.work_folder import locked, write_json
+from histoloc.work_folder import WORK, locked, write_json
 
 FORMAT = 1  # of slide.json
-WORK = "work"  # in the folder of a slide, for as long as it is not done
 _PICTURE = 1600  # longer side of the overview's thumbnails, pixels
 
 

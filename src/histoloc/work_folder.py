@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from histoloc.data.table import Table
 
 LOCK, OWNER = ".lock", ".lock.owner"  # in a folder while it is locked; a killed process leaves them, without effect
+WORK = "work"  # in a folder: what an unfinished item goes on from
 RUN_FILE, INPUTS_FILE = "run.yaml", "inputs.json"
 # What may differ when a run is resumed: none of it changes the result.
 RESUMABLE = ("epochs", "workers", "cache_gb")

@@ -21,7 +21,7 @@ from histoloc.datasets.result import TableResult
 from histoloc.datasets.slide_list import ListedSlide
 from histoloc.errors import InputError
 from histoloc.runner import JobOptions, Task, run_jobs
-from histoloc.work_folder import atomic_path, write_json
+from histoloc.work_folder import WORK, atomic_path, write_json
 
 SETS = ("train", "valid", "test")
 PATCH_COLUMNS = ("name", "slide", "label", "split", "region", "row", "patch", "x", "y", "width", "height", "mpp",
@@ -57,7 +57,7 @@ class Build:
         Returns:
             Results by name of the slide.
         """
-        result = run_jobs(task, items, self.out / "work" / step, settings=asdict(self.sampling), options=self.jobs)
+        result = run_jobs(task, items, self.out / WORK / step, settings=asdict(self.sampling), options=self.jobs)
         names = {key: next(name for name in (key, key.rpartition(" ")[0]) if name in self.slides) for key in items}
         self.failed |= {names[key]: reason for key, reason in result.failed.items()}
         warnings = [warning for value in result.results.values() for warning in value["warnings"]]
@@ -124,7 +124,7 @@ def _write_files(build: Build) -> None:
     build.run("files", write_slide, items)
     paths = [path for row in build.rows for path in (row["file"], row["mask"]) if path]
     if len(build.failed) == failed and not all(path.is_file() for path in paths):
-        shutil.rmtree(build.out / "work" / "files")  # somebody deleted what an earlier call had written
+        shutil.rmtree(build.out / WORK / "files")  # somebody deleted what an earlier call had written
         build.run("files", write_slide, items)
     if len(build.failed) > failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(build.failed.items())[failed:])
