@@ -24,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
         "pn": "pn:Pn",
         "maxmin": "maxmin:MaxMin",
         "unet": "unet:UNet",
+        "prior": "prior:Prior",
     }.items()
 }
 

@@ -60,3 +60,34 @@ class UNetDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, skips.pop() if skips else None)
         return self.head(x).float()
+
+
+class SumDecoder(nn.Module):
+    """Features of all levels, brought to as many channels, are summed from coarse to fine.
+
+    At each level a 1x1 convolution of its features is added to the enlarged map of the level below and smoothed by a
+    3x3 convolution with batch normalisation and ReLU, as in a feature pyramid network (Lin et al., CVPR 2017, Fig. 3);
+    a 1x1 convolution of the finest level gives the maps. A ViT has a single level, which is not enlarged.
+    """
+
+    def __init__(self, backbone: Backbone, maps: int, channels: int = 64) -> None:
+        super().__init__()
+        self.stride = backbone.level_strides[0]  # input pixels per position of the maps
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, kernel_size=1) for c in backbone.level_channels)
+        self.smooth = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+            )
+            for _ in backbone.level_channels
+        )
+        self.head = nn.Conv2d(channels, maps, kernel_size=1)
+
+    def forward(self, pyramid: list[Tensor]) -> Tensor:
+        """Features, finest first, as `Backbone.pyramid` gives them -> (B, maps, h, w) scores, float32."""
+        below: Tensor | None = None
+        for lateral, smooth, features in [*zip(self.lateral, self.smooth, pyramid, strict=True)][::-1]:
+            own = lateral(features)
+            if below is not None:
+                own = own + F.interpolate(below, size=own.shape[-2:], mode="bilinear", align_corners=False)
+            below = smooth(own)
+        return self.head(below).float()
