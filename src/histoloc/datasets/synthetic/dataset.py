@@ -27,6 +27,7 @@ from skimage.segmentation import relabel_sequential
 from histoloc.data.images import write_picture
 from histoloc.data.table import write_table
 from histoloc.datasets.result import TableResult
+from histoloc.datasets.synthetic.colon import colon
 from histoloc.datasets.synthetic.discs import disc
 from histoloc.datasets.synthetic.glands import Field, Label, lay_out
 from histoloc.datasets.synthetic.tissue import paint
@@ -34,7 +35,7 @@ from histoloc.errors import InputError
 from histoloc.progress import Bar
 from histoloc.work_folder import locked
 
-Scene = Literal["glands", "disc"]
+Scene = Literal["glands", "colon", "disc"]
 CLASSES: tuple[Label, Label] = ("benign", "malignant")
 HEIGHT, WIDTH = 256, 320
 MPP = 1.0  # micrometres per pixel: crypts of 60 to 100 pixels across, nuclei of 5 to 8, as in real colon
@@ -74,7 +75,8 @@ def render(
         index: of the image within the data set, >= 0.
         height: in pixels, >= 64.
         width: in pixels, >= 64.
-        scene: glands, or the striped disc of `histoloc.datasets.synthetic.discs`.
+        scene: glands, colon (glands of any kind in any stroma), or the striped disc of
+            `histoloc.datasets.synthetic.discs`.
 
     Raises:
         InputError: the label is not one of the two classes, or a number is out of its range.
@@ -89,11 +91,16 @@ def render(
     if scene == "disc":
         image, inside = disc(rng, label, height, width)
         return SyntheticImage(image, inside.astype(np.uint16), label)
-    glands = lay_out(rng, label, (height + 2 * _MARGIN, width + 2 * _MARGIN), _MARGIN)
-    haematoxylin, eosin = paint(rng, label, glands)
+    canvas = (height + 2 * _MARGIN, width + 2 * _MARGIN)
+    if scene == "colon":
+        haematoxylin, eosin, numbers = colon(rng, label, canvas, _MARGIN)
+    else:
+        glands = lay_out(rng, label, canvas, _MARGIN)
+        haematoxylin, eosin = paint(rng, label, glands)
+        numbers = glands.instances
     inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
     image = _stain(rng, haematoxylin, eosin)[inner]
-    instances, _, _ = relabel_sequential(glands.instances[inner])  # of the glands that are still in the picture
+    instances, _, _ = relabel_sequential(numbers[inner])  # of the glands that are still in the picture
     return SyntheticImage(np.ascontiguousarray(image), instances.astype(np.uint16), label)
 
 

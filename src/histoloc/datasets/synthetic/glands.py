@@ -34,6 +34,7 @@ class Architecture:
     warp: tuple[tuple[float, float], ...]  # (smoothness, amplitude) of each octave of the contours' irregularity
     gap_spread: float = 0.0  # how much the gap varies within an image
     fused: float = 0.0  # share of glands that are one with a neighbour
+    stretch: tuple[float, float] = (1.0, 1.55)  # of the whole layout along one direction, per image
 
 
 ARCHITECTURES: dict[Label, Architecture] = {
@@ -121,7 +122,7 @@ def _distances(
     height, width = shape
     spacing = rng.uniform(*plan.spacing)
     gap = rng.uniform(*plan.gap)
-    angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.55)
+    angle, stretch = rng.uniform(0, np.pi), rng.uniform(*plan.stretch)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     for smoothness, amplitude in plan.warp:
         x = x + np.float32(amplitude) * noise(rng, shape, smoothness)
@@ -178,9 +179,36 @@ def lay_out(rng: np.random.Generator, label: Label, shape: tuple[int, int], marg
         The glands over the whole canvas.
     """
     target = rng.uniform(*AREA_RANGE)
-    field, owner = _distances(rng, ARCHITECTURES[label], shape, target)
+    return arrange(rng, ARCHITECTURES[label], shape, margin, target)
+
+
+def arrange(
+    rng: np.random.Generator,
+    plan: Architecture,
+    shape: tuple[int, int],
+    margin: int,
+    target: float,
+    free: NDArray[np.bool_] | None = None,
+) -> Glands:
+    """Lay out glands of one architecture.
+
+    Args:
+        rng: the source of randomness.
+        plan: the architecture.
+        shape: (H, W) of the canvas, margin included.
+        margin: pixels on each side that are cut off later.
+        target: share of gland within them, in (0, 1), where glands may be.
+        free: (H, W), where glands may be; everywhere by default.
+
+    Returns:
+        The glands over the whole canvas.
+    """
+    field, owner = _distances(rng, plan, shape, target)
+    if free is not None:
+        field[~free] = np.inf
     visible = field[margin:-margin, margin:-margin]
-    inside = field < np.quantile(visible, target)
+    visible = visible[np.isfinite(visible)]
+    inside = field < np.quantile(visible, target) if visible.size else np.zeros(shape, dtype=bool)
     inside |= ~(_pieces(~inside) > 0)  # a lake too small to be stroma
     instances = _pieces(inside & ~_seams(owner))
     depth = np.asarray(ndimage.distance_transform_edt(instances > 0), dtype=np.float32)

@@ -12,11 +12,15 @@ from skimage import measure
 
 from histoloc.datasets.synthetic.glands import Field, Glands, Label, noise
 
-_WINDOW = 8  # half side of the square in which a nucleus or a vacuole is drawn, pixels
 
-
-def _splat(
-    shape: tuple[int, int], centres: NDArray, radii: NDArray, angles: NDArray, weights: NDArray, hollow: float = 0.0
+def splat(
+    shape: tuple[int, int],
+    centres: NDArray,
+    radii: NDArray,
+    angles: NDArray,
+    weights: NDArray,
+    hollow: float = 0.0,
+    window: int = 8,
 ) -> Field:
     """Draw soft ellipses and keep the greatest weight at each pixel.
 
@@ -27,13 +31,14 @@ def _splat(
         angles: (N,) radians from the x axis.
         weights: (N,) value inside.
         hollow: by how much the centre is weaker than the rim, as a share of the weight.
+        window: half side of the square in which an ellipse is drawn, pixels.
 
     Returns:
         (H, W) float32, zero where there is no ellipse.
     """
     canvas = np.zeros(shape, dtype=np.float32)
     corner = np.rint(centres).astype(np.int64)
-    dy, dx = np.mgrid[-_WINDOW : _WINDOW + 1, -_WINDOW : _WINDOW + 1].astype(np.float32)
+    dy, dx = np.mgrid[-window : window + 1, -window : window + 1].astype(np.float32)
     offset = (centres - corner).astype(np.float32)
     x, y = dx[None] - offset[:, 0, None, None], dy[None] - offset[:, 1, None, None]
     cos, sin = (f(angles).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
@@ -65,7 +70,7 @@ def _along(rng: np.random.Generator, field: Field, level: float, spacing: float)
     return np.concatenate(points), np.concatenate(angles)
 
 
-def _scatter(rng: np.random.Generator, density: Field) -> NDArray:
+def scatter(rng: np.random.Generator, density: Field) -> NDArray:
     """Points (N, 2) as x, y drawn with the expected number `density` per pixel."""
     y, x = np.nonzero(rng.random(density.shape, dtype=np.float32) < density)
     return np.stack([x, y], axis=1) + rng.uniform(-0.5, 0.5, (len(x), 2))
@@ -73,41 +78,46 @@ def _scatter(rng: np.random.Generator, density: Field) -> NDArray:
 
 def _stroma(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Field, Field]:
     """Haematoxylin and eosin of connective tissue over the whole canvas; knows nothing of the class."""
-    angle = rng.uniform(0, np.pi)
+    strands, flow = fibres(rng, shape, rng.uniform(0, np.pi))
+    patches = noise(rng, shape, 14)
+    eosin = 0.25 + 0.055 * strands + 0.05 * patches + 0.025 * noise(rng, shape, 0.8)
+    loose = rng.uniform(1.0, 2.4)  # clefts between the fibres, where glass shows
+    eosin *= 1 - np.clip((-strands - 0.7 * patches - loose) * 1.6, 0, 0.9)
+    haematoxylin = 0.055 + 0.015 * strands + 0.015 * noise(rng, shape, 1.5)
+    nuclei = np.maximum(_fibroblasts(rng, shape, flow), _lymphocytes(rng, shape))
+    vessels = np.clip(noise(rng, shape, 7) - rng.uniform(1.6, 2.6), 0, 1)
+    cells = scatter(rng, 0.05 * vessels)
+    n = len(cells)
+    blood = splat(shape, cells, rng.uniform(1.8, 2.6, (n, 2)), np.zeros(n), rng.uniform(0.3, 0.5, n), hollow=0.3)
+    return haematoxylin + nuclei, np.clip(eosin + 0.1 * nuclei + blood, 0, None)
+
+
+def fibres(rng: np.random.Generator, shape: tuple[int, int], angle: float) -> tuple[Field, Field]:
+    """Strands along `angle` that bend: their density (H, W), about 0 +- 1, and their direction (H, W) in radians."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     bend = 10 * noise(rng, shape, 22), 10 * noise(rng, shape, 22)
-    fibres = 0.7 * noise(rng, shape, 12, 1.2, angle) + 0.5 * noise(rng, shape, 5, 0.8, angle)
-    fibres = ndimage.map_coordinates(fibres, [y + bend[0], x + bend[1]], order=1, mode="mirror")
-    patches = noise(rng, shape, 14)
-    eosin = 0.25 + 0.055 * fibres + 0.05 * patches + 0.025 * noise(rng, shape, 0.8)
-    loose = rng.uniform(1.0, 2.4)  # clefts between the fibres, where glass shows
-    eosin *= 1 - np.clip((-fibres - 0.7 * patches - loose) * 1.6, 0, 0.9)
-    haematoxylin = 0.055 + 0.015 * fibres + 0.015 * noise(rng, shape, 1.5)
-    nuclei = np.maximum(_fibroblasts(rng, shape, angle + 0.03 * bend[0]), _lymphocytes(rng, shape))
-    vessels = np.clip(noise(rng, shape, 7) - rng.uniform(1.6, 2.6), 0, 1)
-    cells = _scatter(rng, 0.05 * vessels)
-    n = len(cells)
-    blood = _splat(shape, cells, rng.uniform(1.8, 2.6, (n, 2)), np.zeros(n), rng.uniform(0.3, 0.5, n), hollow=0.3)
-    return haematoxylin + nuclei, np.clip(eosin + 0.1 * nuclei + blood, 0, None)
+    strands = 0.7 * noise(rng, shape, 12, 1.2, angle) + 0.5 * noise(rng, shape, 5, 0.8, angle)
+    strands = ndimage.map_coordinates(strands, [y + bend[0], x + bend[1]], order=1, mode="mirror")
+    return strands, angle + 0.03 * bend[0]
 
 
 def _fibroblasts(rng: np.random.Generator, shape: tuple[int, int], flow: Field) -> Field:
     """Sparse spindle nuclei that lie along `flow` (H, W), radians."""
-    centres = _scatter(rng, np.full(shape, rng.uniform(0.0012, 0.0035), dtype=np.float32))
+    centres = scatter(rng, np.full(shape, rng.uniform(0.0012, 0.0035), dtype=np.float32))
     at = np.clip(np.rint(centres).astype(int), 0, np.array(shape[::-1]) - 1)
     n = len(centres)
     radii = np.stack([rng.uniform(3.0, 6.0, n), rng.uniform(0.9, 1.7, n)], axis=1)
     angles = flow[at[:, 1], at[:, 0]] + rng.normal(0, 0.3, n)
-    return _splat(shape, centres, radii, angles, rng.uniform(0.25, 0.55, n))
+    return splat(shape, centres, radii, angles, rng.uniform(0.25, 0.55, n))
 
 
 def _lymphocytes(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
     """Small round dark nuclei, in crowds."""
     crowd = np.clip(1 + 1.2 * noise(rng, shape, 20), 0.05, None)
-    centres = _scatter(rng, rng.uniform(0.001, 0.008) * crowd)
+    centres = scatter(rng, rng.uniform(0.001, 0.008) * crowd)
     n = len(centres)
     radii = rng.uniform(1.9, 2.8, (n, 1)) * rng.uniform(0.85, 1.15, (n, 2))
-    return _splat(shape, centres, radii, rng.uniform(0, np.pi, n), rng.uniform(0.4, 0.75, n), hollow=0.2)
+    return splat(shape, centres, radii, rng.uniform(0, np.pi, n), rng.uniform(0.4, 0.75, n), hollow=0.2)
 
 
 def _benign(rng: np.random.Generator, glands: Glands) -> tuple[Field, Field]:
@@ -124,7 +134,7 @@ def _benign(rng: np.random.Generator, glands: Glands) -> tuple[Field, Field]:
         n = len(centres)
         centres = centres + rng.normal(0, 0.9, (n, 2))
         radii = size * rng.uniform(0.7, 1.15, (n, 2)) * [0.9, 1.15]
-        mucin = np.maximum(mucin, _splat(shape, centres, radii, angles, rng.uniform(0.6, 1.0, n)))
+        mucin = np.maximum(mucin, splat(shape, centres, radii, angles, rng.uniform(0.6, 1.0, n)))
     pale = np.maximum(mucin * fill, lumen * 0.93)
     haematoxylin, eosin = haematoxylin * (1 - pale), eosin * (1 - pale)
     centres, angles = _along(rng, depth, 4.8, rng.uniform(3.9, 4.8))
@@ -132,7 +142,7 @@ def _benign(rng: np.random.Generator, glands: Glands) -> tuple[Field, Field]:
     centres = centres + rng.normal(0, 0.6, (n, 2))
     radii = np.stack([rng.uniform(1.6, 2.2, n), rng.uniform(2.9, 4.2, n)], axis=1)
     angles = angles + rng.normal(0, 0.12, n)
-    nuclei = _splat(shape, centres, radii, angles, rng.uniform(0.4, 0.65, n), hollow=0.35)
+    nuclei = splat(shape, centres, radii, angles, rng.uniform(0.4, 0.65, n), hollow=0.35)
     nuclei *= 1 + 0.15 * noise(rng, shape, 0.8)
     base = np.clip(1 - np.abs(depth - 4.5) / 6, 0, 1)  # the cells' dense foot, between and around the nuclei
     return haematoxylin + 0.12 * base + 0.9 * nuclei, eosin + 0.15 * nuclei
@@ -149,9 +159,9 @@ def _malignant(rng: np.random.Generator, glands: Glands) -> tuple[Field, Field]:
     nuclei = _stratified(rng, depth, lumen) * (1 + 0.22 * noise(rng, shape, 0.9))
     debris = np.clip(noise(rng, shape, 9) - rng.uniform(-0.3, 1.2), 0, 1)
     debris *= np.clip(noise(rng, shape, 1.2) + 0.7, 0, 1.5)
-    specks = _scatter(rng, 0.04 * debris)
+    specks = scatter(rng, 0.04 * debris)
     n = len(specks)
-    dust = _splat(shape, specks, rng.uniform(0.8, 2.0, (n, 2)), np.zeros(n), rng.uniform(0.3, 0.7, n))
+    dust = splat(shape, specks, rng.uniform(0.8, 2.0, (n, 2)), np.zeros(n), rng.uniform(0.3, 0.7, n))
     keep = 1 - 0.96 * lumen
     haematoxylin = (haematoxylin + 0.9 * nuclei) * keep + lumen * (dust + 0.05 * debris)
     return haematoxylin, (eosin + 0.15 * nuclei) * keep + lumen * debris * 0.3
@@ -171,7 +181,7 @@ def _stratified(rng: np.random.Generator, depth: Field, lumen: Field) -> Field:
     scale = np.exp(rng.normal(0.05, 0.2, n))[:, None]
     radii = scale * np.stack([rng.uniform(1.9, 3.0, n), rng.uniform(2.8, 4.4, n)], axis=1)
     angle = angle + rng.normal(0, 0.4, n)
-    return _splat(depth.shape, centres, radii, angle, rng.uniform(0.28, 0.65, n), hollow=0.45)
+    return splat(depth.shape, centres, radii, angle, rng.uniform(0.28, 0.65, n), hollow=0.45)
 
 
 def paint(rng: np.random.Generator, label: Label, glands: Glands) -> tuple[Field, Field]:
