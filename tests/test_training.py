@@ -25,7 +25,7 @@ from histoloc.metrics import dice
 from histoloc.model_folder import build_method, load_model, read_model_config
 from histoloc.prediction import load
 from histoloc.training import describe, train
-from histoloc.training_state import learning_rate, make_optimizer, selection_key, set_learning_rate
+from histoloc.training_state import selection_key
 
 WEIGHTS = "model/model.safetensors"
 SIGMA = {"sigma_start": 0.15, "sigma_step": 0.01, "sigma_cap": 0.3}
@@ -103,27 +103,6 @@ def test_validation_numbers_are_those_of_the_saved_model(tiny, tmp_path):
     wrong = [result[s.name].argmax() != table.label_indices(s)[0] for s in table.split("valid")]
     assert last["valid/cross_entropy"] == pytest.approx(-np.log(true).mean(), rel=1e-5)
     assert last["valid/cl_error"] == 100 * np.mean(wrong)
-
-
-@pytest.mark.parametrize(("epoch", "expected"), [(0, 0.1), (9, 0.1), (10, 0.09), (25, 0.081), (40, 0.06561)])
-def test_learning_rate_steps(epoch, expected):
-    training = TrainingConfig(lr=0.1, lr_factor=0.9, lr_every=10)
-    assert learning_rate(training, epoch) == pytest.approx(expected)
-
-
-def test_learning_rate_has_a_floor():
-    assert learning_rate(TrainingConfig(lr=1e-3, lr_factor=0.1, lr_every=1, lr_floor=1e-5), 7) == 1e-5
-
-
-def test_heads_learn_at_their_own_rate_and_every_parameter_once(tiny):
-    config = tiny("gap", head_lr=10.0, lr_every=1)
-    method = build_method(describe(config, read_table(config.data))[0], load_backbone=True)
-    optimizer = make_optimizer(method, config.training)
-    set_learning_rate(optimizer, config.training, 2)
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(rates) == len(list(method.parameters()))
-    for name, parameter in method.named_parameters():
-        assert rates[id(parameter)] == pytest.approx(0.01 * 0.9**2 * (10 if name.startswith("head") else 1)), name
 
 
 # --- what a run leaves ---

@@ -39,6 +39,8 @@ class TrainingConfig:
         lr_factor: the learning rate is multiplied by this ...
         lr_every: ... after every so many epochs.
         lr_floor: smallest learning rate.
+        schedule: step, as above; or one-cycle, in which each step has its own rate: from lr / 25 up to lr in the first
+            30 % of all steps, then down to lr / 250000, each along a half cosine (Smith and Topin, 2019).
         seed: all randomness is a function of it, the epoch and the sample.
         selection: which epoch is kept: error-loss (lowest validation classification error, then lowest
             cross-entropy), error-latest (lowest error, then the latest epoch, as the authors), last, or pxap-masks
@@ -71,6 +73,7 @@ class TrainingConfig:
     lr_factor: float = 0.9
     lr_every: int = 10
     lr_floor: float = 1e-7
+    schedule: Literal["step", "one-cycle"] = "step"
     seed: int = 0
     selection: SelectionRule = "error-loss"
     range: Range | None = None
@@ -106,7 +109,20 @@ class Published:
 class RunConfig:
     """Everything that a run depends on; `run.yaml` holds it and replays it.
 
-    `empty_class` is the class whose images have no ROI (normal tissue), or None.
+    Attributes:
+        method: key of METHODS.
+        data: the table.
+        fold: which fold of the table is the validation split.
+        options: of the method.
+        backbone: the feature extractor.
+        input: how images reach the network.
+        training: how training goes.
+        recipe: where the settings came from.
+        published: a cell of a published table.
+        empty_class: the class whose images have no ROI (normal tissue), or None.
+        prior: `prior:NAME` or a model folder whose backbone and decoder the training begins with.
+        drawn: a second table, of drawn images with masks, one of which is seen beside each real image.
+        teachers: runs or models whose maps are learned from.
     """
 
     method: str
@@ -119,6 +135,9 @@ class RunConfig:
     recipe: str | None = None
     published: Published | None = None
     empty_class: str | None = None
+    prior: str | None = None
+    drawn: Path | None = None
+    teachers: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.options is None:

@@ -93,6 +93,8 @@ class ModelConfig:
         extent: (shorter, longer) side in pixels of the largest training images, as the network sees them.
         range: how evidence becomes a map; None for probability where it is one, else learned.
         learned: the range that training learned; None where the method needs none, or where none could be learned.
+        supervision: what it learned from, as methods say it, with that of its prior and its teachers; by default the
+            method's own.
         provenance: table, fold, seed, versions, date.
         weights_sha256: of `model.safetensors`.
         format: version of this format.
@@ -111,9 +113,14 @@ class ModelConfig:
     extent: tuple[int, int] | None = None
     range: Range | None = None
     learned: LearnedRange | None = None
+    supervision: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if not self.supervision:
+            object.__setattr__(self, "supervision", tuple(sorted(method_class(self.method).supervision)))
 
 
 def build_method(config: ModelConfig, *, load_backbone: bool) -> Method:

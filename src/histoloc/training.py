@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from tqdm import tqdm
 
 from histoloc import processes
 from histoloc.calibration import calibrate
-from histoloc.config import RunConfig, TrainingConfig, method_class, plain, read_run, write_run
+from histoloc.config import RunConfig, TrainingConfig, read_run, write_run
 from histoloc.data.table import Table, read_table
 from histoloc.data.trainset import EpochBatches, TrainSet, loaded, make_loader, seed_of
 from histoloc.data.transforms import normalise
@@ -30,10 +28,17 @@ from histoloc.errors import InputError
 from histoloc.measurement import measure, model_localizes
 from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
-from histoloc.model_folder import ModelConfig, Selection, Threshold, build_method, empty_index, save_model
+from histoloc.model_folder import ModelConfig, Selection, build_method, save_model
 from histoloc.options import MapOptions
 from histoloc.prediction import Predictor
-from histoloc.scale import training_scale
+from histoloc.training_setup import (
+    begin_with_prior,
+    check_splits,
+    describe,
+    drawn_inputs,
+    settings,
+    training_set,
+)
 from histoloc.training_state import (
     Progress,
     make_optimizer,
@@ -85,7 +90,6 @@ def train(
     """
     out = Path(out)
     table = read_table(config.data, fold=config.fold)
-    table.check_classes()
     check_splits(config, table)
     fabric = _fabric(config.training, out)
     if not processes.launched_elsewhere(fabric):
@@ -96,8 +100,9 @@ def train(
         def claim() -> dict[str, Any]:
             processes.check_batch(fabric, config, table)
             lock.enter_context(locked(out))
-            earlier, now = lambda: plain(read_run(out / RUN_FILE)), plain(config)
-            return check_run(out, now, earlier, table, processes.computed_on(fabric), resume=resume)
+            earlier, now = lambda: settings(read_run(out / RUN_FILE)), settings(config)
+            inputs = check_run(out, now, earlier, table, processes.computed_on(fabric), resume=resume)
+            return inputs | drawn_inputs(config, out)
 
         try:
             inputs = first_alone(fabric, claim)
@@ -112,49 +117,6 @@ def train(
     return out
 
 
-def check_splits(config: RunConfig, table: Table) -> None:
-    """Make sure, before anything is trained, that there is what training, selection and threshold need.
-
-    Raises:
-        InputError: a split has no rows, or masks are asked for and the validation split has none.
-    """
-    if method_class(config.method).supervision:
-        table.split("train")
-    masks = sum(sample.mask is not None for sample in table.split("valid"))
-    for option, value in (("selection", "pxap-masks"), ("threshold", "valid"), ("monitor", "masks")):
-        if getattr(config.training, option) == value and not masks:
-            raise InputError(
-                f"{table.path}: --{option} {value} needs masks, and no row of split 'valid' has one; fill the column "
-                f"mask, or leave --{option} out"
-            )
-
-
-def describe(config: RunConfig, table: Table) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The configuration that the model folder will carry, and what the user must know about it."""
-    empty_index(config.empty_class, table.classes, str(config.data))
-    provenance = {
-        "table": config.data.name,
-        "fold": config.fold,
-        "seed": config.training.seed,
-        "recipe": config.recipe,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{package: version(package) for package in ("histoloc", "torch", "timm")},
-    }
-    described = ModelConfig(
-        config.method,
-        table.classes,
-        config.options,
-        config.backbone,
-        config.input,
-        # "valid" is chosen after the last epoch.
-        threshold=Threshold("otsu", None) if config.training.threshold == "otsu" else Threshold(),
-        empty_class=config.empty_class,
-        range=config.training.range,
-        provenance=provenance,
-    )
-    return training_scale(described, table)
-
-
 def fit(
     fabric: Fabric, config: RunConfig, table: Table, out: Path, inputs: dict[str, Any] | None, *, progress: bool
 ) -> None:
@@ -164,6 +126,8 @@ def fit(
     torch.manual_seed(seed_of(training.seed))
     described, notes = describe(config, table)
     method = build_method(described, load_backbone=True)
+    if config.prior is not None:
+        notes = (*notes, *begin_with_prior(method, described, config.prior))
     method.calibration(training.range)  # refuses a range that the method does not have
     if fabric.is_global_zero:
         for line in (table.summary(), *(f"note: {note}" for note in (*table.notes, *notes))):
@@ -174,16 +138,7 @@ def fit(
             if not (out / "model" / "config.json").is_file():
                 save_model(out / "model", method.state_dict(), described)
         return
-    samples = TrainSet(
-        table,
-        table.split("train"),
-        described.input,
-        training.seed,
-        with_masks="pixel" in method.supervision,
-        empty_class=config.empty_class,
-        cache_bytes=processes.cache_bytes(fabric, training),
-        progress=progress,
-    )
+    samples = training_set(config, described, table, processes.cache_bytes(fabric, training), progress=progress)
     rank, world = fabric.global_rank, fabric.world_size
     batches = EpochBatches(len(samples), training.batch, training.seed, rank=rank, world=world)
     method = processes.share_statistics(fabric, method)
@@ -222,7 +177,7 @@ def train_stage(job: Job, progress: Progress, saved: dict[str, Any], bar: Any) -
     for epoch in range(progress.epoch, training.epochs):
         started = time.perf_counter()
         method.epoch.fill_(epoch)
-        rate = set_learning_rate(optimizer, training, epoch)
+        rate = set_learning_rate(optimizer, training, epoch, 0, len(job.batches))
         # Of all stages: the next one sees other augmentations.
         job.batches.epoch = len(progress.rows)
         row: dict[str, float] = {"epoch": len(progress.rows), "lr": rate}
@@ -244,6 +199,7 @@ def train_epoch(
     fabric, batches, training = job.fabric, job.batches, job.config.training
     sums, count = {}, 0.0
     for step, batch in enumerate(loaded(loader)):
+        set_learning_rate(optimizer, training, epoch, step, len(batches))
         torch.manual_seed(seed_of(training.seed, batches.epoch, step, fabric.global_rank))
         batch = job.method.prepare(fabric.to_device(batch))
         if training.channels_last:
@@ -275,8 +231,10 @@ def train_epoch(
 def validate(job: Job) -> dict[str, float]:
     """Classification error and cross-entropy on the validation labels; mask metrics only where asked for."""
     fabric, method, table, training = job.fabric, job.method, job.table, job.config.training
-    samples = table.split("valid")[fabric.global_rank :: fabric.world_size]
     with_masks = training.monitor == "masks" or training.selection == "pxap-masks"
+    if not (method.classifies or with_masks):
+        return {}
+    samples = table.split("valid")[fabric.global_rank :: fabric.world_size]
     if not with_masks:
         samples = tuple(dataclasses.replace(sample, mask=None) for sample in samples)
     # No range is learned before the last epoch: masks are measured on maps that are stretched in every image.

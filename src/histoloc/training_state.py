@@ -1,6 +1,7 @@
 """Where a training stands: optimizer, epochs and which is selected; on disk, what `--resume` goes on from."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from histoloc.config import TrainingConfig
 from histoloc.errors import InputError
 from histoloc.methods import Method
 from histoloc.work_folder import first_alone
+
+RISE = 0.3  # share of all steps in which the rate of one-cycle rises
 
 
 @dataclass
@@ -62,14 +65,28 @@ def make_optimizer(method: Method, training: TrainingConfig) -> torch.optim.Opti
     )
 
 
-def learning_rate(training: TrainingConfig, epoch: int) -> float:
-    """The backbone's learning rate in epoch 0, 1, ...; of the epoch alone, so that resuming needs nothing else."""
-    return max(training.lr * training.lr_factor ** (epoch // training.lr_every), training.lr_floor)
+def learning_rate(training: TrainingConfig, epoch: int, step: int = 0, steps: int = 1) -> float:
+    """The backbone's learning rate in step 0, 1, ... of the `steps` of an epoch 0, 1, ...
+
+    It is a function of these alone, so that resuming needs nothing else. One cycle is torch's OneCycleLR.
+    """
+    if training.schedule == "step":
+        return max(training.lr * training.lr_factor ** (epoch // training.lr_every), training.lr_floor)
+    whole = training.epochs * steps
+    first, top, last = training.lr / 25, training.lr, training.lr / 25e4
+    at, turn, end = epoch * steps + step, max(RISE * whole - 1, 0.0), whole - 1
+    if at <= turn:
+        begin, goal, share = first, top, at / max(turn, 1)
+    else:
+        begin, goal, share = top, last, (at - turn) / (end - turn)
+    return goal + (begin - goal) / 2 * (1 + math.cos(math.pi * share))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, training: TrainingConfig, epoch: int) -> float:
-    """Set each group's learning rate for the epoch; returns the backbone's."""
-    rate = learning_rate(training, epoch)
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, training: TrainingConfig, epoch: int, step: int = 0, steps: int = 1
+) -> float:
+    """Set each group's learning rate; returns the backbone's."""
+    rate = learning_rate(training, epoch, step, steps)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
     return rate

@@ -19,15 +19,23 @@ Unit = Literal["probability", "logit", "score"]
 Range = Literal["probability", "learned", "image"]
 
 
+class Drawn(NamedTuple):
+    """Drawn images beside the real ones of a batch, as many as those."""
+
+    image: Tensor  # (B, 3, H, W) float32, normalised
+    mask: Tensor  # (B, 1, H, W) float32 in {0, 1}
+
+
 class Batch(NamedTuple):
     """A batch as a method sees it."""
 
     image: Tensor  # (B, 3, H, W) float32, normalised
     label: Tensor  # (B,) int64, index of the image's class, the first one where it has several
-    mask: Tensor | None  # (B, 1, H, W) float32 in {0, 1}; only for methods that learn from masks
+    mask: Tensor | None  # (B, 1, H, W) float32 in {0, 1}; only for methods that learn from masks, real or drawn
     names: tuple[str, ...]  # B image names, for messages
     labels: Tensor | None = None  # (B, K) bool, all classes of each image; None where each has one
     target: Tensor | None = None  # (B, 1, H, W) float32 in [0, 1]: what `Method.targets` made, moved with the image
+    drawn: Drawn | None = None  # where a table of drawn images was given
 
 
 class Output(NamedTuple):

@@ -165,6 +165,27 @@ def test_targets_move_with_their_image(table, with_masks):
     assert batch.target.shape == (2, 1, 48, 48)
 
 
+def test_each_sample_has_a_drawn_image_beside_it(table):
+    drawn = TrainSet(table, table.samples, SMALL, 7, with_masks=True)
+    data, alone = training_set(table, drawn=drawn), training_set(table)
+    items = [data[Key(epoch, index)] for epoch in range(4) for index in range(len(data))]
+    for item, again in zip(items, (data[Key(e, i)] for e in range(4) for i in range(len(data))), strict=True):
+        assert item.drawn is not None
+        assert again.drawn is not None
+        assert torch.equal(item.drawn[0], again.drawn[0])
+        assert item.mask is None
+    assert torch.equal(items[0].image, alone[Key(0, 0)].image)
+    known = [drawn[Key(0, index)] for index in range(len(drawn))]
+    batch = collate(items, 2)
+    assert batch.drawn is not None
+    (source,) = (one for one in known if torch.equal(one.image, batch.drawn.image[0]))
+    assert source.mask is not None
+    assert torch.equal(source.mask, batch.drawn.mask[0])
+    assert len({float(image.sum()) for image in batch.drawn.image}) > len(drawn), "others in every epoch"
+    assert batch.drawn.mask.shape == (len(items), 1, 48, 48)
+    assert collate([alone[Key(0, 0)]], 2).drawn is None
+
+
 def test_masks_must_be_there_for_methods_that_learn_from_them(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     path = tmp_path / "table.csv"

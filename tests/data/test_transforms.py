@@ -157,6 +157,34 @@ def test_quarter_turns_reach_all_four():
     assert result == {0, 1, 2, 3}
 
 
+def test_zoom_enlarges_a_part_of_image_and_mask():
+    pixels, mask = picture(48, 64), (picture(48, 64)[:1] > 128).to(torch.uint8)
+    augment = Augment(InputConfig(small_side=0, crop=32, zoom=(2, 2), **PLAIN))
+    places = {(top, left) for top in range(33) for left in range(49)}
+    found = set()
+    for seed in range(3):
+        image, moved = augment(pixels, mask, seed)
+        assert moved is not None
+        parts = {p: mask[:, p[0] : p[0] + 16, p[1] : p[1] + 16].float() for p in places}
+        (place,) = (p for p in places if torch.equal(parts[p].repeat_interleave(2, 1).repeat_interleave(2, 2), moved))
+        top, left = place
+        expected = resample_to(pixels[:, top : top + 16, left : left + 16], (32, 32))
+        assert torch.equal(image, normalise(expected, InputConfig()))
+        found.add(place)
+    assert len(found) > 1
+
+
+def test_zoom_is_uniform_and_never_shows_more_than_there_is():
+    ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)
+    augment = Augment(InputConfig(small_side=0, crop=32, zoom=(0.25, 4), **PLAIN))
+    images = [augment(ramp, None, seed)[0] for seed in range(200)]
+    sides = np.array([float((i[0, 0, 31] - i[0, 0, 0]) / 2 * 255) / 31 * 32 for i in images])  # pixels across
+    assert sides.max() == pytest.approx(64, abs=2)
+    assert sides.min() == pytest.approx(8, abs=1)
+    assert np.mean(sides > 60) == pytest.approx((0.5 - 0.25) / 3.75, abs=0.06), "the whole image below a factor of 1/2"
+    assert np.mean(sides < 16) == pytest.approx((4 - 2) / 3.75, abs=0.1), "half of the crop's side above a factor of 2"
+
+
 def test_augmentation_is_a_function_of_the_seed():
     augment, pixels, mask = Augment(InputConfig(small_side=0, crop=32)), picture(48, 64), picture(48, 64)[:1] // 128
     first = augment(pixels, mask, 5)
@@ -208,6 +236,8 @@ def test_jitter_is_torchvisions():
         ({"contrast": float("nan")}, "--contrast"),
         ({"horizontal_flip": 1.5}, "--horizontal-flip"),
         ({"small_side": -1}, "--small-side"),
+        ({"zoom": (1.5, 1.0)}, "--zoom 1.5 1: give two factors above 0, the smaller one first"),
+        ({"zoom": (0.0, float("nan"))}, "--zoom"),
         ({"mean": (float("nan"), 0.5, 0.5)}, "--mean"),
     ],
 )

@@ -41,7 +41,7 @@ every_backbone = pytest.mark.parametrize("backbone", [CNN, VIT])
 
 
 def batch_for(method: Method, labels: list[int]) -> Batch:
-    return noise_batch(labels, masks="pixel" in method.supervision)
+    return noise_batch(labels, masks=bool({"pixel", "synthetic"} & method.supervision))
 
 
 def one_of(batch: Batch, index: int) -> Batch:

@@ -32,6 +32,10 @@ class RunFlags:
         fold: which fold of the table is the validation split.
         empty_class: the class whose images have no ROI (normal tissue): every map of its images is that of the other
             class.
+        prior: begin with the backbone and the decoder of this prior: one that is shipped (`prior:NAME`, see `histoloc
+            prior list`), a run or a model folder.
+        drawn: a second table, of drawn images with masks: one of them is seen beside each image.
+        teachers: finished runs or model folders whose maps are learned from.
         recipe: name of a shipped recipe (`histoloc recipes`) or a YAML file, also a run's run.yaml; flags win over it.
         resume: go on with a run that was stopped, on the same kind of device, in the same precision and by as many
             processes. The result has the same bits on a CPU in float32 (with as many threads, on a machine of the same
@@ -42,6 +46,9 @@ class RunFlags:
     out: Path
     fold: int | None = None
     empty_class: str | None = None
+    prior: str | None = None
+    drawn: Path | None = None
+    teachers: Annotated[tuple[Path, ...], Parameter(consume_multiple=True)] = ()
     recipe: str | None = None
     resume: bool = False
 
@@ -62,7 +69,8 @@ def _from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
             f"--recipe {recipe} is for {values['method']}, not {commands[-1]}; use histoloc train {values['method']}"
         )
     known = {name for argument in arguments for name in argument.names}
-    flat = {key: values.get(key) for key in ("data", "fold", "empty_class")}
+    flat = {key: values.get(key) or None for key in ("data", "empty_class", "prior", "drawn", "teachers")}
+    flat["fold"] = values.get("fold")
     for section in ("options", "backbone", "input", "training"):
         flat |= values.get(section) or {}
     flags = {key.replace("_", "-"): value for key, value in plain(flat).items() if value is not None}
@@ -84,6 +92,7 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         input: InputFlags = InputConfig(),  # noqa: B008
         training: TrainingFlags = TrainingConfig(),  # noqa: B008
     ) -> None:
+        from histoloc.data.table import read_table
         from histoloc.evaluation import keep_as_own, run_evaluation
         from histoloc.report import write_report
         from histoloc.training import train as run
@@ -92,10 +101,12 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         shipped = read_recipe(flags.recipe) if flags.recipe else {}
         published = Published(**shipped["published"]) if shipped.get("published") else None
         names = {"recipe": shipped.get("recipe", flags.recipe), "published": published}
-        names |= {"empty_class": flags.empty_class}
+        names |= {key: getattr(flags, key) for key in ("empty_class", "prior", "drawn", "teachers")}
         config = RunConfig(name, flags.data, fold, options, backbone, input, training, **names)
 
         def finish() -> None:
+            if all(sample.split != "valid" for sample in read_table(flags.data, fold=fold).samples):
+                return
             own = out / "evaluation" / "valid"
             shutil.rmtree(own, ignore_errors=True)  # of the weights before
             device = "cpu" if training.accelerator == "cpu" else "auto"

@@ -17,7 +17,7 @@ from histoloc.data.table import Sample, Table
 from histoloc.data.transforms import Augment, InputConfig, bring_to_scale, load_tensor
 from histoloc.errors import InputError
 from histoloc.progress import Bar
-from histoloc.types import Batch
+from histoloc.types import Batch, Drawn
 
 
 def seed_of(*parts: int) -> int:
@@ -41,6 +41,7 @@ class Item(NamedTuple):
     mask: Tensor | None  # (1, crop, crop) float32
     target: Tensor | None  # (1, crop, crop) float32
     name: str
+    drawn: tuple[Tensor, Tensor] | None = None  # image and mask of a drawn image, of the same shapes
 
 
 @dataclass(eq=False)
@@ -52,7 +53,8 @@ class TrainSet(Dataset[Item]):
         samples: what to train on.
         config: resizing and augmentation.
         seed: of the run.
-        with_masks: also give masks, for methods with pixel supervision.
+        with_masks: also give masks, for methods that learn from masks, real or drawn.
+        drawn: drawn images with masks, one of which goes with each sample.
         empty_class: images of this class have no ROI, also without a mask file.
         cache_bytes: memory that decoded images may take in this process; above it images are decoded at each use. Of
             several processes each may need every image, as the order is another one in every epoch.
@@ -65,6 +67,7 @@ class TrainSet(Dataset[Item]):
     seed: int
     _: KW_ONLY
     with_masks: bool = False
+    drawn: "TrainSet | None" = None
     empty_class: str | None = None
     cache_bytes: int = 4 << 30
     progress: bool = False
@@ -100,7 +103,15 @@ class TrainSet(Dataset[Item]):
         parts = iter(() if moved is None else moved.split(1))
         mask = None if mask is None else next(parts)
         target = None if target is None else next(parts) / 255
-        return Item(image, self.table.label_indices(sample), mask, target, sample.name)
+        return Item(image, self.table.label_indices(sample), mask, target, sample.name, self._drawn_beside(key))
+
+    def _drawn_beside(self, key: Key) -> tuple[Tensor, Tensor] | None:
+        if self.drawn is None:
+            return None
+        index = seed_of(self.seed, key.epoch, key.index, 1) % len(self.drawn)
+        item = self.drawn[Key(key.epoch, index)]
+        assert item.mask is not None
+        return item.image, item.mask
 
     def whole(self, index: int) -> tuple[Tensor, Tensor | None]:
         """A sample at training's scale without augmentation: (3, h, w) uint8 and its mask (1, h, w) uint8 or None."""
@@ -126,7 +137,7 @@ class TrainSet(Dataset[Item]):
 
 def collate(items: Sequence[Item], classes: int) -> Batch:
     """Stack samples into a batch."""
-    images, indices, masks, targets, names = zip(*items, strict=True)
+    images, indices, masks, targets, names, drawn = zip(*items, strict=True)
     first = torch.tensor([own[0] for own in indices])
     several = torch.stack([torch.zeros(classes).index_fill(0, torch.tensor(own), 1).bool() for own in indices])
     return Batch(
@@ -136,6 +147,7 @@ def collate(items: Sequence[Item], classes: int) -> Batch:
         names,
         several if any(len(own) > 1 for own in indices) else None,
         None if targets[0] is None else torch.stack(targets),
+        None if drawn[0] is None else Drawn(*map(torch.stack, zip(*drawn, strict=True))),
     )
 
 

@@ -35,6 +35,8 @@ class InputConfig:
         horizontal_flip: probability of a left-right flip.
         vertical_flip: probability of a top-bottom flip.
         quarter_turns: also rotate by a random multiple of 90 degrees.
+        zoom: in training, images are enlarged by a random factor between these two; never is more than the whole
+            image shown.
         mean: channel means subtracted from values in [0, 1]; by default those of the backbone's own weights.
         std: channel standard deviations divided by, likewise.
     """
@@ -49,6 +51,7 @@ class InputConfig:
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.5
     quarter_turns: bool = False
+    zoom: tuple[float, float] = (1.0, 1.0)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
@@ -59,6 +62,10 @@ class InputConfig:
             raise InputError(
                 f"--crop {self.crop} must be at least 32 and at most --small-side {self.small_side}; "
                 "correct one of them"
+            )
+        if not 0 < self.zoom[0] <= self.zoom[1] < math.inf:
+            raise InputError(
+                f"--zoom {self.zoom[0]:g} {self.zoom[1]:g}: give two factors above 0, the smaller one first"
             )
         # Written so that NaN fails too.
         if not all(0 < s < math.inf for s in self.std or HALF) or not all(map(math.isfinite, self.mean or HALF)):
@@ -121,7 +128,7 @@ def normalise(pixels: Tensor, config: InputConfig) -> Tensor:
 
 
 class Augment:
-    """The random half of training: crop, colour jitter, flips; image and mask move together."""
+    """The random half of training: zoom, crop, colour jitter, flips; image and mask move together."""
 
     def __init__(self, config: InputConfig) -> None:
         self.config = config
@@ -145,7 +152,21 @@ class Augment:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if self.config.zoom != (1, 1):
+                pixels, mask = self._zoomed(pixels, mask)
             image, moved = self.steps(tv_tensors.Image(pixels), None if mask is None else tv_tensors.Mask(mask))
             turns = int(torch.randint(4, ())) if self.config.quarter_turns else 0
         image, moved = (p if p is None else torch.rot90(p.as_subclass(Tensor), turns, (-2, -1)) for p in (image, moved))
         return normalise(image, self.config), None if moved is None else moved.float()
+
+    def _zoomed(self, pixels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A random part of the image, and the same of its mask, brought to the size of the crop."""
+        least, most = self.config.zoom
+        factor = least + (most - least) * float(torch.rand(()))
+        side = min(round(self.config.crop / factor), *pixels.shape[-2:])
+        top, left = (int(torch.randint(whole - side + 1, ())) for whole in pixels.shape[-2:])
+        size = (self.config.crop, self.config.crop)
+        cut = [p if p is None else p[:, top : top + side, left : left + side] for p in (pixels, mask)]
+        image, moved = (p if p is None else resample_to(p, size, nearest=p is not cut[0]) for p in cut)
+        assert image is not None
+        return image, moved
