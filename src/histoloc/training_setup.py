@@ -14,6 +14,7 @@ from histoloc.data.trainset import TrainSet
 from histoloc.errors import InputError
 from histoloc.methods import Method
 from histoloc.model_folder import ModelConfig, Threshold, empty_index, load_model, read_model_config
+from histoloc.nn.average import averaged
 from histoloc.scale import ALIKE, training_scale
 from histoloc.work_folder import INPUTS_FILE, check_inputs, inputs_of, read_json
 
@@ -138,7 +139,7 @@ def begin_with_prior(method: Method, described: ModelConfig, prior: str) -> tupl
         InputError: the weights do not fit, or were trained on images that were normalised in another way.
     """
     source, config = load_model(Path(prior))
-    weights, own = located(source.state_dict()), located(method.state_dict())
+    weights, own = located(averaged(source.state_dict())), located(method.state_dict())
     wrong = [name for name in {**weights, **own} if name not in weights or name not in own]
     wrong += [name for name in weights if name in own and weights[name].shape != own[name].shape]
     if wrong or not weights:
