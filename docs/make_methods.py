@@ -18,12 +18,12 @@ from histoloc.config import plain
 from histoloc.data.images import read_image, read_map, read_mask
 from histoloc.methods import METHODS, Method
 from histoloc.pictures import outline, overlay
+from histoloc.types import tier
 
 DOCS = Path(__file__).parent
 PAGES = DOCS / "methods"
 COSTS = PAGES / "costs.csv"
 COLUMNS = ["method", "parameters", "epochs", "train_seconds", "peak_memory_mb", "machine", "command"]
-LEARNS = {"image": "image labels", "pixel": "masks", "cue": "a cue", "synthetic": "drawn images"}
 SHOWN = 3  # images, the same for every method
 
 
@@ -51,8 +51,7 @@ def pages() -> dict[Path, str]:
     for name, method in METHODS.items():
         classifies = "yes" if method.classifies else "no"
         link = f"[{method.title}](methods/{name}.md)"
-        learns = ", ".join(LEARNS[source] for source in sorted(method.supervision)) or "nothing"
-        rows.append(f"| {link} | `{name}` | {learns} | {classifies} | {method.paper} |")
+        rows.append(f"| {link} | `{name}` | {tier(method.supervision)} | {classifies} | {method.paper} |")
     index = "\n".join(rows) + "\n"
     made = {PAGES / f"{name}.md": page(name, method, costs) for name, method in METHODS.items()}
     return {DOCS / "methods.md": index, **made}

@@ -112,6 +112,42 @@ def allones_run(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFacto
     return train(tiny("allones"), tmp_path_factory.mktemp("runs") / "allones", progress=False)
 
 
+@pytest.fixture(scope="session")
+def prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of priors with one, `discs`, in half precision: it looks at 1 µm/px, and its map is 0.88 everywhere."""
+    import torch
+
+    from histoloc.data.transforms import InputConfig
+    from histoloc.model_folder import ModelConfig, build_method, save_model
+    from histoloc.nn.backbone import BackboneConfig
+
+    config = ModelConfig(
+        "prior",
+        (),
+        backbone=BackboneConfig(BACKBONE, stride=0, weights="none"),
+        input=InputConfig(small_side=0, crop=64, mpp=1.0),
+        mpp=1.0,
+        extent=(64, 96),
+        shorter_side=64,
+        provenance={"structure": "disc"},
+    )
+    method = build_method(config, load_backbone=False)
+    weights = {n: v.half() if v.is_floating_point() else v for n, v in method.state_dict().items()}
+    weights |= {"decoder.head.weight": torch.zeros(1, 64, 1, 1).half(), "decoder.head.bias": torch.tensor([2.0]).half()}
+    folder = tmp_path_factory.mktemp("priors")
+    save_model(folder / "discs", weights, config)
+    return folder
+
+
+@pytest.fixture
+def shipped(prior_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Its name, as if it came with histoloc."""
+    from histoloc import model_folder
+
+    monkeypatch.setattr(model_folder, "PRIORS", prior_folder)
+    return "prior:discs"
+
+
 @pytest.fixture
 def scene(tmp_path: Path, tiny_table: Path, gap_run: Path, tiny_flags: Callable[..., list[str]]) -> Any:
     """A folder to make a mess in, with a table whose rows can be changed and a finished run to copy."""

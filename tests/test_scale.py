@@ -121,6 +121,19 @@ def test_the_published_rule_is_kept_where_it_agrees_with_the_scale():
     assert (small.size, small.tiled) == ((100, 100), False), "not enlarged to 216 px"
 
 
+def test_an_image_of_unknown_scale_is_taken_as_one_of_the_models_where_it_has_one():
+    resampled = config(mpp=0.5, extent=(64, 96), shorter_side=64, input=InputConfig(0, mpp=0.5, crop=32))
+    for size, tiled in (((33, 47), False), ((64, 96), False), ((640, 901), True)):
+        seen = view(resampled, size, None)
+        assert (seen.size, seen.tiled, seen.name) == (size, tiled, "taken as 0.5 µm/px")
+        assert seen.notes == (
+            "the image's scale is unknown: it is taken as 0.5 µm/px, that of the model; where it is another, give it "
+            "by --mpp, or by the column mpp of a table",
+        )
+    assert view(resampled, (33, 47), 1.0).size == (66, 94)
+    assert view(resampled, (33, 47), 0.49).size == (32, 46)
+
+
 def test_an_image_that_is_coarser_than_the_model_is_enlarged_aloud():
     seen = view(config(mpp=0.5, extent=(512, 512), shorter_side=512), (100, 120), 2.0)
     assert seen.size == (400, 480)

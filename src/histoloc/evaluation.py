@@ -17,7 +17,7 @@ from histoloc.errors import InputError
 from histoloc.measurement import FLOORS, Localizes, Measured, floors_beside, heatmaps_localize, measure, model_localizes
 from histoloc.methods import METHODS
 from histoloc.metrics.summary import Metrics
-from histoloc.model_folder import ModelConfig, empty_index, read_model_config
+from histoloc.model_folder import ModelConfig, empty_index, is_shipped, read_model_config
 from histoloc.options import EvaluationOptions
 from histoloc.prediction import load
 from histoloc.work_folder import atomic_path, locked, read_json, write_json
@@ -87,12 +87,13 @@ def evaluate(
     """Measure a model or a folder of heatmaps on one split of a table and write the results.
 
     Args:
-        source: a run, a model folder, or a folder with one heatmap per image (`STEM.npy|png|tif` or `STEM_map.png`,
-            values in [0, 1] after division by 255 or 65535 for integer files), optionally with a `predictions.csv`
-            (columns image and class) as `histoloc predict` writes it.
+        source: a run, a model folder, a shipped prior as `prior:glands`, or a folder with one heatmap per image
+            (`STEM.npy|png|tif` or `STEM_map.png`, values in [0, 1] after division by 255 or 65535 for integer files),
+            optionally with a `predictions.csv` (columns image and class) as `histoloc predict` writes it.
         data: the table.
         out: folder for the results; by default `evaluation/SPLIT` inside the run or folder, or, where that has another
-            evaluation, a folder named by split and options beside it; another evaluation is never overwritten.
+            evaluation, a folder named by split and options beside it; another evaluation is never overwritten. A
+            shipped prior needs it.
         progress: show a bar.
         options: of `EvaluationOptions`, by name, as `split="valid", threshold=0.4`.
 
@@ -164,11 +165,13 @@ def summary_line(metrics: Metrics) -> str:
 
 def _case(source: Path, data: Path, options: EvaluationOptions) -> Case:
     """Open the model's configuration and the table."""
-    if not source.is_dir():
+    shipped = is_shipped(source)
+    if not shipped and not source.is_dir():
         raise InputError(f"{source}: no such folder; give a run, a model folder or a folder of heatmaps")
-    is_model = (source / "config.json").is_file() or (source / "model" / "config.json").is_file()
+    is_model = shipped or (source / "config.json").is_file() or (source / "model" / "config.json").is_file()
     config = read_model_config(source) if is_model else None
-    classes, fold = (config.classes if config else None), options.fold
+    # A model without classes is measured on any.
+    classes, fold = ((config.classes or None) if config else None), options.fold
     if config is None and (options.range is not None or options.map_class is not None):
         raise InputError("--range and --class need a model; heatmaps are measured as they are: leave them out")
     if config is not None and fold is None:
@@ -184,7 +187,8 @@ def _localizes(case: Case) -> Localizes:
     options = case.options
     if case.config is None:
         return heatmaps_localize(case.source, case.samples, case.table.classes, options.threshold)
-    predictor = load(case.source, options.device, range=options.range, empty_class=options.empty_class)
+    empty_class = options.empty_class if case.config.classes else None  # otherwise a class of the table alone
+    predictor = load(case.source, options.device, range=options.range, empty_class=empty_class)
     predictor.check(options.threshold, options.map_class)
     return model_localizes(predictor, options, per_image=True)
 
@@ -193,7 +197,7 @@ def _folder(case: Case, out: Path | str | None) -> Path:
     """Where the results go: a folder that has none, or those of the same evaluation.
 
     Raises:
-        InputError: the folder that was asked for has those of another one.
+        InputError: the folder that was asked for has those of another one, or none was and a shipped model is measured.
     """
     if out is not None:
         if _recorded(Path(out)) in (None, case.identity):
@@ -201,6 +205,8 @@ def _folder(case: Case, out: Path | str | None) -> Path:
         raise InputError(
             f"{out}: has the evaluation of another table, model or option; choose another --out, or remove the folder"
         )
+    if is_shipped(case.source):
+        raise InputError(f"{case.source}: lies in histoloc itself, where no results are kept; give --out")
     name = case.options.name
     if case.config is not None and case.config.provenance.get("table") not in (None, case.table.path.name):
         name = f"{case.table.path.stem}-{name}"
@@ -248,6 +254,7 @@ def _description(case: Case, measured: Measured) -> dict[str, Any]:
         )
     return {
         "method": config.method if config else "heatmaps",
+        "supervision": list(config.supervision) if config else None,
         "run": case.source.name,
         "table": case.table.path.name,
         "split": options.split,

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from histoloc.data.images import read_image, write_map, write_mask, write_picture
@@ -23,15 +25,16 @@ def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = 
     """Localize in files and folders of images; write mask, heatmap and overlay of each, and one CSV.
 
     Args:
-        model: a model folder or a run.
+        model: a model folder, a run, or the name of a shipped prior, as `prior:glands`.
         images: image files, or folders whose images are taken (sub-folders too).
         out: folder to write `NAME_mask.png`, `NAME_map.png`, `NAME_overlay.png` and `predictions.csv` into; for
-            `map_class="all"` the pictures' names begin with `NAME_CLASS`.
+            `map_class="all"` the pictures' names begin with `NAME_CLASS`, for `scales` with `NAME_0.5mpp`.
         progress: show a bar.
         options: of `PredictionOptions`, by name, as `threshold=0.4`.
 
     Returns:
-        The CSV's rows: image, class, prob_<class>, map_class, roi_fraction, roi_mm2, threshold, range, scale.
+        The CSV's rows: image, class, prob_<class>, map_class, roi_fraction, roi_mm2, threshold, range, mpp (of the
+        image, where it is known), scale. Of a model that does not classify, class is empty and prob_<class> absent.
 
     Raises:
         InputError: nothing to do, two images of one name, an unreadable image, a folder that cannot be written.
@@ -47,23 +50,29 @@ def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = 
     notes: dict[str, list[str]] = {}
     with locked(out):
         for name, file in tqdm(files.items(), "predicting", disable=not progress):
-            pixels, mpp = read_image(file), stored_mpp(file) if settings.mpp is None else settings.mpp
-            answer = predictor.infer(pixels, mpp, tissue=settings.tissue)
-            for map_class in [None] if settings.map_class == ALL and answer.maps == 1 else classes:
-                result = predictor.localize(answer, mpp, threshold=settings.threshold, map_class=map_class)
-                stem = f"{name}_{safe_name(map_class)}" if settings.map_class == ALL and map_class else name
-                write_mask(out / f"{stem}_mask.png", result.mask)
-                write_map(out / f"{stem}_map.png", result.roi)
-                write_picture(out / f"{stem}_overlay.png", overlay(pixels, result.roi, result.mask))
-                rows.append({"image": str(file), **_row(result)})
-                for note in result.notes:
-                    notes.setdefault(note, []).append(file.name)
+            pixels = read_image(file)
+            for mpp in settings.scales or (stored_mpp(file) if settings.mpp is None else settings.mpp,):
+                answer = predictor.infer(pixels, mpp, tissue=settings.tissue)
+                for map_class in [None] if settings.map_class == ALL and answer.maps == 1 else classes:
+                    result = predictor.localize(answer, mpp, threshold=settings.threshold, map_class=map_class)
+                    parts = [name, *([f"{mpp:g}mpp"] if settings.scales else [])]
+                    parts += [safe_name(map_class)] if settings.map_class == ALL and map_class else []
+                    _write_pictures(out, "_".join(parts), pixels, result)
+                    rows.append({"image": str(file), **_row(result)})
+                    for note in result.notes:
+                        notes.setdefault(note, []).append(file.name)
         table = pd.DataFrame(rows)
         with atomic_path(out / "predictions.csv") as temporary:
             table.to_csv(temporary, index=False)
-    for note, (first, *others) in notes.items():
+    for note, (first, *others) in ((note, dict.fromkeys(names)) for note, names in notes.items()):
         tqdm.write(f"note: {first}{f' and {len(others)} more' if others else ''}: {note}")
     return table
+
+
+def _write_pictures(out: Path, stem: str, pixels: NDArray[np.uint8], result: Localization) -> None:
+    write_mask(out / f"{stem}_mask.png", result.mask)
+    write_map(out / f"{stem}_map.png", result.roi)
+    write_picture(out / f"{stem}_overlay.png", overlay(pixels, result.roi, result.mask))
 
 
 def _row(result: Localization) -> dict[str, object]:
@@ -76,5 +85,6 @@ def _row(result: Localization) -> dict[str, object]:
         "roi_mm2": "" if result.roi_mm2 is None else round(result.roi_mm2, 6),
         "threshold": round(result.threshold, 6),
         "range": result.range or "",
+        "mpp": "" if result.mpp is None else result.mpp,
         "scale": result.scale,
     }

@@ -23,6 +23,8 @@ from histoloc.types import Range
 from histoloc.work_folder import atomic_path, write_json
 
 FORMAT = 2
+PRIORS = Path(__file__).parent / "priors"  # a model folder for each prior that is shipped
+_SHIPPED = "prior:"
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class ModelConfig:
         if not self.supervision:
             object.__setattr__(self, "supervision", tuple(sorted(method_class(self.method).supervision)))
 
+    @property
+    def structure(self) -> str | None:
+        """What a model without classes looks for, as `gland`, where who made it wrote that down."""
+        return self.provenance.get("structure") if not self.classes else None
+
 
 def build_method(config: ModelConfig, *, load_backbone: bool) -> Method:
     """The network with fresh heads, and with the backbone's own weights where `load_backbone`."""
@@ -144,6 +151,8 @@ def empty_index(name: str | None, classes: Sequence[str], owner: str) -> int | N
     Raises:
         InputError: it is no class of `owner`.
     """
+    if name is not None and not classes:
+        raise InputError(f"--empty-class {name}: {owner} has no classes; leave --empty-class out")
     if name is not None and name not in classes:
         raise InputError(f"--empty-class {name!r} is not a class of {owner}; choose one of {list(classes)}")
     return None if name is None else list(classes).index(name)
@@ -224,24 +233,47 @@ def map_classes(folder: Path, options: MapOptions) -> list[str | None]:
     """Whose maps are asked for: of one class, of every class with ROI, or None for the class that is predicted.
 
     Raises:
-        InputError: as `load_model`, where those of every class are asked for.
+        InputError: as `load_model`, where those of every class are asked for; or the model has no classes.
     """
     if options.map_class != ALL:
         return [options.map_class]
     config = read_model_config(folder)
+    if not config.classes:
+        raise InputError(no_classes(ALL))
     return [name for name in config.classes if name not in (config.empty_class, options.empty_class)]
 
 
+def no_classes(name: str) -> str:
+    """What is said where the map of a class is asked of a model that has none."""
+    return f"--class {name}: the model has no classes, and one map for all; leave --class out"
+
+
 def find_model(folder: Path) -> Path:
-    """The model folder itself, or `model/` below a run.
+    """The model folder itself, `model/` below a run, or the shipped one that `prior:NAME` names.
 
     Raises:
-        InputError: neither is one.
+        InputError: neither is one, or no such prior is shipped.
     """
+    if is_shipped(folder):
+        names = shipped_priors()
+        if (name := str(folder).removeprefix(_SHIPPED)) in names:
+            return PRIORS / name
+        choice = f"choose of {', '.join(_SHIPPED + name for name in names)}" if names else "none is"
+        raise InputError(f"{folder}: no prior of this name is shipped; {choice}, or give a folder")
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
     raise InputError(f"{folder}: no model folder (no config.json here or in model/); give a run or its model folder")
+
+
+def is_shipped(model: Path) -> bool:
+    """Whether a model is named as `prior:NAME`, not by its folder."""
+    return str(model).startswith(_SHIPPED)
+
+
+def shipped_priors() -> list[str]:
+    """Names of the priors that come with histoloc."""
+    return sorted(file.parent.name for file in PRIORS.glob("*/config.json"))
 
 
 def _sha256(path: Path) -> str:

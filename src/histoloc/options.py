@@ -54,14 +54,20 @@ class PredictionOptions(MapOptions):
     Attributes:
         mpp: micrometres per pixel of the images, which are then seen at the model's scale (in tiles where they are
             larger than training images) and measured in mm²; by default what each file says.
+        scales: where nobody knows it: look at each image as if it had each of these µm/px; the results of each have
+            names and rows of their own.
     """
 
     mpp: float | None = None
+    scales: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mpp is not None and not 0 < self.mpp < float("inf"):
-            raise InputError(f"--mpp {self.mpp} must be above 0 and finite (micrometres per pixel)")
+        for name, mpp in [("mpp", self.mpp), *(("scales", scale) for scale in self.scales)]:
+            if mpp is not None and not 0 < mpp < math.inf:
+                raise InputError(f"--{name} {mpp} must be above 0 and finite (micrometres per pixel)")
+        if self.mpp is not None and self.scales:
+            raise InputError("--mpp says at which scale images are, --scales that nobody knows it; leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from histoloc.data.transforms import as_tensor, normalise, resample_to
 from histoloc.errors import InputError
 from histoloc.maps import largest_is_roi, otsu_threshold, resize, roi, roi_at_stride
 from histoloc.methods import Method
-from histoloc.model_folder import ModelConfig, empty_index, load_model
+from histoloc.model_folder import ModelConfig, empty_index, load_model, no_classes
 from histoloc.options import check_threshold
 from histoloc.scale import View, tile_side, view
 from histoloc.slides.answer import slide_probabilities
@@ -147,7 +147,7 @@ class Predictor:
     ) -> Localization:
         """Make map and mask of what the network says; see `predict`."""
         self.check(threshold)
-        predicted = int(answer.probabilities.argmax())
+        predicted = int(answer.probabilities.argmax()) if self.config.classes else 0  # without effect on one map
         label = predicted if map_class is None else self.class_index(map_class, answer.maps)
         map = answer.roi(label, self.calibration)
         fixed = self.threshold(threshold)
@@ -186,6 +186,10 @@ class Predictor:
             return others[0]
         return None if maps == 1 or label == empty else classes[label]
 
+    def roi_name(self, label: int, maps: int) -> str:
+        """What outlines of the map are called: its class, the structure that a model without classes finds, or ROI."""
+        return self.map_class(label, maps) or self.config.structure or "ROI"
+
     def class_index(self, name: str, maps: int) -> int:
         """Index of the class that `--class` names, of a method with so many maps.
 
@@ -193,6 +197,8 @@ class Predictor:
             InputError: there is no such class, it has no ROI, or the method has one map for all classes.
         """
         classes = self.config.classes
+        if not classes:
+            raise InputError(no_classes(name))
         if name not in classes:
             raise InputError(f"--class {name!r} is not a class of the model; choose one of {list(classes)}")
         index = classes.index(name)
@@ -340,7 +346,8 @@ def load(
     """Open a model folder or a run.
 
     Args:
-        folder: a model folder (`config.json`, `model.safetensors`) or a run that holds one in `model/`.
+        folder: a model folder (`config.json`, `model.safetensors`), a run that holds one in `model/`, or the name of a
+            shipped prior, as `prior:glands`.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
         range: how evidence becomes a map, instead of what the model folder says.
         empty_class: the class without ROI, instead of what the model folder says.

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_valid
 
 from histoloc.errors import InputError
 from histoloc.metrics.classification import BY_CLASS
+from histoloc.types import tier
 from histoloc.work_folder import read_json, read_yaml
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Result(BaseModel):
     """metrics.json as the evaluation writes it."""
 
     method: str | None = None
+    supervision: list[str] | None = None  # from which its model learned; None where nobody wrote it down
     run: str | None = None
     table: str | None = None
     split: str | None = None
@@ -108,6 +110,11 @@ class Result(BaseModel):
         """What the evaluation was asked for; of an old one, which did not write it down, as far as it shows."""
         threshold = self.threshold.value if self.threshold.rule == "given" else None
         return self.identity or Identity(threshold=threshold)
+
+    @property
+    def tier(self) -> str:
+        """What the model learned from, as tables say it; empty where nobody wrote it down."""
+        return "" if self.supervision is None else tier(self.supervision)
 
     @property
     def pools_without_roi(self) -> bool:

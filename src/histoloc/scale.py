@@ -81,7 +81,8 @@ def view(config: ModelConfig, size: tuple[int, int], mpp: float | None) -> View:
 
     A model that was trained by the published rule (shorter side to N pixels) sees an image so, if that gives its own
     µm/px within 1.25 times, or if the scale is unknown. Any other image of known scale is brought to the model's µm/px,
-    and cut into tiles where it is more than 1.25 times as large as training images were.
+    and cut into tiles where it is more than 1.25 times as large as training images were. A model whose training images
+    were resampled to one scale sees an image of unknown scale as if it had that one.
 
     Args:
         config: of the model folder.
@@ -95,6 +96,8 @@ def view(config: ModelConfig, size: tuple[int, int], mpp: float | None) -> View:
     known = mpp is not None and trained is not None
     factor = mpp / trained if mpp is not None and trained is not None else 1.0
     name = f"{trained:.4g} µm/px" if known else "as it is"
+    if mpp is None and config.input.mpp is not None:
+        name = f"taken as {config.input.mpp:.4g} µm/px"
     notes = _unknown_scale(config, size, mpp)
     if config.input.mpp is None and small_side:
         alike = _alike(factor * min(size), small_side) and not larger_than_training(config, _scaled(size, factor))
@@ -136,6 +139,9 @@ def _unknown_scale(config: ModelConfig, size: tuple[int, int], mpp: float | None
     trained = config.shorter_side
     if mpp is not None and config.mpp is not None:
         return ()
+    if config.input.mpp is not None:
+        taken = f"the image's scale is unknown: it is taken as {config.input.mpp:.4g} µm/px, that of the model"
+        return (f"{taken}; where it is another, give it by --mpp, or by the column mpp of a table",)
     if trained is None or _alike(min(size), trained):
         return ()
     what = "the image's scale" if mpp is None else "the scale of the model's training images"

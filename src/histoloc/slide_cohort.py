@@ -16,7 +16,7 @@ import pandas as pd
 from histoloc.data.fingerprint import file_mark
 from histoloc.errors import InputError
 from histoloc.inputs import SLIDE_SUFFIXES, input_files
-from histoloc.model_folder import ModelConfig, find_model, read_model_config
+from histoloc.model_folder import ModelConfig, empty_index, find_model, is_shipped, read_model_config
 from histoloc.options import SlideOptions
 from histoloc.runner import run_jobs
 from histoloc.scale import tile_side
@@ -51,7 +51,7 @@ def predict_slides(
     `out` at the same time, as long as they are not at the same slide.
 
     Args:
-        model: a run or a model folder.
+        model: a run, a model folder, or the name of a shipped prior, as `prior:glands`.
         slides: files, or folders whose slides are taken (not those of sub-folders, and no hidden files).
         out: folder for `slides.csv` and a folder for each slide.
         options: None takes the defaults.
@@ -64,9 +64,9 @@ def predict_slides(
     out = Path(out).absolute()
     config = read_model_config(model)
     options = resolved(model, config, replace(options or SlideOptions(), **changes))
-    settings = {
-        "model": str(find_model(model).absolute()), "weights_sha256": config.weights_sha256, **options.of_result
-    }  # fmt: skip
+    # Of a shipped model the name, which each machine finds in its own installation.
+    place = model if is_shipped(model) else find_model(model).absolute()
+    settings = {"model": str(place), "weights_sha256": config.weights_sha256, **options.of_result}
     items = _items(slides, options.slide_mpp)
     # Here, and not above: PyTorch takes seconds to load, and what is wrong should be seen before.
     from histoloc.prediction import choose_device, load
@@ -95,8 +95,7 @@ def resolved(model: Path, config: ModelConfig, options: SlideOptions) -> SlideOp
             f"training images"
         )
     empty_class = options.empty_class or config.empty_class
-    if empty_class not in (None, *config.classes):
-        raise InputError(f"--empty-class {empty_class!r} is not a class of {model}; choose of {list(config.classes)}")
+    empty_index(empty_class, config.classes, str(model))
     tile, range = options.tile or tile_side(config), options.range or config.range
     return replace(options, mpp=float(mpp), tile=tile, range=range, empty_class=empty_class)
 

@@ -193,11 +193,10 @@ def _write(result: _Result, name: str, settings: Mapping[str, Any]) -> dict[str,
     threshold = _otsu(counts) if threshold is None else threshold
     cell, mpp, area = grid.cell * grid.downsample, grid.cell * grid.mpp, result.options.min_area_mm2
     outlines = find_outlines(levels[0].bands(), threshold, cell, mpp, size=result.slide.size, min_area_mm2=area)
-    roi_class = predictor.map_class(label, evidence.maps)
-    write_regions(folder / "regions.geojson", outlines, roi_class or "ROI")
+    write_regions(folder / "regions.geojson", outlines, predictor.roi_name(label, evidence.maps))
     write_tiles(folder / "tiles.csv", grid, {} if of_slide is None else dict(zip(classes, p.T, strict=True)))
     record = _record(result, name, settings, of_slide) | {
-        "roi_class": roi_class,
+        "roi_class": predictor.map_class(label, evidence.maps),
         "roi": _areas(counts, threshold, mpp, outlines),
         "map": {
             "file": "map.ome.tif", "mpp": mpp, "width": grid.columns, "height": grid.rows, "threshold": threshold

@@ -6,7 +6,7 @@ feature map.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -44,6 +44,21 @@ class Output(NamedTuple):
     logits: Tensor  # (B, K) float32, the scores by which the image is classified
     evidence: Tensor  # (B, C, h, w) float32, evidence for the ROI at the network's own stride
     terms: dict[str, Tensor]  # what this method's loss needs besides
+
+
+def tier(supervision: Collection[str]) -> str:
+    """What tables call that from which a model learned: `labels only`, `labels + cue + masks`, `learns nothing`, ...
+
+    Args:
+        supervision: of its method, its prior and its teachers: any of image, cue, synthetic, pixel.
+    """
+    names = {"image": "labels", "cue": "cue", "synthetic": "synthetic prior", "pixel": "masks"}
+    text = " + ".join(name for key, name in names.items() if key in supervision)
+    if text == "labels":
+        return "labels only"
+    if "synthetic" in supervision and "pixel" not in supervision:
+        return f"{text} (no human masks)"
+    return text or "learns nothing"
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,16 @@ def test_one_cell_has_no_deviation(tmp_path):
     assert entries(read_bench(folder), "gap")["F1⁺"] == "60.00"
 
 
+def test_cells_say_what_their_models_learned_from(tmp_path):
+    folder = write_settings(tmp_path / "bench", ["gap", "unet"], folds=[0], seeds=[0])
+    for row, supervision in (("gap", ["image", "synthetic"]), ("unet", ["pixel"])):
+        file = write_cell(folder, row, 0, 0, flat(60.0), flat(20.0)) / "evaluation" / "valid" / "metrics.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"supervision": supervision}))
+    bench = read_bench(folder)
+    assert entries(bench, "gap")["learned from"] == "labels + synthetic prior (no human masks)"
+    assert entries(bench, "unet")["learned from"] == "masks"
+
+
 def test_bold_is_the_best_but_never_a_bound(bench):
     table = benchmark_table(bench)
     bold = {

@@ -9,6 +9,7 @@ import yaml
 from histoloc.cli.main import main
 from histoloc.config import recipe_names
 from histoloc.methods import METHODS
+from histoloc.types import tier
 
 WEIGHTS = "model/model.safetensors"
 
@@ -36,6 +37,7 @@ def test_methods_and_recipes_are_listed(command):
     listed = command("methods")
     assert [line.split()[0] for line in listed.splitlines()] == list(METHODS)
     assert "TMI 2022" in listed
+    assert all(tier(m.supervision) in line for m, line in zip(METHODS.values(), listed.splitlines(), strict=True))
     lines = command("recipes").splitlines()
     assert [line.split()[0] for line in lines] == recipe_names()
     assert all(len(line.split()) > 3 for line in lines), "every recipe says what it is"

@@ -76,7 +76,8 @@ def test_null_metrics_are_dashes(runs, tmp_path):
     content["threshold"] = {"rule": "otsu", "value": None}
     path.write_text(json.dumps(content))
     page = page_of(runs[:1], tmp_path)
-    assert page.count("<td >–</td>") == 7
+    assert page.count("<td >–</td>") == 6
+    assert "Cl. error" not in page, "no model says a class"
     assert "per image (otsu)" in page
 
 

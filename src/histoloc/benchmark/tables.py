@@ -42,9 +42,11 @@ def benchmark_table(bench: Bench) -> Table:
     compared = [None if row.group == "bound" else "all" for row in bench.rows]
     bold = best(frame[[name for name in columns if name in OURS]], compared, [row.name for row in bench.rows])
     dataset = bench.dataset if has_published(bench) else None
+    tiers = {row.name: " or ".join(sorted({cell.result.tier for cell in bench.of(row)} - {""})) for row in bench.rows}
+    tiers = tiers if any(tiers.values()) else {}
     lines = []
     for row in bench.rows:
-        cells = [Entry(str(len(bench.of(row))))]
+        cells = [*([Entry(tiers[row.name])] if tiers else []), Entry(str(len(bench.of(row))))]
         for name in columns:
             spread = std[row.name][name]
             text = "" if math.isnan(spread) else f"± {spread:.2f}"
@@ -56,7 +58,11 @@ def benchmark_table(bench: Bench) -> Table:
         cells.append(Entry("reference") if is_baseline else difference(differences.get(row.name, {}).get("f1_mean")))
         cells.append(Entry(duration(mean[row.name]["train_seconds"] or math.nan)))
         lines.append(Line(row.title, cells, row.group, footnotes(bench, row)))
-    heads = [("", "n"), *((group or "ours", text) for group, text in columns.values())]
+    heads = [
+        *([("", "learned from")] if tiers else []),
+        ("", "n"),
+        *((group or "ours", text) for group, text in columns.values()),
+    ]
     if dataset is not None:
         heads += [(f"published ({DATASETS[dataset]}, test)", METRICS[name]) for name in PUBLISHED]
     heads += [("", f"Δ mean F1 to {baseline.title}" if baseline else "Δ mean F1"), ("", WHAT_IT_COST["train_seconds"])]

@@ -69,10 +69,11 @@ def evaluate(
     """Measure a model, or a folder of anybody's heatmaps, on one split of a table.
 
     Args:
-        source: a run, a model folder, or a folder with one heatmap per image (STEM.npy, .png or .tif, in [0, 1]).
+        source: a run, a model folder, a shipped prior as prior:glands, or a folder with one heatmap per image
+            (STEM.npy, .png or .tif, in [0, 1]).
         data: the table (CSV).
         out: folder for the results; by default evaluation/SPLIT in the run, or, where that has another evaluation, a
-            folder named by split and options beside it.
+            folder named by split and options beside it. A shipped prior needs it.
         options: what is measured.
     """
     from histoloc.evaluation import run_evaluation
@@ -94,7 +95,7 @@ def predict(
     """Localize in images: mask, heatmap and overlay of each, and one CSV with class, probabilities and ROI area.
 
     Args:
-        model: a run or a model folder.
+        model: a run, a model folder, or a shipped prior, as prior:glands.
         images: image files, or folders of them.
         out: folder for the results.
         options: how.
@@ -124,12 +125,12 @@ def report(runs: Runs, *, out: Path | None = None, title: str | None = None, ima
 def methods() -> None:
     """List the methods."""
     from histoloc.methods import METHODS
+    from histoloc.types import tier
 
-    names, titles = (max(map(len, column)) for column in (METHODS, [m.title for m in METHODS.values()]))
-    learns = {"image": "labels", "pixel": "masks", "cue": "a cue", "synthetic": "drawn images"}
-    for name, method in METHODS.items():
-        source = " and ".join(learns[s] for s in sorted(method.supervision)) or "nothing"
-        print(f"{name:{names}}  {method.title:{titles}}  learns from {source:7}  {method.paper}")
+    rows = [(name, method.title, tier(method.supervision), method.paper) for name, method in METHODS.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 @app.command

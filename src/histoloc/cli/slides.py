@@ -74,7 +74,7 @@ def predict(
     at the same time. Exit code 1: some slides failed, see failed.csv; 2: none could be done.
 
     Args:
-        model: a run or a model folder.
+        model: a run, a model folder, or a shipped prior, as prior:glands.
         slides: slides, or folders of them.
         out: folder for the results.
         options: how.

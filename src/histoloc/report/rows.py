@@ -39,7 +39,8 @@ def runs_table(runs: Sequence[Run], title: str = "") -> Table:
     floors: dict[str, Line] = {}  # equal ones of the same images once, below all runs
     for number, (run, evaluation) in enumerate(pairs):
         result, group = evaluation.result, str(number)
-        cells = [Entry(text) for text in (run.method, evaluation.name, str(result.n_images), _threshold(result))]
+        about = (evaluation.name, str(result.n_images), _threshold(result))
+        cells = [Entry(run.method, result.tier), *map(Entry, about)]
         for name in columns:
             metric = result.numbers.get(name, Metric())
             best_one = bool(bold[name].iloc[number])
@@ -54,8 +55,8 @@ def runs_table(runs: Sequence[Run], title: str = "") -> Table:
             line = Line(f"learns nothing: {FLOORS.get(name, name)}", cells, "floors", aside=True)
             floors.setdefault(repr((name, evaluation.key, cells)), line)
     rows += floors.values()
-    about = [("", name) for name in ("Method", "Evaluation", "Images", "Threshold")]
-    return Table(title, [*about, *columns.values()], rows, corner="Run")
+    heads = [("", name) for name in ("Method", "Evaluation", "Images", "Threshold")]
+    return Table(title, [*heads, *columns.values()], rows, corner="Run")
 
 
 def _numbers(values: Mapping[str, float | None], columns: Iterable[str]) -> list[Entry]:

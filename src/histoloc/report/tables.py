@@ -28,7 +28,7 @@ METRICS = {
     "tnr": "TNR",
     "specificity_without_roi": "specificity",
 }
-ALWAYS = ("cl_error", "f1_plus", "f1_minus", "f1_mean", "pxap", "tpr", "tnr")
+ALWAYS = ("f1_plus", "f1_minus", "f1_mean", "pxap", "tpr", "tnr")
 RULES = {"argmax": "argmax rule", "per_image": "per image"}  # other rules of making maps: headings above their columns
 NOT_DEFINED = "–"
 SYMBOLS = {
@@ -125,7 +125,7 @@ def headings(results: Sequence[Result], names: Sequence[str]) -> dict[str, tuple
         elif name == "pxap_with_roi":
             relevant = any(result.pools_without_roi for result in results)
         else:
-            relevant = name in ALWAYS or any(result.value(name) is not None for result in results)
+            relevant = name in ALWAYS or not results or any(result.value(name) is not None for result in results)
         if relevant:
             columns[name] = (RULES.get(rule, ""), heading)
     return columns

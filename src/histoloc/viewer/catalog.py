@@ -237,7 +237,7 @@ class _SlideFile(BaseModel):
     label: str | None = _at("class")
     roi_class: str | None = None
     score: FiniteFloat | None = None
-    probabilities: dict[str, FiniteFloat] = Field(default_factory=dict)
+    probabilities: Annotated[dict[str, FiniteFloat], BeforeValidator(lambda value: value or {})] = {}  # or null
     rule: str = Field(default="", validation_alias="aggregation")
     map: _Map | None = None
     uncertainty: str | None = _at("uncertainty", "file")
