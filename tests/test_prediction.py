@@ -115,8 +115,9 @@ def test_files_and_folders_are_localized_into_files(predictor, maxmin_run, image
     written = pd.read_csv(out / "predictions.csv")
     assert list(written) == [
         "image", "class", "prob_benign", "prob_malignant", "map_class", "roi_fraction", "roi_mm2", "threshold", "range",
-        "scale",
+        "mpp", "scale",
     ]  # fmt: skip
+    assert written["mpp"].tolist() == [1.0] * 3
     for row in written.itertuples():
         image = cast(str, row.image)
         result, stem = predictor.predict(image, mpp=1.0), Path(image).stem
