@@ -128,7 +128,7 @@ def run_evaluation(
             case.table,
             case.samples,
             empty_class=case.empty_class,
-            floors=floors_beside(case.config or ModelConfig("heatmaps", case.table.classes)),
+            floors=floors_beside(case.config or ModelConfig(FLOORS[0], case.table.classes)),
             files=(folder / "images", options.maps),
             progress=progress,
         )
