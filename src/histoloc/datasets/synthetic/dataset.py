@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -30,12 +30,13 @@ from histoloc.datasets.result import TableResult
 from histoloc.datasets.synthetic.colon import colon
 from histoloc.datasets.synthetic.discs import disc
 from histoloc.datasets.synthetic.glands import Field, Label, lay_out
+from histoloc.datasets.synthetic.lymph import NODE_CLASSES, NodeLabel, lymph
 from histoloc.datasets.synthetic.tissue import paint
 from histoloc.errors import InputError
 from histoloc.progress import Bar
 from histoloc.work_folder import locked
 
-Scene = Literal["glands", "colon", "disc"]
+Scene = Literal["glands", "colon", "nests", "disc"]
 CLASSES: tuple[Label, Label] = ("benign", "malignant")
 HEIGHT, WIDTH = 256, 320
 MPP = 1.0  # micrometres per pixel: crypts of 60 to 100 pixels across, nuclei of 5 to 8, as in real colon
@@ -55,53 +56,72 @@ class SyntheticImage:
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
-        instances: (H, W) uint16, 0 = stroma, 1.. = gland, its lumen included, or the disc; no number is missing.
+        instances: (H, W) uint16, 0 = stroma, 1.. = gland, its lumen included, nest, or the disc; no number is missing.
         label: the class.
     """
 
     image: NDArray[np.uint8]
     instances: NDArray[np.uint16]
-    label: Label
+    label: Label | NodeLabel
+
+
+def scene_classes(scene: Scene) -> tuple[Label | NodeLabel, Label | NodeLabel]:
+    """The two classes of a scene's images."""
+    return NODE_CLASSES if scene == "nests" else CLASSES
 
 
 def render(
-    label: Label, *, seed: int, index: int, height: int = HEIGHT, width: int = WIDTH, scene: Scene = "glands"
+    label: Label | NodeLabel,
+    *,
+    seed: int,
+    index: int,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    scene: Scene = "glands",
 ) -> SyntheticImage:
     """Render one image; a pure function of its arguments.
 
     Args:
-        label: "benign" or "malignant".
+        label: "benign" or "malignant"; of nests "normal" or "tumour".
         seed: of the data set, >= 0.
         index: of the image within the data set, >= 0.
         height: in pixels, >= 64.
         width: in pixels, >= 64.
-        scene: glands, colon (glands of any kind in any stroma), or the striped disc of
-            `histoloc.datasets.synthetic.discs`.
+        scene: glands, colon (glands of any kind in any stroma), nests (of tumour in lymph nodes), or the striped
+            disc of `histoloc.datasets.synthetic.discs`.
 
     Raises:
         InputError: the label is not one of the two classes, or a number is out of its range.
     """
-    if label not in CLASSES:
-        raise InputError(f"label {label!r}: not a class of synthetic tissue; take {' or '.join(CLASSES)}")
+    classes = scene_classes(scene)
+    if label not in classes:
+        raise InputError(f"label {label!r}: not a class of synthetic tissue; take {' or '.join(classes)}")
     if seed < 0 or index < 0:
         raise InputError(f"seed {seed}, index {index}: neither can be negative; take 0 or more")
     if height < 64 or width < 64:
         raise InputError(f"size {width} x {height}: too small to hold a gland; take 64 pixels or more a side")
-    rng = np.random.default_rng([seed, index, CLASSES.index(label)])
+    rng = np.random.default_rng([seed, index, classes.index(label)])
     if scene == "disc":
-        image, inside = disc(rng, label, height, width)
+        image, inside = disc(rng, cast(Label, label), height, width)
         return SyntheticImage(image, inside.astype(np.uint16), label)
-    canvas = (height + 2 * _MARGIN, width + 2 * _MARGIN)
-    if scene == "colon":
-        haematoxylin, eosin, numbers = colon(rng, label, canvas, _MARGIN)
-    else:
-        glands = lay_out(rng, label, canvas, _MARGIN)
-        haematoxylin, eosin = paint(rng, label, glands)
-        numbers = glands.instances
+    haematoxylin, eosin, numbers = _tissue(rng, label, (height + 2 * _MARGIN, width + 2 * _MARGIN), scene)
     inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
     image = _stain(rng, haematoxylin, eosin)[inner]
     instances, _, _ = relabel_sequential(numbers[inner])  # of the glands that are still in the picture
     return SyntheticImage(np.ascontiguousarray(image), instances.astype(np.uint16), label)
+
+
+def _tissue(
+    rng: np.random.Generator, label: Label | NodeLabel, canvas: tuple[int, int], scene: Scene
+) -> tuple[Field, Field, NDArray[np.int32]]:
+    """Haematoxylin, eosin and numbers of the structures over the whole canvas."""
+    if scene == "nests":
+        return lymph(rng, cast(NodeLabel, label), canvas, _MARGIN)
+    kind = cast(Label, label)
+    if scene == "colon":
+        return colon(rng, kind, canvas, _MARGIN)
+    glands = lay_out(rng, kind, canvas, _MARGIN)
+    return *paint(rng, kind, glands), glands.instances
 
 
 def _stain(rng: np.random.Generator, haematoxylin: Field, eosin: Field) -> NDArray[np.uint8]:
@@ -137,7 +157,8 @@ def synthetic_table(
         seed: the same seed gives the same bytes.
         height: pixels.
         width: pixels.
-        scene: glands, or disc: one striped disc on noise decides the class, so that the best map is known.
+        scene: glands; colon or nests, of more variety, for priors; or disc: one striped disc on noise decides the
+            class, so that the best map is known.
 
     Raises:
         InputError: `count` is too small, another call is writing there, or the folder cannot be written.
@@ -153,7 +174,7 @@ def synthetic_table(
         except OSError as error:
             raise InputError(f"{table}: cannot be replaced ({error.strerror}); choose another folder") from error
         for index in Bar(range(count), desc=f"synthetic {scene}", unit="image"):
-            label = CLASSES[index % 2]
+            label = scene_classes(scene)[index % 2]
             sample = render(label, seed=seed, index=index, height=height, width=width, scene=scene)
             image, mask = (out / folder / f"{label}_{index:05d}.png" for folder in ("images", "masks"))
             few = sample.instances.max() <= 255  # viewers show 8 bits more readily

@@ -1,9 +1,9 @@
-"""Lymph nodes with nests of metastatic carcinoma, for priors of the second kind of tissue that is not colon.
+"""Lymph nodes with nests of metastatic carcinoma, with the variety of real slides, for priors.
 
 What a tumour image adds to a normal one is its nests: large cells with pale or coarse nuclei, prominent nucleoli and
-more cytoplasm than lymphocytes have, from a cluster of a few cells to sheets. Everything else is drawn from one
-distribution for both classes, above all what is mistaken for tumour: germinal centres, histiocytes in sinuses and
-granulomas, plump endothelium, fibrosis. Lengths are in micrometres, which are pixels.
+more cytoplasm than lymphocytes have, from a cluster of a few cells to sheets, and collagen beside them. Everything
+else is drawn from one distribution for both classes, above all what is mistaken for tumour: germinal centres,
+histiocytes in sinuses and granulomas, plump endothelium, fibrosis. Lengths are in micrometres, which are pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from histoloc.datasets.synthetic.tissue import fibres, scatter, splat
 Rng = np.random.Generator
 Mask = NDArray[np.bool_]
 NodeLabel = Literal["normal", "tumour"]
-
+NODE_CLASSES: tuple[NodeLabel, NodeLabel] = ("normal", "tumour")
 SMALLEST_NEST = 250  # pixels: three or four cells
 
 
@@ -73,7 +73,7 @@ def _blobs(rng: Rng, where: Mask, number: int, radii: tuple[float, float], rough
     places = np.argwhere(where)
     for _ in range(number if len(places) else 0):
         y, x = places[rng.integers(len(places))]
-        np.minimum(field, _blob(rng, where.shape, x, y, _log_uniform(rng, *radii), rough), out=field)
+        np.minimum(field, _blob(rng, where.shape, x, y, float(_log_uniform(rng, *radii)), rough), out=field)
     return field
 
 
@@ -184,7 +184,7 @@ def _borders(rng: Rng, shape: tuple[int, int], pitch: float) -> Field:
     """How much farther the second nearest of scattered points is than the nearest (H, W): small at cells' borders."""
     points = _grid(rng, (shape[0] + 120, shape[1] + 120), pitch, 0.2) - 60
     y, x = np.mgrid[: shape[0], : shape[1]]
-    distance, _ = KDTree(points).query(np.stack([x.ravel(), y.ravel()], axis=1), k=2)
+    distance = np.asarray(KDTree(points).query(np.stack([x.ravel(), y.ravel()], axis=1), k=2)[0])
     return (distance[:, 1] - distance[:, 0]).reshape(shape).astype(np.float32)
 
 
