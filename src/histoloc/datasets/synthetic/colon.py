@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from histoloc.datasets.synthetic.glands import Architecture, Field, Glands, Label, arrange, noise
-from histoloc.datasets.synthetic.tissue import fibres, scatter, splat
+from histoloc.datasets.synthetic.glands import Architecture, Field, Glands, Label, arrange, lay_out, noise
+from histoloc.datasets.synthetic.tissue import fibres, paint_epithelium, scatter, splat
 
 Rng = np.random.Generator
 
@@ -81,22 +81,23 @@ def layout(rng: Rng, label: Label, shape: tuple[int, int], margin: int, free: ND
 
 
 # ---------------------------------------------------------------- epithelium
+CLEAN = 0.25  # share of images whose glands are the textbook ones of `histoloc.datasets.synthetic.glands`
 KINDS = ("goblet", "columnar", "stratified", "solid", "cribriform", "dilated", "dark")
 CHANCES: dict[Label, tuple[float, ...]] = {
-    "benign": (0.62, 0.12, 0.02, 0.0, 0.0, 0.08, 0.16),
-    "malignant": (0.06, 0.34, 0.2, 0.12, 0.12, 0.12, 0.04),
+    "benign": (0.66, 0.14, 0.02, 0.0, 0.0, 0.1, 0.08),
+    "malignant": (0.06, 0.36, 0.2, 0.12, 0.12, 0.12, 0.02),
 }
 
 
-def epithelium(rng: Rng, label: Label, glands: Glands) -> tuple[Field, Field, Field]:
-    """Haematoxylin, eosin and lumen (0 to 1) inside the glands."""
+def epithelium(rng: Rng, label: Label, glands: Glands) -> tuple[Field, Field]:
+    """Haematoxylin and eosin inside the glands."""
     shape, depth, n = glands.depth.shape, glands.depth, int(glands.instances.max()) + 1
     chances = np.array(CHANCES[label]) * rng.dirichlet(np.full(len(KINDS), 0.7)) + 1e-9
     kinds = rng.choice(len(KINDS), n, p=chances / chances.sum())
     reach = np.ones(n, dtype=np.float32)
     reach[glands.instances] = np.maximum(glands.reach, 1)
     if label == "benign":
-        kinds[(reach < 13) & (rng.random(n) < 0.5)] = KINDS.index("dark")
+        kinds[(reach < 13) & (rng.random(n) < 0.35)] = KINDS.index("dark")
     is_kind = {name: kinds == i for i, name in enumerate(KINDS)}
     wall, band = np.full((2, n), 1e4, dtype=np.float32)
     common = {k: rng.uniform(a, b) for k, a, b in (("columnar", 17, 30), ("stratified", 14, 34), ("dilated", 8, 17))}
@@ -137,7 +138,7 @@ def epithelium(rng: Rng, label: Label, glands: Glands) -> tuple[Field, Field, Fi
     keep = 1 - lumen
     haematoxylin, eosin = (haematoxylin + nuclei) * keep, (eosin + 0.15 * nuclei) * keep
     content_h, content_e = _content(rng, glands, lumen, label)
-    return haematoxylin + content_h * lumen, eosin + content_e * lumen, lumen
+    return haematoxylin + content_h * lumen, eosin + content_e * lumen
 
 
 def _goblets(rng: Rng, depth: Field, wall: Field) -> Field:
@@ -235,10 +236,10 @@ def stroma(rng: Rng, shape: tuple[int, int], outside: Field) -> tuple[Field, Fie
     """Haematoxylin and eosin of everything that is no gland; `outside` is the distance to the next gland."""
     h, e = _matrix(rng, shape)
     crowd = np.clip(1 + rng.uniform(0, 1.3) * noise(rng, shape, rng.uniform(10, 30)), 0.03, None)
-    density = _log_uniform(rng, 0.0008, 0.017) * crowd
-    if rng.random() < 0.25:  # a lymphoid aggregate
+    density = _log_uniform(rng, 0.0008, 0.022) * crowd
+    if rng.random() < 0.35:  # a lymphoid aggregate
         follicle = _rise(noise(rng, shape, rng.uniform(25, 60)) - rng.uniform(0.3, 1.2), 3)
-        density = np.maximum(density, follicle * rng.uniform(0.016, 0.028))
+        density = np.maximum(density, follicle * rng.uniform(0.018, 0.034))
         h, e = h + 0.09 * follicle, e * (1 - 0.4 * follicle)
     cells = scatter(rng, density.astype(np.float32))
     n = len(cells)
@@ -364,12 +365,13 @@ def colon(rng: Rng, label: Label, shape: tuple[int, int], margin: int) -> tuple[
         angle = rng.uniform(0, 2 * np.pi)
         along = np.cos(angle) * (x - shape[1] / 2) + np.sin(angle) * (y - shape[0] / 2)
         free &= along + 15 * noise(rng, shape, 30) < np.abs(along).max() * rng.uniform(-0.6, 0.9)
-    glands = layout(rng, label, shape, margin, free)
+    clean = rng.random() < CLEAN
+    glands = lay_out(rng, label, shape, margin) if clean else layout(rng, label, shape, margin, free)
     inside = glands.instances > 0
     outside = np.asarray(ndimage.distance_transform_edt(~inside), dtype=np.float32)
     outer_h, outer_e = stroma(rng, shape, outside)
     soft = np.clip(ndimage.gaussian_filter(inside.astype(np.float32), 0.6), 0, 1)
-    inner_h, inner_e, _ = epithelium(rng, label, glands)
+    inner_h, inner_e = paint_epithelium(rng, label, glands) if clean else epithelium(rng, label, glands)
     if rng.random() < 0.45:  # the tissue shrank: white clefts beside the glands
         width = rng.uniform(1.5, 7) * _rise(noise(rng, shape, rng.uniform(12, 30)) - rng.uniform(-0.5, 1.2), 1.5)
         cleft = _rise(width - outside, 0.8) * (1 - soft) * rng.uniform(0.6, 1)

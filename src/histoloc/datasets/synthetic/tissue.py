@@ -184,6 +184,11 @@ def _stratified(rng: np.random.Generator, depth: Field, lumen: Field) -> Field:
     return splat(depth.shape, centres, radii, angle, rng.uniform(0.28, 0.65, n), hollow=0.45)
 
 
+def paint_epithelium(rng: np.random.Generator, label: Label, glands: Glands) -> tuple[Field, Field]:
+    """Haematoxylin and eosin, each (H, W), that the class has within its glands."""
+    return _benign(rng, glands) if label == "benign" else _malignant(rng, glands)
+
+
 def paint(rng: np.random.Generator, label: Label, glands: Glands) -> tuple[Field, Field]:
     """Fill stroma and glands with tissue.
 
@@ -198,6 +203,6 @@ def paint(rng: np.random.Generator, label: Label, glands: Glands) -> tuple[Field
     shape = glands.depth.shape
     inside = np.clip(ndimage.gaussian_filter((glands.instances > 0).astype(np.float32), 0.6), 0, 1)
     outer = _stroma(rng, shape)
-    inner = _benign(rng, glands) if label == "benign" else _malignant(rng, glands)
+    inner = paint_epithelium(rng, label, glands)
     mixed = [o * (1 - inside) + i * inside for o, i in zip(outer, inner, strict=True)]
     return np.clip(mixed[0], 0, None), np.clip(mixed[1], 0, None)
