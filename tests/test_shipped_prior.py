@@ -184,3 +184,4 @@ def test_the_viewer_shows_the_share_of_the_tissue(shipped, tmp_path):
     (entry,) = item["entries"]
     assert (entry["label"], entry["probabilities"], entry["score_of"]) == (None, {}, "ROI of tissue")
     assert entry["score"] == pytest.approx(1)
+    assert ["Learned from", "synthetic prior (no human masks)"] in entry["facts"]

@@ -277,6 +277,7 @@ def _record(
         "settings": dict(settings),
         "model": {
             "method": config.method, "title": method.title, "classes": list(config.classes),
+            "supervision": list(config.supervision),
             "weights_sha256": config.weights_sha256, "provenance": config.provenance,
         },
         "histoloc": version("histoloc"),

@@ -78,6 +78,8 @@ def rows_of(kind: str) -> tuple[Row, ...]:
 
     rows: list[Row] = []
     for name, method in METHODS.items():
+        if method.supervision == {"synthetic"}:  # its masks are drawn, and those of a table may be people's
+            continue
         learns: Any = "masks" if "pixel" in method.supervision else "labels" if method.supervision else "nothing"
         rows.append(Row(name, method.title, name, "baseline" if learns == "labels" else "bound", learns_from=learns))
     return tuple(rows)

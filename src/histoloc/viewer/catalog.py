@@ -24,6 +24,7 @@ from pydantic import (
 from histoloc.data.images import image_size
 from histoloc.errors import InputError
 from histoloc.results import Evaluation, distinct_names, read_run
+from histoloc.types import tier
 
 
 def _printable(text: str) -> str:
@@ -244,6 +245,7 @@ class _SlideFile(BaseModel):
     regions: str | None = None
     title: str | None = _at("model", "title")
     method: str | None = _at("model", "method")
+    supervision: list[str] | None = _at("model", "supervision")
     roi_mm2: FiniteFloat | None = _at("roi", "mm2")
     tissue_mm2: FiniteFloat | None = _at("roi", "tissue_mm2")
     largest_mm2: FiniteFloat | None = _at("roi", "largest_mm2")
@@ -299,7 +301,11 @@ def _slide_facts(slide: _SlideFile) -> list[tuple[str, str]]:
     if slide.count is not None:
         least = f" of {slide.min_area_mm2:g} mm² or more" if slide.min_area_mm2 else ""
         facts.append(("Regions", f"{slide.count:.0f}{least}"))
-    return facts
+    return facts + _learned_from(slide.supervision)
+
+
+def _learned_from(supervision: list[str] | None) -> list[tuple[str, str]]:
+    return [] if supervision is None else [("Learned from", tier(supervision))]
 
 
 @lru_cache(16)
@@ -341,7 +347,7 @@ def _image(evaluation: Evaluation, row: dict[str, Any], model: int) -> Entry:
         score_of=row["predicted"],
         label=row["predicted"] or None,
         probabilities=probabilities,
-        facts=[("Evaluation", evaluation.name), *_image_facts(row)],
+        facts=[("Evaluation", evaluation.name), *_learned_from(evaluation.result.supervision), *_image_facts(row)],
         map=Layer(file=map_file, width=width, height=height, threshold=threshold) if map_file and width else None,
         regions=mask,
         truth=truth if any(file_state(truth)) else None,
