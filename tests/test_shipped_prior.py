@@ -150,6 +150,7 @@ def test_its_report_has_no_column_of_classes_and_says_what_it_learned_from(shipp
     assert "asked one question about every image" in page
     assert "prior<small>synthetic prior (no human masks)</small>" in page
     assert "Cl. error" not in page
+    assert "one label for each whole image" not in page
 
 
 # --- slides ---

@@ -57,6 +57,7 @@ def render(runs: Sequence[Run], skipped: Sequence[str] = (), *, title: str | Non
         table=to_html(runs_table(runs)) if results_of else "",
         columns=headings(list(results_of.values()), COLUMNS),
         tiers=any(of.tier for of in results_of.values()),
+        labels=not results_of or any("image" in (of.supervision or ("image",)) for of in results_of.values()),
         floors=any(of.floors for of in results_of.values()),
         resampling=resampling(runs),
         exceeded={name: notes for name, of in results_of.items() if (notes := exceeded_by_floors(of))},
