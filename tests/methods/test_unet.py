@@ -83,6 +83,16 @@ def test_only_the_encoder_has_the_backbones_learning_rate():
     assert any(name.startswith("decoder.") for name in names)
 
 
+def test_decoder_of_a_prior_has_the_names_and_shapes_of_its_weights():
+    prior, method = build("prior").state_dict(), build("unet", decoder="sum")
+    assert {k: v.shape for k, v in method.state_dict().items()} == {k: v.shape for k, v in prior.items()}
+    method.load_state_dict(prior)
+    with torch.no_grad():
+        image = noise(2, 50, 33)
+        assert torch.equal(method(image).evidence, build("prior")(image).evidence)
+    assert "lateral" not in "".join(build("unet").state_dict()), "the default is U-Net's own"
+
+
 def test_learns_from_masks_and_ignores_labels():
     assert UNet.supervision == {"pixel"}
     method, batch = build("unet"), noise_batch([0, 1], masks=True)

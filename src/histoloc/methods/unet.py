@@ -1,7 +1,7 @@
 """U-Net: learns from masks, the upper bound of Table 1."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +11,7 @@ from histoloc.losses import soft_dice
 from histoloc.maps import place
 from histoloc.methods.base import Method, NotNegative, Setting, Supervision
 from histoloc.nn.backbone import BackboneConfig, build_backbone
-from histoloc.nn.decoder import UNetDecoder
+from histoloc.nn.decoder import SumDecoder, UNetDecoder
 from histoloc.types import Batch, Output, Unit
 
 
@@ -20,10 +20,12 @@ class UNetOptions:
     """Options of U-Net.
 
     Attributes:
+        decoder: unet, or sum: that of priors. With `--decoder sum --stride 16` the run's folder is one (`--prior`).
         cross_entropy_weight: weight of the pixels' binary cross-entropy.
         dice_weight: weight of the soft Dice loss.
     """
 
+    decoder: Literal["unet", "sum"] = "unet"
     cross_entropy_weight: NotNegative = 1.0
     dice_weight: NotNegative = 1.0
 
@@ -53,7 +55,7 @@ class UNet(Method):
     def __init__(self, setting: Setting, options: UNetOptions) -> None:
         super().__init__(setting, options)
         self.backbone = build_backbone(setting.backbone)
-        self.decoder = UNetDecoder(self.backbone, maps=1)
+        self.decoder = (UNetDecoder if options.decoder == "unet" else SumDecoder)(self.backbone, maps=1)
 
     def forward(self, image: Tensor) -> Output:
         """The ROI's score before its sigmoid, at the decoder's stride; equal class scores."""
