@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from histoloc.methods import Method, Setting
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.options import ALL, MapOptions
 from histoloc.types import Range
-from histoloc.work_folder import atomic_path, write_json
+from histoloc.work_folder import atomic_path, write_json, write_text
 
 FORMAT = 2
 PRIORS = Path(__file__).parent / "priors"  # a model folder for each prior that is shipped
 _SHIPPED = "prior:"
+IMAGES_FILE = "images.txt"  # what the model learned from
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,29 @@ def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
     if mpp and small_side:
         values["mpp"] = mpp * side / small_side if side else None
     return values | {"options": options}
+
+
+def save_images(folder: Path, marks: Collection[str]) -> None:
+    """Write the marks (of `data.fingerprint`) of the images that a model learned from, itself or by prior and teachers."""
+    write_text(folder / IMAGES_FILE, "".join(f"{mark}\n" for mark in sorted(marks)))
+
+
+def images_seen(folder: Path) -> frozenset[str]:
+    """What `save_images` wrote; nothing for priors that are shipped, which saw drawn images alone.
+
+    Raises:
+        InputError: no model folder, or it does not say it.
+    """
+    if is_shipped(folder):
+        return frozenset()
+    path = find_model(folder) / IMAGES_FILE
+    try:
+        return frozenset(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot be read, and says which images the model learned from; where histoloc 0.2 trained it, "
+            "`histoloc train METHOD --data TABLE --out RUN --resume` writes it"
+        ) from error
 
 
 def map_classes(folder: Path, options: MapOptions) -> list[str | None]:

@@ -21,14 +21,29 @@ def fingerprint(samples: Sequence[Sample]) -> str:
     Raises:
         InputError: a file is there but cannot be read.
     """
-    files = sorted({file for s in samples for file in (s.image, s.mask) if file is not None})
-    with ThreadPoolExecutor(8) as pool:
-        marks = dict(zip(files, pool.map(file_mark, files), strict=True))
+    marks = _marks({file for s in samples for file in (s.image, s.mask) if file is not None})
     rows = []
     for s in samples:
         cells = (s.name, s.labels, s.split, s.fold, s.group, s.x, s.y, s.width, s.height, s.mpp, s.slide_mpp)
         rows.append(json.dumps([*cells, marks[s.image], s.mask and (s.mask.name, marks[s.mask])]))
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+
+
+def image_marks(samples: Sequence[Sample]) -> list[str]:
+    """16 hexadecimal digits for each sample's pixels: its file and region, whatever table lists them, and where.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    marks = _marks({s.image for s in samples})
+    rows = [json.dumps([marks[s.image], s.x, s.y, s.width, s.height, s.mpp if s.width else None]) for s in samples]
+    return [hashlib.sha256(row.encode()).hexdigest()[:16] for row in rows]
+
+
+def _marks(files: set[Path]) -> dict[Path, str]:
+    ordered = sorted(files)
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(ordered, pool.map(file_mark, ordered), strict=True))
 
 
 def file_mark(file: Path) -> str:

@@ -23,6 +23,7 @@ from histoloc.losses import (
 from histoloc.maps import normalise_batch, normalise_per_image, place, resize
 from histoloc.methods.base import Count, Dropout, Method, NotNegative, Positive, Setting
 from histoloc.nn.backbone import Backbone, build_backbone
+from histoloc.nn.decoder import SumDecoder
 from histoloc.nn.pooling import WildcatHead
 from histoloc.types import Batch, Output
 
@@ -57,6 +58,9 @@ class MaxMinOptions:
         dropout: dropout on the selected activations in training.
         scale: size of the masked images relative to the image.
         networks: shared = one encoder (the authors' code), two = a localizer and a classifier (the paper's figure).
+        localizer: wildcat = class maps of a WILDCAT head; decoder = one map of a decoder over all levels, the network
+            of priors, with a classifier beside it. Its M+ is the sigmoid of its score: slope, sigma, normalisation,
+            networks and localizer_weight have no effect. Give it `--stride 16`, so that the classifier is deep.
         normalisation: of the evidence: per image, per batch (as the authors' code), or none (sigmoid of w times it).
         fill: what takes the place of masked-out pixels: grey (zero after normalisation, as the authors), black, mean
             (the image's mean colour) or blur (the blurred image).
@@ -84,16 +88,17 @@ class MaxMinOptions:
     dropout: Dropout = 0.1
     scale: Annotated[float, Field(gt=0, le=1)] = 0.8
     networks: Literal["shared", "two"] = "shared"
+    localizer: Literal["wildcat", "decoder"] = "wildcat"
     normalisation: Literal["image", "batch", "none"] = "image"
     fill: Literal["grey", "black", "mean", "blur"] = "grey"
     joint: bool = True
 
     def __post_init__(self) -> None:
         without_classifier = self.background == "none" and self.networks == "shared" and self.localizer_weight
-        if not self.foreground_weight and not without_classifier:
+        if not self.foreground_weight and not (without_classifier and self.localizer == "wildcat"):
             raise InputError(
                 "--foreground-weight 0 leaves the classifier of masked images out: it needs --background none, "
-                "--networks shared and a --localizer-weight above 0"
+                "--networks shared, --localizer wildcat and a --localizer-weight above 0"
             )
 
 
@@ -121,12 +126,18 @@ class MaxMin(Method):
         super().__init__(setting, options)
         if self.empty_class is not None:
             _check_empty_class(options)
-        if options.normalisation == "none":
+        self.decoder: SumDecoder | None = None
+        self.slope = options.slope
+        if options.normalisation == "none" or options.localizer == "decoder":
             self.unit = "logit"  # sigmoid(w times the evidence) is M⁺
-        self.localizer = build_backbone(setting.backbone)
-        channels, classes = self.localizer.channels, len(setting.classes)
-        self.localizer_head = WildcatHead(channels, classes, options)
-        self.classifier = None if options.networks == "shared" else build_backbone(setting.backbone)
+        backbone = build_backbone(setting.backbone)
+        channels, classes = backbone.channels, len(setting.classes)
+        if options.localizer == "decoder":
+            self.backbone, self.decoder, self.slope = backbone, SumDecoder(backbone, maps=1), 1.0
+        else:
+            self.localizer, self.localizer_head = backbone, WildcatHead(channels, classes, options)
+        shared = options.networks == "shared" and self.decoder is None
+        self.classifier = None if shared else build_backbone(setting.backbone)
         self.classifier_head = WildcatHead(channels, classes, options) if self.classifies_masked else None
         self.roi_head = None if self.empty_class is None else nn.Conv2d(channels, 1, kernel_size=1)
         black = [-m / s for m, s in zip(setting.mean, setting.std, strict=True)]
@@ -148,6 +159,10 @@ class MaxMin(Method):
         The third is the mask's evidence (B, 1, h, w), the class maps weighted by the classes' probabilities, and the
         fourth the mask M⁺ (B, 1, H, W).
         """
+        if self.decoder is not None:
+            maps = self.decoder(self.backbone.pyramid(image))
+            mask = place(maps, self.stride, image.shape[-2:]).sigmoid()
+            return maps.new_zeros(len(image), len(self.setting.classes)), maps, maps, mask
         features = self.localizer(image)
         logits, maps = self.localizer_head(features)
         if self.roi_head is None:
@@ -156,7 +171,7 @@ class MaxMin(Method):
             combined = self.roi_head(features).float()
         u = place(combined, self.stride, image.shape[-2:])
         if self.unit == "logit":
-            return logits, maps, combined, (self.options.slope * u).sigmoid()
+            return logits, maps, combined, (self.slope * u).sigmoid()
         # In eval mode of each image alone, also where training normalises over the batch.
         over_batch = self.options.normalisation == "batch" and self.training
         return logits, maps, combined, self._mask(normalise_batch(u) if over_batch else normalise_per_image(u))
@@ -212,7 +227,7 @@ class MaxMin(Method):
         the mask is made of.
         """
         if self.unit == "logit":
-            return self.options.slope * combined
+            return self.slope * combined
         return maps if self.options.localizer_weight else combined
 
     def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -223,7 +238,7 @@ class MaxMin(Method):
         if self.classifies_masked:
             certain = classification(output.terms.get("inside", output.logits), batch, each=True)
             losses["foreground"] = o.foreground_weight * (has_roi * certain).mean()
-        if o.localizer_weight:
+        if o.localizer_weight and self.decoder is None:
             losses["localizer"] = o.localizer_weight * classification(output.terms["localizer"], batch)
         if o.background != "none":
             uncertainty = negative_entropy if o.background == "eem" else uniform_cross_entropy
@@ -263,12 +278,17 @@ class MaxMin(Method):
     @property
     def extractor(self) -> Backbone:
         """The localizer's."""
-        return self.localizer
+        return self.localizer if self.decoder is None else self.backbone
+
+    @property
+    def stride(self) -> int:
+        """Of the localizer's maps."""
+        return self.extractor.stride if self.decoder is None else self.decoder.stride
 
     def classify(self, image: Tensor, *, frozen: bool = False) -> Tensor:
         """Class scores (B, K) of a masked image; `frozen` keeps the gradient away from the classifier's parameters."""
         assert self.classifier_head is not None
-        encoder = self.localizer if self.classifier is None else self.classifier
+        encoder = self.extractor if self.classifier is None else self.classifier
         if not frozen:
             return self.classifier_head(encoder(image))[0]
         features = functional_call(encoder, _detached(encoder), (image,))
@@ -280,7 +300,9 @@ def _detached(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_empty_class(o: MaxMinOptions) -> None:
-    if o.background_trains == "localizer":
+    if o.localizer == "decoder":
+        need = "--localizer wildcat: the class comes from X+, and an image without ROI has none"
+    elif o.background_trains == "localizer":
         need = "--background-trains both: the classifier learns the class without ROI from backgrounds"
     elif not o.localizer_weight:
         need = "a --localizer-weight above 0: the localizer gives the class, and it alone trains that"

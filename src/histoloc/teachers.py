@@ -1,0 +1,116 @@
+"""Teachers: finished models whose maps of the training images another model learns from."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from histoloc.data.fingerprint import image_marks
+from histoloc.data.pixels import read_pixels, sample_mpp
+from histoloc.data.table import Sample, Table
+from histoloc.data.transforms import InputConfig, bring_to_scale
+from histoloc.errors import InputError
+from histoloc.model_folder import images_seen, load_model
+from histoloc.prediction import Pixels, Predictor
+
+
+class Teacher(NamedTuple):
+    """A model that teaches, and the marks of the images that it learned from."""
+
+    folder: Path
+    model: Predictor
+    seen: frozenset[str]
+
+
+def check_held_out(folders: Sequence[Path], table: Table, option: str) -> None:
+    """Make sure that models learned from no image that a table holds out.
+
+    Args:
+        folders: of the models.
+        table: with the fold of the run that they take part in.
+        option: by which they were given, for the message.
+
+    Raises:
+        InputError: one did, or its folder does not say which images it learned from.
+    """
+    held_out = [sample for sample in table.samples if sample.split in ("valid", "test")]
+    marks = dict(zip(image_marks(held_out), held_out, strict=True))
+    for folder in folders:
+        for sample in [marks[mark] for mark in marks if mark in images_seen(folder)][:1]:
+            raise InputError(
+                f"{option} {folder}: it learned from {sample.name}, which this run holds out (split {sample.split}); "
+                "give a model that was trained within this run's training images"
+            )
+
+
+def open_teachers(folders: Sequence[Path], table: Table, device: torch.device | str) -> list[Teacher]:
+    """Open models that teach the training images of a table.
+
+    Raises:
+        InputError: no finished model, one that cannot make calibrated maps, or one that learned from held-out images.
+    """
+    check_held_out(folders, table, "--teachers")
+    teachers = [Teacher(folder, Predictor(*load_model(folder), device), images_seen(folder)) for folder in folders]
+    for teacher in teachers:
+        try:
+            teacher.model.check()
+        except InputError as error:
+            raise InputError(f"--teachers {teacher.folder}: {error}") from error
+    return teachers
+
+
+def lessons(teachers: Sequence[Teacher], samples: Sequence[Sample]) -> tuple[list[list[Teacher]], list[str]]:
+    """Who teaches each sample: the teachers that did not learn from it, or all of them where every one did.
+
+    Returns:
+        The teachers of each sample; and how many images each of them teaches, one sentence each.
+    """
+    marks = image_marks(samples)
+    chosen = [[t for t in teachers if mark not in t.seen] or list(teachers) for mark in marks]
+    notes = []
+    for teacher in teachers:
+        own = [mark in teacher.seen for mark, several in zip(marks, chosen, strict=True) if teacher in several]
+        known = f", of which it learned from {sum(own)} itself" if any(own) else ""
+        notes.append(f"{teacher.folder} teaches {len(own)} of {len(samples)} images{known}")
+    return chosen, notes
+
+
+def taught(teachers: Sequence[Teacher], sample: Sample, config: InputConfig, empty_class: str | None) -> Tensor:
+    """The mean of the teachers' ROI maps of a training image.
+
+    Of a teacher with a map for each class that of the image's own class is taken, since its label is known; of an image
+    with several classes the largest of theirs.
+
+    Args:
+        teachers: at least one.
+        sample: the image.
+        config: of the run, which says at which scale the result is needed.
+        empty_class: images of this class have no ROI.
+
+    Returns:
+        (1, h, w) uint8, 0 to 255 for 0 to 1, of the size that training sees.
+
+    Raises:
+        InputError: the image cannot be used.
+    """
+    pixels, mpp = read_pixels(sample), sample_mpp(sample)
+    mean = np.mean([_roi(teacher.model, sample, pixels, mpp) for teacher in teachers], axis=0)
+    if sample.labels == (empty_class,):
+        mean = np.zeros_like(mean)
+    whole = bring_to_scale(torch.from_numpy(mean)[None], config, mpp if config.mpp is not None else None)
+    return (whole * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _roi(model: Predictor, sample: Sample, pixels: Pixels, mpp: float | None) -> NDArray[np.float32]:
+    answer = model.infer(pixels, mpp)
+    classes, empty = model.config.classes, model.calibration.empty
+    own = [classes.index(name) for name in sample.labels if name in classes and classes.index(name) != empty]
+    if own:  # known to have ROI
+        calibration = replace(model.calibration, gated=False)
+        return np.max([answer.roi(index, calibration) for index in own], axis=0)
+    return answer.roi(int(answer.probabilities.argmax()) if classes else 0, model.calibration)
