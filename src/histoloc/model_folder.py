@@ -231,7 +231,7 @@ def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_images(folder: Path, marks: Collection[str]) -> None:
-    """Write the marks (of `data.fingerprint`) of the images that a model learned from, itself or by prior and teachers."""
+    """Write the marks (`fingerprint.image_marks`) of what a model learned from, itself or by prior and teachers."""
     write_text(folder / IMAGES_FILE, "".join(f"{mark}\n" for mark in sorted(marks)))
 
 

@@ -1,0 +1,138 @@
+"""Whose maps of which images are learned from, and who must not teach."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from histoloc.data.fingerprint import image_marks
+from histoloc.data.images import read_image
+from histoloc.data.table import read_table
+from histoloc.data.transforms import InputConfig, bring_to_scale
+from histoloc.errors import InputError
+from histoloc.model_folder import images_seen, load_model, save_images, save_model
+from histoloc.prediction import load
+from histoloc.teachers import check_held_out, lessons, open_teachers, taught
+
+SEEN_AS_THEY_ARE = InputConfig(small_side=0, crop=32)
+
+
+@pytest.fixture(scope="module")
+def table(tiny_table):
+    return read_table(tiny_table)
+
+
+@pytest.fixture
+def teacher(gap_run, maxmin_run, table, tmp_path):
+    """A model folder that learned from some of the table's images: teacher("gap", split="train", count=3)."""
+
+    def make(name: str = "gap", split: str = "train", count: int | None = None) -> Path:
+        folder = tmp_path / f"{name}-{split}-{count}"
+        shutil.copytree({"gap": gap_run, "maxmin": maxmin_run}[name] / "model", folder)
+        save_images(folder, image_marks(table.split(split)[:count]))
+        return folder
+
+    return make
+
+
+def test_a_mark_is_of_the_pixels_and_not_of_their_place(table, tmp_path):
+    first, second, *_ = table.samples
+    marks = image_marks([first, second, first])
+    assert marks[0] == marks[2] != marks[1]
+    assert all(len(mark) == 16 for mark in marks)
+    moved = dataclasses.replace(first, image=Path(shutil.copy(first.image, tmp_path / "x.png")), name="x", label="y")
+    regions = [dataclasses.replace(first, x=x, y=0, width=9, height=9, mpp=mpp) for x in (0, 9) for mpp in (1.0, 0.5)]
+    assert image_marks([moved]) == marks[:1]
+    assert len({*marks, *image_marks(regions)}) == 6
+
+
+def test_what_a_model_saw_stands_in_its_folder(teacher, table, tmp_path):
+    folder = teacher(count=3)
+    assert images_seen(folder) == set(image_marks(table.split("train")[:3]))
+    assert images_seen(Path("prior:glands")) == frozenset(), "shipped priors saw drawn images alone"
+    (folder / "images.txt").unlink()
+    with pytest.raises(InputError, match=r"images.txt: cannot be read, .* --resume` writes it"):
+        images_seen(folder)
+
+
+def test_the_target_is_the_mean_of_the_calibrated_maps_of_the_images_own_class(teacher, table):
+    folders = [teacher("gap"), teacher("maxmin")]
+    teachers, differ = open_teachers(folders, table, "cpu"), 0.0
+    for sample in table.split("train")[:4]:
+        target = taught(teachers, sample, SEEN_AS_THEY_ARE, None)
+        own = [load(folder).predict(sample.image, map_class=sample.label) for folder in folders]
+        mean = np.mean([each.roi for each in own], axis=0)
+        assert target.dtype == torch.uint8
+        assert target.shape == (1, *mean.shape)
+        np.testing.assert_allclose(target[0] / 255, mean, rtol=0, atol=0.51 / 255)
+        differ += np.abs(own[0].roi - own[1].roi).mean()
+        smaller = InputConfig(small_side=32, crop=32)
+        expected = bring_to_scale(torch.from_numpy(mean)[None], smaller, None)
+        assert expected.shape == (1, 32, 48)
+        torch.testing.assert_close(taught(teachers, sample, smaller, None) / 255, expected, rtol=0, atol=0.51 / 255)
+    assert differ > 0.01
+
+
+def test_of_several_classes_the_largest_map_and_of_an_unknown_one_that_of_the_predicted_class(teacher, table):
+    folder = teacher("gap")
+    teachers, sample = open_teachers([folder], table, "cpu"), table.samples[0]
+    model, pixels = load(folder), read_image(sample.image)
+    each = [model.predict(pixels, map_class=name).roi for name in table.classes]
+    both = taught(teachers, dataclasses.replace(sample, label="|".join(table.classes)), SEEN_AS_THEY_ARE, None)
+    np.testing.assert_allclose(both[0] / 255, np.maximum(*each), rtol=0, atol=0.51 / 255)
+    other = taught(teachers, dataclasses.replace(sample, label="never seen"), SEEN_AS_THEY_ARE, None)
+    np.testing.assert_allclose(other[0] / 255, model.predict(pixels).roi, rtol=0, atol=0.51 / 255)
+
+
+def test_an_image_of_the_class_without_roi_has_an_empty_target(teacher, table):
+    teachers, sample = open_teachers([teacher("gap")], table, "cpu"), table.samples[0]
+    assert not taught(teachers, sample, SEEN_AS_THEY_ARE, sample.label).any()
+    assert taught(teachers, sample, SEEN_AS_THEY_ARE, "other").any()
+
+
+def test_a_known_label_says_that_there_is_roi(teacher, table):
+    folder = teacher("gap")
+    method, config = load_model(folder)
+    save_model(folder, method.state_dict(), dataclasses.replace(config, empty_class=table.classes[0]))
+    (gated,) = open_teachers([folder], table, "cpu")
+    (free,) = open_teachers([teacher("gap", count=1)], table, "cpu")
+    sample = next(s for s in table.samples if s.label == table.classes[1])
+    assert torch.equal(
+        taught([gated], sample, SEEN_AS_THEY_ARE, None),
+        taught([free], sample, SEEN_AS_THEY_ARE, None),
+    )
+
+
+def test_who_learned_from_an_image_teaches_it_only_where_all_did(teacher, table):
+    train = table.split("train")
+    folders = [teacher(count=4), teacher(count=6)]
+    teachers = open_teachers(folders, table, "cpu")
+    chosen, notes = lessons(teachers, train)
+    names = [[teacher.folder for teacher in several] for several in chosen]
+    assert names == 4 * [folders] + 2 * [folders[:1]] + 6 * [folders]
+    assert notes == [
+        f"{folders[0]} teaches 12 of 12 images, of which it learned from 4 itself",
+        f"{folders[1]} teaches 10 of 12 images, of which it learned from 4 itself",
+    ]
+    assert lessons(teachers[:1], train[4:]) == (8 * [teachers[:1]], [f"{folders[0]} teaches 8 of 8 images"])
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_teacher_that_learned_from_a_held_out_image_is_refused(teacher, table, split):
+    folder, held_out = teacher(split=split, count=1), table.split(split)[0].name
+    with pytest.raises(InputError, match=f"--teachers .*{split}-1: it learned from {held_out}, which this run holds"):
+        open_teachers([teacher(), folder], table, "cpu")
+    with pytest.raises(InputError, match="--prior"):
+        check_held_out([folder], table, "--prior")
+    check_held_out([teacher(count=2)], table, "--prior")
+
+
+def test_a_teacher_without_a_range_is_refused(teacher, table):
+    folder = teacher()
+    method, config = load_model(folder)
+    save_model(folder, method.state_dict(), dataclasses.replace(config, learned=None))
+    with pytest.raises(InputError, match=f"--teachers {folder}: the model has no learned range"):
+        open_teachers([folder], table, "cpu")
