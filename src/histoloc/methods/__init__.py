@@ -25,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
         "maxmin": "maxmin:MaxMin",
         "unet": "unet:UNet",
         "prior": "prior:Prior",
+        "student": "student:Student",
     }.items()
 }
 
