@@ -79,7 +79,8 @@ def options(method: type[Method]) -> str:
     defaults: dict[str, Any] = plain(method.Options())
     if not defaults:
         return "None of its own."
-    meanings = {p.arg_name: " ".join((p.description or "").split()) for p in parse(method.Options.__doc__ or "").params}
+    documented = [p for kind in reversed(method.Options.__mro__) for p in parse(kind.__doc__ or "").params]
+    meanings = {p.arg_name: " ".join((p.description or "").split()) for p in documented}
     lines = ["| option | default | meaning |", "| --- | --- | --- |"]
     for name, default in defaults.items():
         shown = "" if default in (None, "") else f"`{default}`"
