@@ -3,19 +3,27 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from histoloc.data.fingerprint import image_marks
 from histoloc.data.images import read_image
 from histoloc.data.table import read_table
+from histoloc.data.trainset import TrainSet
 from histoloc.data.transforms import InputConfig, bring_to_scale
 from histoloc.errors import InputError
+from histoloc.methods.student import Student
 from histoloc.model_folder import images_seen, load_model, save_images, save_model
 from histoloc.prediction import load
-from histoloc.teachers import check_held_out, lessons, open_teachers, taught
+from histoloc.teachers import check_held_out, images_behind, lessons, open_teachers, targets, taught
+from histoloc.training import train
+from histoloc.training_setup import describe
+from histoloc.types import Batch
 
 SEEN_AS_THEY_ARE = InputConfig(small_side=0, crop=32)
 
@@ -136,3 +144,124 @@ def test_a_teacher_without_a_range_is_refused(teacher, table):
     save_model(folder, method.state_dict(), dataclasses.replace(config, learned=None))
     with pytest.raises(InputError, match=f"--teachers {folder}: the model has no learned range"):
         open_teachers([folder], table, "cpu")
+
+
+# --- a training under teachers ---
+
+
+@pytest.fixture
+def of_a_fold(tiny_table, tmp_path):
+    """The table with two folds: half of the training images each."""
+    cells = pd.read_csv(tiny_table)
+    for column in ("image", "mask"):
+        cells[column] = [str(tiny_table.parent / cell) for cell in cells[column]]
+    cells["fold"] = [i % 4 // 2 if split == "train" else "" for i, split in enumerate(cells["split"])]
+    cells.loc[cells["split"] == "valid", "split"] = ""
+    cells.to_csv(tmp_path / "folds.csv", index=False)
+    return tmp_path / "folds.csv"
+
+
+def student(tiny, *teachers: Path, **changes):
+    return dataclasses.replace(tiny("student", epochs=1, backbone="test_efficientnet", **changes), teachers=teachers)
+
+
+def test_a_student_learns_the_mean_of_its_teachers_and_says_whose(
+    gap_run, maxmin_run, tiny, table, tmp_path, monkeypatch, capsys
+):
+    seen: list[Batch] = []
+    loss = Student.loss
+
+    def watch(self, output, batch, epoch):
+        seen.append(batch)
+        return loss(self, output, batch, epoch)
+
+    monkeypatch.setattr(Student, "loss", watch)
+    whole = {"small_side": 64, "crop": 64, "horizontal_flip": 0.0, "vertical_flip": 0.0}
+    run = train(student(tiny, gap_run, maxmin_run, input=whole), tmp_path / "run", progress=False)
+    said = capsys.readouterr().err
+    assert f"{gap_run} teaches 12 of 12 images, of which it learned from 12 itself\n" in said
+    teachers, by_name = open_teachers([gap_run, maxmin_run], table, "cpu"), {s.name: s for s in table.samples}
+    targets = {
+        name: taught(teachers, by_name[name], InputConfig(small_side=64, crop=64), None)[0].float() / 255
+        for batch in seen
+        for name in batch.names
+    }
+    assert len(targets) == 12
+    for batch in seen:
+        assert batch.target is not None
+        for name, target in zip(batch.names, batch.target[:, 0], strict=True):
+            crops = targets[name].unfold(1, 64, 1).permute(1, 0, 2)
+            assert (crops == target).all(dim=(1, 2)).any()
+    _, config = load_model(run)
+    assert config.supervision == ("image",)
+    assert images_seen(run) == images_seen(gap_run) == set(image_marks(table.split("train")))
+    result = load(run).predict(table.split("test")[0].image)
+    assert result.range == "probability"
+    assert result.label in table.classes
+
+
+def test_a_student_of_masks_says_so_and_two_processes_make_the_targets_of_one(gap_run, tiny, table, tmp_path):
+    masked = train(tiny("unet", epochs=1, backbone="test_efficientnet"), tmp_path / "unet", progress=False)
+    config = student(tiny, gap_run, masked)
+    assert describe(config, table)[0].supervision == ("image", "pixel")
+    training = TrainSet(table, table.split("train"), config.input, 0)
+    alone = targets(config, table, training, config.input, as_fabric(0, 1))
+    parts: list[list[torch.Tensor]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("histoloc.teachers.gather", lambda _, part: parts.append(part) or [part, part])
+        for rank in (0, 1):
+            targets(config, table, training, config.input, as_fabric(rank, 2))
+    for index, expected in enumerate(alone):
+        assert torch.equal(parts[index % 2][index // 2], expected)
+
+
+def as_fabric(rank: int, world: int) -> Any:
+    return SimpleNamespace(global_rank=rank, world_size=world, device=torch.device("cpu"))
+
+
+def test_leaks_are_refused_before_anything_is_written(of_a_fold, tiny, tmp_path):
+    other = dataclasses.replace(tiny("gap", data=of_a_fold, epochs=1), fold=1)
+    teacher = train(other, tmp_path / "teacher", progress=False)
+    config = dataclasses.replace(student(tiny, teacher, data=of_a_fold), fold=0)
+    with pytest.raises(InputError, match=r"--teachers .*teacher: it learned from .*, which this run holds out"):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    second = dataclasses.replace(config, fold=1)
+    pupil = train(second, tmp_path / "pupil", progress=False)
+    config = dataclasses.replace(config, teachers=(), prior=str(pupil))
+    with pytest.raises(InputError, match=r"--prior .*pupil: it learned from .*, which this run holds out"):
+        train(config, tmp_path / "run", progress=False)
+
+
+def test_what_teachers_learned_from_is_passed_on(gap_run, maxmin_run, tiny, table, tmp_path):
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(gap_run / "model", folder)
+    save_images(folder, ["0" * 16])
+    own = set(image_marks(table.split("train")))
+    assert images_behind(student(tiny, folder, maxmin_run), table) == own | {"0" * 16}
+    assert images_behind(dataclasses.replace(tiny("student"), prior="prior:glands"), table) == own
+
+
+def test_a_run_goes_on_under_the_same_teachers_alone(gap_run, maxmin_run, tiny, tmp_path):
+    folder, config = tmp_path / "teacher", student(tiny, tmp_path / "teacher")
+    shutil.copytree(gap_run / "model", folder)
+    train(config, tmp_path / "run", progress=False)
+    shutil.rmtree(folder)
+    shutil.copytree(maxmin_run / "model", folder)
+    longer = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=2))
+    with pytest.raises(InputError, match=rf"was begun with other settings \({folder} was \w+ and is \w+\)"):
+        train(longer, tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_method_that_learns_from_no_maps_refuses_teachers(gap_run, tiny, tmp_path):
+    config = dataclasses.replace(tiny("gap"), teachers=(gap_run,))
+    with pytest.raises(InputError, match="--teachers: gap does not learn from maps of others; use `histoloc train stu"):
+        train(config, tmp_path / "run", progress=False)
+
+
+def test_a_run_of_an_earlier_version_gets_the_list_of_its_images_by_resuming(tiny, table, tmp_path):
+    config = tiny("gap", epochs=1)
+    run = train(config, tmp_path / "run", progress=False)
+    (run / "model" / "images.txt").unlink()
+    train(config, run, resume=True, progress=False)
+    assert images_seen(run) == set(image_marks(table.split("train")))

@@ -1,22 +1,28 @@
 """Teachers: finished models whose maps of the training images another model learns from."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
+from histoloc.config import RunConfig, method_class
 from histoloc.data.fingerprint import image_marks
 from histoloc.data.pixels import read_pixels, sample_mpp
 from histoloc.data.table import Sample, Table
+from histoloc.data.trainset import TrainSet
 from histoloc.data.transforms import InputConfig, bring_to_scale
 from histoloc.errors import InputError
-from histoloc.model_folder import images_seen, load_model
+from histoloc.model_folder import images_seen, load_model, read_model_config
 from histoloc.prediction import Pixels, Predictor
+from histoloc.processes import gather
+from histoloc.work_folder import INPUTS_FILE, check_claim, read_json
 
 
 class Teacher(NamedTuple):
@@ -25,6 +31,42 @@ class Teacher(NamedTuple):
     folder: Path
     model: Predictor
     seen: frozenset[str]
+
+
+def check_sources(config: RunConfig, table: Table) -> None:
+    """Make sure that a run's prior and teachers may take part in it; see `check_held_out`.
+
+    Raises:
+        InputError: they may not, or the method does not learn from teachers.
+    """
+    if config.prior is not None:
+        check_held_out([Path(config.prior)], table, "--prior")
+    if config.teachers and not method_class(config.method).taught:
+        raise InputError(
+            f"--teachers: {config.method} does not learn from maps of others; use `histoloc train student`"
+        )
+    check_held_out(config.teachers, table, "--teachers")
+
+
+def images_behind(config: RunConfig, table: Table) -> set[str]:
+    """Marks of the images that a run learned from: its own, and those of its prior and teachers."""
+    own = set(image_marks([sample for sample in table.samples if sample.split == "train"]))
+    sources = [*config.teachers, *([] if config.prior is None else [Path(config.prior)])]
+    return own.union(*map(images_seen, sources))
+
+
+def teacher_inputs(config: RunConfig, out: Path) -> dict[str, Any]:
+    """What a run keeps of its teachers: the checksum of each one's weights.
+
+    Raises:
+        InputError: the run was begun with other weights of them.
+    """
+    if not config.teachers:
+        return {}
+    now = {str(folder): read_model_config(folder).weights_sha256 for folder in config.teachers}
+    if (out / "last.ckpt").exists():
+        check_claim(out, (read_json(out / INPUTS_FILE) or {}).get("teachers"), now)
+    return {"teachers": now}
 
 
 def check_held_out(folders: Sequence[Path], table: Table, option: str) -> None:
@@ -78,6 +120,22 @@ def lessons(teachers: Sequence[Teacher], samples: Sequence[Sample]) -> tuple[lis
         known = f", of which it learned from {sum(own)} itself" if any(own) else ""
         notes.append(f"{teacher.folder} teaches {len(own)} of {len(samples)} images{known}")
     return chosen, notes
+
+
+def targets(config: RunConfig, table: Table, training: TrainSet, seen_as: InputConfig, fabric: Any) -> list[Tensor]:
+    """The teachers' targets of all training images, shared out among the processes; see `taught`.
+
+    Raises:
+        InputError: as `open_teachers`, or an image cannot be used.
+    """
+    samples, rank, world = training.samples, fabric.global_rank, fabric.world_size
+    chosen, notes = lessons(open_teachers(config.teachers, table, fabric.device), samples)
+    for note in notes if rank == 0 else ():
+        tqdm.write(note, file=sys.stderr)
+    own = tqdm(range(rank, len(samples), world), "teachers' maps", disable=not training.progress, leave=False)
+    made = [taught(chosen[i], samples[i], seen_as, config.empty_class) for i in own]
+    parts = gather(fabric, made)
+    return [parts[i % world][i // world] for i in range(len(samples))]
 
 
 def taught(teachers: Sequence[Teacher], sample: Sample, config: InputConfig, empty_class: str | None) -> Tensor:

@@ -28,9 +28,10 @@ from histoloc.errors import InputError
 from histoloc.measurement import measure, model_localizes
 from histoloc.methods import Method
 from histoloc.metrics.accumulate import LocalizationMetrics
-from histoloc.model_folder import ModelConfig, Selection, build_method, save_model
+from histoloc.model_folder import ModelConfig, Selection, build_method, save_images, save_model
 from histoloc.options import MapOptions
 from histoloc.prediction import Predictor
+from histoloc.teachers import check_sources, images_behind, targets, teacher_inputs
 from histoloc.training_setup import (
     begin_with_prior,
     check_splits,
@@ -91,6 +92,7 @@ def train(
     out = Path(out)
     table = read_table(config.data, fold=config.fold)
     check_splits(config, table)
+    check_sources(config, table)
     fabric = _fabric(config.training, out)
     if not processes.launched_elsewhere(fabric):
         processes.check_batch(fabric, config, table)
@@ -102,12 +104,13 @@ def train(
             lock.enter_context(locked(out))
             earlier, now = lambda: settings(read_run(out / RUN_FILE)), settings(config)
             inputs = check_run(out, now, earlier, table, processes.computed_on(fabric), resume=resume)
-            return inputs | drawn_inputs(config, out)
+            return inputs | drawn_inputs(config, out) | teacher_inputs(config, out)
 
         try:
             inputs = first_alone(fabric, claim)
             fit(fabric, config, table, out, inputs, progress=progress and fabric.is_global_zero)
             if fabric.is_global_zero:
+                save_images(out / "model", images_behind(config, table))
                 calibrate(out / "model", table, config.training.threshold, fabric.device, progress=progress)
         finally:
             if dist.is_available() and dist.is_initialized():
@@ -167,7 +170,7 @@ def train_stage(job: Job, progress: Progress, saved: dict[str, Any], bar: Any) -
         method.load_state_dict(saved.get("network", method.state_dict()))
     # After the weights: what it sets travels with them.
     method.enter_stage(progress.stage)
-    job.samples.targets = _targets(job) if progress.stage else None
+    job.samples.targets = _targets(job, progress.stage)
     loader = make_loader(job.samples, job.batches, training.workers, pin_memory=job.fabric.device.type == "cuda")
     network: Any = torch.compile(method) if training.compile else method
     network, optimizer = job.fabric.setup(network, make_optimizer(method, training))
@@ -323,18 +326,22 @@ def _fabric(training: TrainingConfig, out: Path) -> Fabric:
         ) from error
 
 
-def _targets(job: Job) -> list[torch.Tensor] | None:
+def _targets(job: Job, stage: int) -> list[torch.Tensor] | None:
     """What the method learns from in this stage: of every training image, (1, h, w) uint8 for 0 to 1."""
+    if job.config.teachers:
+        return targets(job.config, job.table, job.samples, job.described.input, job.fabric)
+    if not stage:
+        return None
     method, device = job.method.to(job.fabric.device).eval(), job.fabric.device
-    targets: list[torch.Tensor] = []
+    own: list[torch.Tensor] = []
     for index in range(len(job.samples)):
         pixels, _ = job.samples.whole(index)
         with torch.no_grad():
             target = method.targets(normalise(pixels, job.described.input)[None].to(device))
         if target is None:
             return None
-        targets.append((target[0] * 255).round().to(torch.uint8).cpu())
-    return targets
+        own.append((target[0] * 255).round().to(torch.uint8).cpu())
+    return own
 
 
 def _weights(method: Method) -> dict[str, torch.Tensor]:

@@ -43,7 +43,7 @@ class Student(Prior):
 
     title: ClassVar[str] = "Student"
     paper: ClassVar[str] = "histoloc; after Hinton et al., Distilling the knowledge in a neural network, 2015"
-    options: StudentOptions
+    options: StudentOptions  # pyright: ignore[reportIncompatibleVariableOverride]
     supervision: ClassVar[frozenset[Supervision]] = frozenset({"image"})
     classifies: ClassVar[bool] = True
     taught: ClassVar[bool] = True
