@@ -111,7 +111,9 @@ def test_validation_numbers_are_those_of_the_saved_model(tiny, tmp_path):
 def test_a_run_folder_holds_what_it_should_and_nothing_else(gap_run):
     names = set(contents(gap_run))
     events = {name for name in names if re.fullmatch(r"tensorboard/events\.out\.tfevents\..*", name)}
-    assert names - events == {"run.yaml", "inputs.json", "log.csv", "last.ckpt", WEIGHTS, "model/config.json"}
+    assert names - events == {
+        "run.yaml", "inputs.json", "log.csv", "last.ckpt", WEIGHTS, "model/config.json", "model/images.txt"
+    }  # fmt: skip
     assert len(events) == 1
 
 

@@ -67,7 +67,7 @@ TABLE1, ABLATION = (tuple(map(_row, shipped("benchmark/rows")[kind])) for kind i
 
 
 def rows_of(kind: str) -> tuple[Row, ...]:
-    """The rows of a table: of Table 1, of the ablation, or every method with its default options.
+    """The rows of a table: of Table 1, of the ablation, or every method that needs no other model, with its defaults.
 
     Args:
         kind: one of KINDS.
@@ -78,7 +78,8 @@ def rows_of(kind: str) -> tuple[Row, ...]:
 
     rows: list[Row] = []
     for name, method in METHODS.items():
-        if method.supervision == {"synthetic"}:  # its masks are drawn, and those of a table may be people's
+        # Masks of drawn images are not those of a table, and a student needs other models.
+        if method.supervision == {"synthetic"} or method.taught:
             continue
         learns: Any = "masks" if "pixel" in method.supervision else "labels" if method.supervision else "nothing"
         rows.append(Row(name, method.title, name, "baseline" if learns == "labels" else "bound", learns_from=learns))
