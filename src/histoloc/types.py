@@ -36,6 +36,9 @@ class Batch(NamedTuple):
     labels: Tensor | None = None  # (B, K) bool, all classes of each image; None where each has one
     target: Tensor | None = None  # (B, 1, H, W) float32 in [0, 1]: what `Method.targets` made, moved with the image
     drawn: Drawn | None = None  # where a table of drawn images was given
+    average: Tensor | None = (
+        None  # (B, 1, h, w) in [0, 1]: what the average of the weights says of the images as they are
+    )
 
 
 class Output(NamedTuple):

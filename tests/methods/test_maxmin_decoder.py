@@ -24,7 +24,7 @@ def trains(method: MaxMin, term: Tensor) -> set[str]:
 
 
 def test_the_mask_is_the_probability_of_the_priors_network():
-    method, prior, image = decoder(), build("prior", flips=1), noise(2, 61, 83)
+    method, prior, image = decoder(flips=1), build("prior", flips=1), noise(2, 61, 83)
     method.load_state_dict(prior.state_dict(), strict=False)
     assert method.unit == "logit"
     assert method.calibration().range == "probability"

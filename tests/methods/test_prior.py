@@ -93,18 +93,18 @@ def test_real_images_learn_from_what_the_average_says_of_them_as_they_are():
     assert made.image.shape == (4, 3, 64, 64)
     assert made.drawn is None
     assert made.mask is not None
-    assert made.target is not None
+    assert made.average is not None
     with torch.no_grad():
-        torch.testing.assert_close(made.target, method.evidence(batch.image).evidence.sigmoid())
+        torch.testing.assert_close(made.average, method.evidence(batch.image).evidence.sigmoid())
     output = method(made.image)
     losses = method.loss(output, made, 0)
-    z, q = output.evidence[:2], made.target
+    z, q = output.evidence[:2], made.average
     each = -(q * z.sigmoid().log() + (1 - q) * (1 - z.sigmoid()).log())
     torch.testing.assert_close(losses["consistency"], ((2 * q - 1).abs() * each).mean(), rtol=1e-4, atol=1e-5)
-    alone = made._replace(image=made.image[2:], target=None)
+    alone = made._replace(image=made.image[2:], average=None)
     expected = method.loss(output._replace(evidence=output.evidence[2:]), alone, 0)
     torch.testing.assert_close(losses["cross_entropy"], expected["cross_entropy"])
-    assert not made.target.requires_grad
+    assert not made.average.requires_grad
 
 
 def test_statistics_of_the_average_are_those_of_real_images():

@@ -67,6 +67,7 @@ class Method(nn.Module, ABC):
         default_backbone: the feature extractor where the user names none.
         with_empty_class: options that it needs besides where a class has no ROI.
         taught: whether it learns from other models' maps, as `batch.target`.
+        with_prior: options that it needs besides where it begins with a prior.
         highest_lr: learning rate above which it does not learn.
         unit: of the evidence: a probability, the logit of one, or a score that needs a range to be read.
         empty_class: index of the class whose images have no ROI, or None.
@@ -81,6 +82,7 @@ class Method(nn.Module, ABC):
     classifies: ClassVar[bool] = True
     default_backbone: ClassVar[BackboneConfig] = BackboneConfig()
     with_empty_class: ClassVar[Mapping[str, Any]] = {}
+    with_prior: ClassVar[Mapping[str, Any]] = {}
     taught: ClassVar[bool] = False
     highest_lr: ClassVar[float] = math.inf
     unit: Unit = "score"

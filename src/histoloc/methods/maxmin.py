@@ -21,7 +21,9 @@ from histoloc.losses import (
     uniform_cross_entropy,
 )
 from histoloc.maps import normalise_batch, normalise_per_image, place, resize
-from histoloc.methods.base import Count, Dropout, Method, NotNegative, Positive, Setting
+from histoloc.methods.base import Count, Dropout, NotNegative, Positive, Setting
+from histoloc.methods.mean_teacher import MeanTeacher
+from histoloc.nn.average import Average
 from histoloc.nn.backbone import Backbone, build_backbone
 from histoloc.nn.decoder import SumDecoder
 from histoloc.nn.pooling import WildcatHead
@@ -61,6 +63,13 @@ class MaxMinOptions:
         localizer: wildcat = class maps of a WILDCAT head; decoder = one map of a decoder over all levels, the network
             of priors, with a classifier beside it. Its M+ is the sigmoid of its score: slope, sigma, normalisation,
             networks and localizer_weight have no effect. Give it `--stride 16`, so that the classifier is deep.
+        average: of a decoder: predict with a running average of its weights that keeps this share of itself in each
+            step, 0 for none. It also teaches: the map is held to what the average says of the image as it is.
+        drawn_weight: of a decoder: weight of the cross-entropy of drawn images (--drawn) against their masks.
+        consistency_weight: of a decoder: weight of the cross-entropy with what the average says.
+        randomise: of a decoder: strong randomisation of colours and sharpness in training, and glass in a third of the
+            drawn images; it takes the place of --brightness, --contrast, --saturation and --hue.
+        flips: of a decoder: how many mirror images of an image are averaged: 1, 2 or 4.
         normalisation: of the evidence: per image, per batch (as the authors' code), or none (sigmoid of w times it).
         fill: what takes the place of masked-out pixels: grey (zero after normalisation, as the authors), black, mean
             (the image's mean colour) or blur (the blurred image).
@@ -89,6 +98,11 @@ class MaxMinOptions:
     scale: Annotated[float, Field(gt=0, le=1)] = 0.8
     networks: Literal["shared", "two"] = "shared"
     localizer: Literal["wildcat", "decoder"] = "wildcat"
+    average: Dropout = 0.0
+    drawn_weight: NotNegative = 1.0
+    consistency_weight: NotNegative = 1.0
+    randomise: bool = False
+    flips: Count = 2
     normalisation: Literal["image", "batch", "none"] = "image"
     fill: Literal["grey", "black", "mean", "blur"] = "grey"
     joint: bool = True
@@ -102,7 +116,7 @@ class MaxMinOptions:
             )
 
 
-class MaxMin(Method):
+class MaxMin(MeanTeacher):
     """Max-min uncertainty (Belharbi et al., TMI 2022 and MIDL 2022, Eq. 1).
 
     A localizer makes a mask M⁺; the classifier sees the image inside (X⁺) and outside (X⁻) of it and is trained to be
@@ -119,6 +133,7 @@ class MaxMin(Method):
     paper: ClassVar[str] = "Belharbi et al., Max-min uncertainty, IEEE TMI 41:702-714, 2022"
     # A map that is stretched in every image has ROI in every image. Without stretching, the paper's slope.
     with_empty_class: ClassVar[Mapping[str, Any]] = {"normalisation": "none", "slope": 5.0}
+    with_prior: ClassVar[Mapping[str, Any]] = {"localizer": "decoder", "average": 0.99, "randomise": True}
     options: MaxMinOptions
     black: Tensor
 
@@ -126,17 +141,18 @@ class MaxMin(Method):
         super().__init__(setting, options)
         if self.empty_class is not None:
             _check_empty_class(options)
-        self.decoder: SumDecoder | None = None
-        self.slope = options.slope
-        if options.normalisation == "none" or options.localizer == "decoder":
+        self.decodes = options.localizer == "decoder"
+        self.slope, self.drawn = options.slope, 0
+        if options.normalisation == "none" or self.decodes:
             self.unit = "logit"  # sigmoid(w times the evidence) is M⁺
         backbone = build_backbone(setting.backbone)
         channels, classes = backbone.channels, len(setting.classes)
-        if options.localizer == "decoder":
+        if self.decodes:
             self.backbone, self.decoder, self.slope = backbone, SumDecoder(backbone, maps=1), 1.0
         else:
             self.localizer, self.localizer_head = backbone, WildcatHead(channels, classes, options)
-        shared = options.networks == "shared" and self.decoder is None
+        self.average = Average(self.network(), options.average) if self.decodes and options.average else None
+        shared = options.networks == "shared" and not self.decodes
         self.classifier = None if shared else build_backbone(setting.backbone)
         self.classifier_head = WildcatHead(channels, classes, options) if self.classifies_masked else None
         self.roi_head = None if self.empty_class is None else nn.Conv2d(channels, 1, kernel_size=1)
@@ -159,10 +175,10 @@ class MaxMin(Method):
         The third is the mask's evidence (B, 1, h, w), the class maps weighted by the classes' probabilities, and the
         fourth the mask M⁺ (B, 1, H, W).
         """
-        if self.decoder is not None:
-            maps = self.decoder(self.backbone.pyramid(image))
-            mask = place(maps, self.stride, image.shape[-2:]).sigmoid()
-            return maps.new_zeros(len(image), len(self.setting.classes)), maps, maps, mask
+        if self.decodes:
+            output = self.look(self, image) if self.training else self.mirrored(image)
+            mask = place(output.evidence, self.stride, image.shape[-2:]).sigmoid()
+            return output.logits, output.evidence, output.evidence, mask
         features = self.localizer(image)
         logits, maps = self.localizer_head(features)
         if self.roi_head is None:
@@ -200,9 +216,11 @@ class MaxMin(Method):
         return resize(F.adaptive_avg_pool2d(image, (max(1, height // 32), max(1, width // 32))), (height, width))
 
     def forward(self, image: Tensor) -> Output:
-        """Localizer on X, classifier on X⁺ and X⁻."""
+        """Localizer on X, classifier on X⁺ and X⁻; of drawn images behind the real ones the map alone."""
         o = self.options
         logits, maps, combined, mask = self.locate(image)
+        if self.training and self.drawn:
+            image, mask = image[: -self.drawn], mask[: -self.drawn]
         terms = {"localizer": logits, "mask": mask, "combined": combined}
         evidence = self._evidence(maps, combined)
         if not self.classifies_masked:
@@ -219,6 +237,19 @@ class MaxMin(Method):
         if self.roi_head is None:
             return Output(certain, evidence, terms)
         return Output(logits, evidence, terms | {"inside": certain})
+
+    def prepare(self, batch: Batch) -> Batch:
+        """As every mean teacher where the localizer is a decoder."""
+        if self.decodes:
+            self.drawn = 0 if batch.drawn is None else len(batch.drawn.image)
+            return super().prepare(batch)
+        if batch.drawn is not None:
+            raise InputError("--drawn needs --localizer decoder: class maps do not learn from drawn masks")
+        return batch
+
+    def is_taught(self, batch: Batch) -> bool:
+        """Always: what the average says holds the map to what it was."""
+        return True
 
     def _evidence(self, maps: Tensor, combined: Tensor) -> Tensor:
         """The class maps, by which tiles can be compared.
@@ -238,7 +269,7 @@ class MaxMin(Method):
         if self.classifies_masked:
             certain = classification(output.terms.get("inside", output.logits), batch, each=True)
             losses["foreground"] = o.foreground_weight * (has_roi * certain).mean()
-        if o.localizer_weight and self.decoder is None:
+        if o.localizer_weight and not self.decodes:
             losses["localizer"] = o.localizer_weight * classification(output.terms["localizer"], batch)
         if o.background != "none":
             uncertainty = negative_entropy if o.background == "eem" else uniform_cross_entropy
@@ -246,6 +277,8 @@ class MaxMin(Method):
         if o.size != "none":
             size = absolute_size if o.size == "asc" else foreground_size
             losses["size"] = (has_roi * size(output.terms["mask"], barrier_at(o, epoch))).mean()
+        if self.decodes:
+            losses |= self.map_losses(output.evidence, batch, drawn=o.drawn_weight, average=o.consistency_weight)
         if self.roi_head is not None:
             empty = empty_map(output.terms["combined"])
             if self.classifies_masked:
@@ -278,12 +311,12 @@ class MaxMin(Method):
     @property
     def extractor(self) -> Backbone:
         """The localizer's."""
-        return self.localizer if self.decoder is None else self.backbone
+        return self.backbone if self.decodes else self.localizer
 
     @property
     def stride(self) -> int:
         """Of the localizer's maps."""
-        return self.extractor.stride if self.decoder is None else self.decoder.stride
+        return self.decoder.stride if self.decodes else self.localizer.stride
 
     def classify(self, image: Tensor, *, frozen: bool = False) -> Tensor:
         """Class scores (B, K) of a masked image; `frozen` keeps the gradient away from the classifier's parameters."""

@@ -3,17 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from histoloc.errors import InputError
-from histoloc.maps import place
-from histoloc.methods.base import Count, Dropout, Method, Setting, Supervision
+from histoloc.methods.base import Count, Dropout, Setting, Supervision
+from histoloc.methods.mean_teacher import MeanTeacher
 from histoloc.nn.average import Average
-from histoloc.nn.backbone import Backbone, BackboneConfig, build_backbone
+from histoloc.nn.backbone import BackboneConfig, build_backbone
 from histoloc.nn.decoder import SumDecoder
-from histoloc.randomise import glass, strong
 from histoloc.types import Batch, Output, Unit
 
 
@@ -36,16 +33,7 @@ class PriorOptions:
     average: Dropout = 0.0
 
 
-class _Network(nn.Module):
-    def __init__(self, backbone: Backbone, decoder: SumDecoder) -> None:
-        super().__init__()
-        self.backbone, self.decoder = backbone, decoder
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.decoder(self.backbone.pyramid(image))
-
-
-class Prior(Method):
+class Prior(MeanTeacher):
     """A backbone with a decoder that learned from drawn images where structures of a kind lie.
 
     Cross-entropy of the probability p against the drawn mask m, mean over all pixels:
@@ -74,73 +62,24 @@ class Prior(Method):
         super().__init__(setting, options)
         self.backbone = build_backbone(setting.backbone)
         self.decoder = SumDecoder(self.backbone, maps=1, channels=options.channels)
-        self.average = Average(self._network(), options.average) if options.average else None
+        self.average = Average(self.network(), options.average) if options.average else None
 
     def forward(self, image: Tensor) -> Output:
         """The structure's score before its sigmoid, at the decoder's stride; no class scores, or equal ones."""
-        return self._look(self._network(), image)
+        return self.look(self, image)
 
     def prepare(self, batch: Batch) -> Batch:
-        """Randomise; put drawn images behind the real ones, whose target the average says of them as they are."""
-        if not self.training:
-            return batch
-        if self.average is not None:
-            self.average.update(self._network(), statistics=batch.drawn is None)
-        if batch.drawn is None:
-            if batch.mask is None:
-                return batch
-            image, mask = self._randomised(batch.image, batch.mask)
-            return batch._replace(image=image, mask=mask)
-        if self.average is None:
+        """As every mean teacher, which real images need here."""
+        if self.average is None and batch.drawn is not None:
             raise InputError("a prior learns from real images beside drawn ones by --average, as 0.99; give it")
-        teacher = self.average.module
-        self.average.follow(lambda: self._look(teacher, batch.image))
-        with torch.no_grad():
-            target = self.evidence(batch.image).evidence.sigmoid()
-        drawn, mask = self._randomised(batch.drawn.image, batch.drawn.mask)
-        real, _ = self._randomised(batch.image, None)
-        return batch._replace(image=torch.cat([real, drawn]), mask=mask, target=target, drawn=None)
+        return super().prepare(batch)
 
     def loss(self, output: Output, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Cross-entropy against the masks, at their size; against the target, at the size of the evidence."""
+        """Cross-entropy against the masks, at their size; against the average, at the size of the evidence."""
         if batch.mask is None:
             raise InputError("a prior learns from drawn masks and this batch has none; fill the table's mask column")
-        real, target = 0, batch.target
-        losses = {}
-        if target is not None:
-            real = len(target)
-            each = F.binary_cross_entropy_with_logits(output.evidence[:real], target, reduction="none")
-            losses["consistency"] = ((2 * target - 1).abs() * each).mean()
-        scores = place(output.evidence[real:], self.stride, batch.mask.shape[-2:])
-        return {"cross_entropy": F.binary_cross_entropy_with_logits(scores, batch.mask), **losses}
+        return self.map_losses(output.evidence, batch)
 
     def evidence(self, image: Tensor) -> Output:
         """The mean of the scores of mirror images, by the average of the weights where there is one."""
-        network = self._network() if self.average is None else self.average.module
-        axes = [(), (3,), (2,), (2, 3)][: self.options.flips]
-        outputs = [self._look(network, image.flip(a)) for a in axes]
-        maps = torch.stack([o.evidence.flip(a) for o, a in zip(outputs, axes, strict=True)]).mean(dim=0)
-        return outputs[0]._replace(evidence=maps)
-
-    @property
-    def stride(self) -> int:
-        """Of the decoder's finest maps."""
-        return self.decoder.stride
-
-    def _network(self) -> nn.Module:
-        """What is averaged."""
-        return _Network(self.backbone, self.decoder)
-
-    def _look(self, network: nn.Module, image: Tensor) -> Output:
-        maps = network(image)
-        return Output(maps.new_zeros(len(image), len(self.setting.classes)), maps, {})
-
-    def _randomised(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Normalised images with other colours, and where there is a mask with glass."""
-        if not self.options.randomise:
-            return image, mask
-        mean, std = (image.new_tensor(v).view(1, 3, 1, 1) for v in (self.setting.mean, self.setting.std))
-        image = image * std + mean
-        if mask is not None:
-            image, mask = glass(image, mask)
-        return (strong(image) - mean) / std, mask
+        return self.mirrored(image)

@@ -1,7 +1,8 @@
 """U-Net: learns from masks, the upper bound of Table 1."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,6 +51,7 @@ class UNet(Method):
     supervision: ClassVar[frozenset[Supervision]] = frozenset({"pixel"})
     classifies: ClassVar[bool] = False
     unit: Unit = "logit"
+    with_prior: ClassVar[Mapping[str, Any]] = {"decoder": "sum"}
     default_backbone: ClassVar[BackboneConfig] = BackboneConfig(stride=0)
 
     def __init__(self, setting: Setting, options: UNetOptions) -> None:
