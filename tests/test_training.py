@@ -165,7 +165,7 @@ def test_the_model_predicts_with_the_normalisation_of_its_backbones_weights(tiny
 
 
 def test_all_ones_needs_no_training(allones_run, tiny):
-    assert set(contents(allones_run)) == {"run.yaml", "inputs.json", WEIGHTS, "model/config.json"}
+    assert set(contents(allones_run)) == {"run.yaml", "inputs.json", WEIGHTS, "model/config.json", "model/images.txt"}
     before = contents(allones_run)
     train(tiny("allones"), allones_run, resume=True, progress=False)
     assert contents(allones_run) == before
