@@ -133,7 +133,9 @@ def fit(
         notes = (*notes, *begin_with_prior(method, described, config.prior))
     method.calibration(training.range)  # refuses a range that the method does not have
     if fabric.is_global_zero:
-        for line in (table.summary(), *(f"note: {note}" for note in (*table.notes, *notes))):
+        if described.classes:  # the table's are about labels
+            notes = (*table.notes, *notes)
+        for line in (table.summary(), *(f"note: {note}" for note in notes)):
             tqdm.write(line, file=sys.stderr)
     if not method.supervision:
         if fabric.is_global_zero:

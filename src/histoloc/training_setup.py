@@ -1,6 +1,7 @@
 """What a training begins with: its table, what its model will say of itself, its samples, the weights of a prior."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -110,7 +111,7 @@ def training_set(
         InputError: an image or a mask cannot be used, or the scale of the drawn images is not that of the others.
     """
     common: dict[str, Any] = {"cache_bytes": cache_bytes, "progress": progress}
-    drawn, seed = None, config.training.seed
+    drawn, seed, seen = None, config.training.seed, described.input
     if config.drawn is not None:
         if described.input.mpp is None:
             raise InputError(
@@ -118,10 +119,11 @@ def training_set(
                 "--mpp"
             )
         other = read_table(config.drawn)
-        drawn = TrainSet(other, other.samples, described.input, seed, with_masks=True, **common)
+        drawn = TrainSet(other, other.samples, seen, seed, with_masks=True, **common)
+        seen = replace(seen, zoom=(1.0, 1.0))  # real images have structures of all sizes
     masks = config.drawn is None and "synthetic" in method_class(config.method).supervision
     common |= {"with_masks": masks or "pixel" in method_class(config.method).supervision, "drawn": drawn}
-    return TrainSet(table, table.split("train"), described.input, seed, empty_class=config.empty_class, **common)
+    return TrainSet(table, table.split("train"), seen, seed, empty_class=config.empty_class, **common)
 
 
 def begin_with_prior(method: Method, described: ModelConfig, prior: str) -> tuple[str, ...]:

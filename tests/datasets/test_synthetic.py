@@ -10,7 +10,7 @@ from scipy.stats import ks_2samp
 
 from histoloc.datasets.synthetic.dataset import CLASSES, SyntheticImage, render, synthetic_table
 from histoloc.datasets.synthetic.glands import AREA_RANGE, Label, lay_out, noise
-from histoloc.datasets.synthetic.tissue import _along, _splat
+from histoloc.datasets.synthetic.tissue import _along, splat
 from histoloc.errors import InputError
 
 PER_CLASS = 40
@@ -134,9 +134,9 @@ def test_points_along_a_circle_are_evenly_spaced_and_tangent():
     assert np.median(np.abs((radial * tangent).sum(axis=1))) < 0.1
 
 
-def test_splat_draws_an_ellipse_of_the_right_area_and_keeps_the_greater_weight():
+def testsplat_draws_an_ellipse_of_the_right_area_and_keeps_the_greater_weight():
     centres, radii = np.array([[20.0, 15.0], [20.0, 15.0]]), np.array([[6.0, 3.0], [2.0, 2.0]])
-    drawn = _splat((30, 40), centres, radii, np.zeros(2), np.array([0.5, 0.8]))
+    drawn = splat((30, 40), centres, radii, np.zeros(2), np.array([0.5, 0.8]))
     assert (drawn >= 0.25).sum() == pytest.approx(np.pi * 6 * 3, rel=0.1)
     assert drawn[15, 20] == pytest.approx(0.8)
     assert drawn[15, 24] == pytest.approx(0.5)

@@ -17,6 +17,7 @@ from histoloc.work_folder import safe_name
 GROUPS = {
     "data": "Turn a data set into a table (CSV); nothing downstream knows where it came from.",
     "train": "Train a method; `histoloc train METHOD --help` lists all.",
+    "prior": "Models that learned from drawn images alone where structures lie: make, adapt, list.",
     "slides": "Whole slides: what a file holds, where its tissue is, and what a model says of it.",
     "benchmark": "Every row of Table 1, or the ablation; resumable.",
 }

@@ -36,7 +36,7 @@ class InputConfig:
         vertical_flip: probability of a top-bottom flip.
         quarter_turns: also rotate by a random multiple of 90 degrees.
         zoom: in training, images are enlarged by a random factor between these two; never is more than the whole
-            image shown.
+            image shown. Where drawn images are seen beside real ones (--drawn), they alone are enlarged.
         mean: channel means subtracted from values in [0, 1]; by default those of the backbone's own weights.
         std: channel standard deviations divided by, likewise.
     """

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -142,6 +142,17 @@ def _stain(rng: np.random.Generator, haematoxylin: Field, eosin: Field) -> NDArr
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
+def draw(out: Path, index: int, scene: Scene, **how: Any) -> dict[str, Any]:
+    """Render image number `index` as `how` says, write it with its mask into `out`, and return its row of a table."""
+    label = scene_classes(scene)[index % 2]
+    sample = render(label, index=index, scene=scene, **how)
+    image, mask = (out / folder / f"{label}_{index:05d}.png" for folder in ("images", "masks"))
+    few = sample.instances.max() <= 255  # viewers show 8 bits more readily
+    write_picture(image, sample.image, compress_level=_COMPRESS)
+    write_picture(mask, sample.instances.astype(np.uint8) if few else sample.instances, compress_level=_COMPRESS)
+    return {"image": image, "label": label, "mask": mask, "mpp": MPP}
+
+
 def synthetic_table(
     out: Path, *, count: int = 400, seed: int = 0, height: int = HEIGHT, width: int = WIDTH, scene: Scene = "glands"
 ) -> TableResult:
@@ -174,14 +185,7 @@ def synthetic_table(
         except OSError as error:
             raise InputError(f"{table}: cannot be replaced ({error.strerror}); choose another folder") from error
         for index in Bar(range(count), desc=f"synthetic {scene}", unit="image"):
-            label = scene_classes(scene)[index % 2]
-            sample = render(label, seed=seed, index=index, height=height, width=width, scene=scene)
-            image, mask = (out / folder / f"{label}_{index:05d}.png" for folder in ("images", "masks"))
-            few = sample.instances.max() <= 255  # viewers show 8 bits more readily
-            write_picture(image, sample.image, compress_level=_COMPRESS)
-            instances = sample.instances.astype(np.uint8) if few else sample.instances
-            write_picture(mask, instances, compress_level=_COMPRESS)
-            split = SPLITS[index // 2 % len(SPLITS)]
-            rows.append({"image": image, "label": label, "mask": mask, "split": split, "mpp": MPP})
+            row = draw(out, index, scene, seed=seed, height=height, width=width)
+            rows.append(row | {"split": SPLITS[index // 2 % len(SPLITS)]})
         write_table(table, pd.DataFrame(rows))
     return TableResult(table)
