@@ -253,7 +253,10 @@ def test_a_run_goes_on_under_the_same_teachers_alone(gap_run, maxmin_run, tiny, 
         train(longer, tmp_path / "run", resume=True, progress=False)
 
 
-def test_a_method_that_learns_from_no_maps_refuses_teachers(gap_run, tiny, tmp_path):
+def test_a_method_that_does_not_learn_from_them_refuses_teachers_and_drawn_images(gap_run, tiny, tiny_table, tmp_path):
+    config = dataclasses.replace(tiny("gap"), drawn=tiny_table)
+    with pytest.raises(InputError, match="--drawn: gap does not learn from drawn images; leave it out"):
+        train(config, tmp_path / "run", progress=False)
     config = dataclasses.replace(tiny("gap"), teachers=(gap_run,))
     with pytest.raises(InputError, match="--teachers: gap does not learn from maps of others; use `histoloc train stu"):
         train(config, tmp_path / "run", progress=False)

@@ -19,6 +19,7 @@ from histoloc.data.table import Sample, Table
 from histoloc.data.trainset import TrainSet
 from histoloc.data.transforms import InputConfig, bring_to_scale
 from histoloc.errors import InputError
+from histoloc.methods.mean_teacher import MeanTeacher
 from histoloc.model_folder import images_seen, load_model, read_model_config
 from histoloc.prediction import Pixels, Predictor
 from histoloc.processes import gather
@@ -34,14 +35,17 @@ class Teacher(NamedTuple):
 
 
 def check_sources(config: RunConfig, table: Table) -> None:
-    """Make sure that a run's prior and teachers may take part in it; see `check_held_out`.
+    """Make sure that a run's prior, drawn images and teachers may take part in it; see `check_held_out`.
 
     Raises:
-        InputError: they may not, or the method does not learn from teachers.
+        InputError: they may not, or the method does not learn from drawn images or teachers.
     """
+    method = method_class(config.method)
+    if config.drawn is not None and not issubclass(method, MeanTeacher):
+        raise InputError(f"--drawn: {config.method} does not learn from drawn images; leave it out")
     if config.prior is not None:
         check_held_out([Path(config.prior)], table, "--prior")
-    if config.teachers and not method_class(config.method).taught:
+    if config.teachers and not method.taught:
         raise InputError(
             f"--teachers: {config.method} does not learn from maps of others; use `histoloc train student`"
         )

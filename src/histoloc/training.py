@@ -31,7 +31,7 @@ from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.model_folder import ModelConfig, Selection, build_method, save_images, save_model
 from histoloc.options import MapOptions
 from histoloc.prediction import Predictor
-from histoloc.teachers import check_sources, images_behind, targets, teacher_inputs
+from histoloc.teachers import images_behind, targets, teacher_inputs
 from histoloc.training_setup import (
     begin_with_prior,
     check_splits,
@@ -92,7 +92,6 @@ def train(
     out = Path(out)
     table = read_table(config.data, fold=config.fold)
     check_splits(config, table)
-    check_sources(config, table)
     fabric = _fabric(config.training, out)
     if not processes.launched_elsewhere(fabric):
         processes.check_batch(fabric, config, table)
@@ -110,8 +109,7 @@ def train(
             inputs = first_alone(fabric, claim)
             fit(fabric, config, table, out, inputs, progress=progress and fabric.is_global_zero)
             if fabric.is_global_zero:
-                save_images(out / "model", images_behind(config, table))
-                calibrate(out / "model", table, config.training.threshold, fabric.device, progress=progress)
+                _complete(out / "model", config, table, fabric.device, progress)
         finally:
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
@@ -297,6 +295,11 @@ def finish_stage(job: Job, progress: Progress) -> bool:
         # The next stage has an optimizer of its own.
         save_checkpoint(job.fabric, job.out, {"network": method}, progress)
     return more
+
+
+def _complete(model: Path, config: RunConfig, table: Table, device: torch.device, progress: bool) -> None:
+    save_images(model, images_behind(config, table))
+    calibrate(model, table, config.training.threshold, device, progress=progress)
 
 
 def _begin(out: Path, config: RunConfig, inputs: dict[str, Any] | None) -> None:

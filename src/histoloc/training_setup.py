@@ -17,6 +17,7 @@ from histoloc.methods import Method
 from histoloc.model_folder import ModelConfig, Threshold, empty_index, load_model, read_model_config
 from histoloc.nn.average import averaged
 from histoloc.scale import ALIKE, training_scale
+from histoloc.teachers import check_sources
 from histoloc.work_folder import INPUTS_FILE, check_inputs, inputs_of, read_json
 
 
@@ -28,6 +29,7 @@ def check_splits(config: RunConfig, table: Table) -> None:
     """
     if method_class(config.method).supervision:
         table.split("train")
+    check_sources(config, table)
     if class_names(config, table):
         table.check_classes()
         table.split("valid")
