@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from histoloc.errors import InputError
 from histoloc.methods.prior import Prior
-from histoloc.types import Batch, Drawn
+from histoloc.types import Batch, Drawn, Output
 
 
 def prior(**options: Any) -> Prior:
@@ -67,6 +67,25 @@ def test_evidence_is_the_mean_of_mirror_images(flips):
         alone = method(image).evidence
     assert torch.allclose(made, mirrored, atol=1e-5) == (flips > 1)
     assert torch.equal(made, alone) == (flips == 1)
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0), (0.5, 1.0, 1.5)])
+def test_evidence_is_the_mean_of_scales(scales, monkeypatch):
+    method = prior(scales=scales)
+    ramp = torch.linspace(0, 1, 64).expand(1, 3, 96, 64)
+
+    def look(network: Any, image: Tensor) -> Output:
+        """A pixel's own value, and how wide the image is."""
+        return Output(torch.zeros(1, 0), F.avg_pool2d(image[:, :1], 2) + image.shape[-1], {})
+
+    monkeypatch.setattr(method, "look", look)
+    made = method.evidence(ramp).evidence
+    assert made.shape == (1, 1, 48, 32)
+    expected = F.avg_pool2d(ramp[:, :1], 2) + sum(64 * scale for scale in scales) / len(scales)
+    inner = (..., slice(4, -4), slice(4, -4))
+    torch.testing.assert_close(made[inner], expected[inner], atol=1e-3, rtol=0)
+    with pytest.raises(InputError, match="scales"):
+        prior(scales=())
 
 
 def test_the_average_predicts_and_follows():

@@ -25,6 +25,7 @@ Supervision = Literal["image", "cue", "synthetic", "pixel"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Scales = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 

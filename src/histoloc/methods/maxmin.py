@@ -21,7 +21,7 @@ from histoloc.losses import (
     uniform_cross_entropy,
 )
 from histoloc.maps import normalise_batch, normalise_per_image, place, resize
-from histoloc.methods.base import Count, Dropout, NotNegative, Positive, Setting
+from histoloc.methods.base import Count, Dropout, NotNegative, Positive, Scales, Setting
 from histoloc.methods.mean_teacher import MeanTeacher
 from histoloc.nn.average import Average
 from histoloc.nn.backbone import Backbone, build_backbone
@@ -70,6 +70,7 @@ class MaxMinOptions:
         randomise: of a decoder: strong randomisation of colours and sharpness in training, and glass in a third of the
             drawn images; it takes the place of --brightness, --contrast, --saturation and --hue.
         flips: of a decoder: how many mirror images of an image are averaged: 1, 2 or 4.
+        scales: of a decoder: enlargements of an image whose maps are averaged.
         normalisation: of the evidence: per image, per batch (as the authors' code), or none (sigmoid of w times it).
         fill: what takes the place of masked-out pixels: grey (zero after normalisation, as the authors), black, mean
             (the image's mean colour) or blur (the blurred image).
@@ -103,6 +104,7 @@ class MaxMinOptions:
     consistency_weight: NotNegative = 1.0
     randomise: bool = False
     flips: Count = 2
+    scales: Scales = (1.0,)
     normalisation: Literal["image", "batch", "none"] = "image"
     fill: Literal["grey", "black", "mean", "blur"] = "grey"
     joint: bool = True
@@ -176,7 +178,7 @@ class MaxMin(MeanTeacher):
         fourth the mask M⁺ (B, 1, H, W).
         """
         if self.decodes:
-            output = self.look(self, image) if self.training else self.mirrored(image)
+            output = self.look(self, image) if self.training else self.views(image)
             mask = place(output.evidence, self.stride, image.shape[-2:]).sigmoid()
             return output.logits, output.evidence, output.evidence, mask
         features = self.localizer(image)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from histoloc.maps import place
+from histoloc.maps import place, resize
 from histoloc.methods.base import Method
 from histoloc.nn.average import Average
 from histoloc.nn.backbone import Backbone
@@ -32,7 +32,7 @@ class MeanTeacher(Method):
 
     Drawn images may be seen behind the real ones; real images may be taught by the average of the weights, which sees
     them as they are while the network sees them randomised (Tarvainen and Valpola, NeurIPS 2017). Its options have
-    `randomise` and `flips`.
+    `randomise`, `flips` and `scales`.
     """
 
     backbone: Backbone
@@ -64,7 +64,7 @@ class MeanTeacher(Method):
                 teacher = self.average.module
                 self.average.follow(lambda: self.look(teacher, batch.image))
                 with torch.no_grad():
-                    says = self.mirrored(batch.image).evidence.sigmoid()
+                    says = self.views(batch.image).evidence.sigmoid()
         if batch.drawn is None:
             image, mask = self._randomised(batch.image, batch.mask)
             return batch._replace(image=image, mask=mask, average=says)
@@ -93,13 +93,22 @@ class MeanTeacher(Method):
             losses["consistency"] = average * ((2 * q - 1).abs() * each).mean()
         return losses
 
-    def mirrored(self, image: Tensor) -> Output:
-        """The mean of the scores of mirror images, by the average of the weights where there is one."""
+    def views(self, image: Tensor) -> Output:
+        """The mean of the scores of mirror images at several scales, by the average of the weights where there is one.
+
+        The class scores are those of the first view.
+        """
         network = self if self.average is None else self.average.module
         axes = [(), (3,), (2,), (2, 3)][: self.options.flips]
-        outputs = [self.look(network, image.flip(a)) for a in axes]
-        maps = torch.stack([o.evidence.flip(a) for o, a in zip(outputs, axes, strict=True)]).mean(dim=0)
-        return outputs[0]._replace(evidence=maps)
+        sides = [-(-side // self.stride) for side in image.shape[-2:]]
+        outputs, maps = [], []
+        for scale in self.options.scales:
+            size = [max(1, round(scale * side / self.multiple)) * self.multiple for side in image.shape[-2:]]
+            view = image if scale == 1 else F.interpolate(image, size, mode="bilinear", antialias=True)
+            for a in axes:
+                outputs.append(self.look(network, view.flip(a)))
+                maps.append(resize(outputs[-1].evidence.flip(a), sides))
+        return outputs[0]._replace(evidence=torch.stack(maps).mean(dim=0))
 
     @property
     def stride(self) -> int:

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from histoloc.errors import InputError
-from histoloc.methods.base import Count, Dropout, Setting, Supervision
+from histoloc.methods.base import Count, Dropout, Scales, Setting, Supervision
 from histoloc.methods.mean_teacher import MeanTeacher
 from histoloc.nn.average import Average
 from histoloc.nn.backbone import BackboneConfig, build_backbone
@@ -21,6 +21,7 @@ class PriorOptions:
     Attributes:
         channels: of the decoder.
         flips: how many mirror images of an image are averaged: 1, 2 or 4.
+        scales: enlargements of an image whose maps are averaged.
         randomise: strong randomisation of colours and sharpness in training, and glass in a third of the drawn images;
             it takes the place of --brightness, --contrast, --saturation and --hue.
         average: predict with a running average of the weights that keeps this share of itself in each step, 0 for none.
@@ -29,6 +30,7 @@ class PriorOptions:
 
     channels: Count = 64
     flips: Count = 2
+    scales: Scales = (1.0,)
     randomise: bool = True
     average: Dropout = 0.0
 
@@ -81,5 +83,5 @@ class Prior(MeanTeacher):
         return self.map_losses(output.evidence, batch)
 
     def evidence(self, image: Tensor) -> Output:
-        """The mean of the scores of mirror images, by the average of the weights where there is one."""
-        return self.mirrored(image)
+        """The mean of the scores of mirror images and scales, by the average of the weights where there is one."""
+        return self.views(image)

@@ -109,8 +109,8 @@ class Student(MeanTeacher):
         return losses | {"classification": o.class_weight * classification(output.logits[:real], batch)}
 
     def evidence(self, image: Tensor) -> Output:
-        """The mean of the scores of mirror images, by the average of the weights where there is one."""
-        return self.mirrored(image)
+        """The mean of the scores of mirror images and scales, by the average of the weights where there is one."""
+        return self.views(image)
 
 
 def sharpen(probability: Tensor, factor: float) -> Tensor:
