@@ -59,7 +59,7 @@ class PredictionOptions(MapOptions):
     """
 
     mpp: float | None = None
-    scales: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = ()
+    scales: Annotated[tuple[float, ...], Parameter(consume_multiple=True, show_default=False)] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 class Output(NamedTuple):
     """What a network says of a batch."""
 
-    logits: Tensor  # (B, K) float32, the scores by which the image is classified
+    logits: Tensor  # (B, K) float32, the scores by which the image is classified; K = 0 for a prior
     evidence: Tensor  # (B, C, h, w) float32, evidence for the ROI at the network's own stride
     terms: dict[str, Tensor]  # what this method's loss needs besides
 
