@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from histoloc.model_folder import ModelConfig, find_model, read_model_config, shipped_priors
+from histoloc.types import tier
 
 
 def card(config: ModelConfig) -> str:
@@ -19,7 +20,7 @@ It says where in an H&E image {facts["structure"]}s lie, seen at {config.mpp or 
 - Network: {encoder.backbone} up to stride {encoder.stride}, begun from {weights}, and a decoder.
 - It saw: {facts.get("saw", "unknown")}.
 - Made by: `{facts.get("command", "unknown")}` ({made}).
-- Supervision: {", ".join(config.supervision)}.
+- Learned from: {tier(config.supervision)}.
 - Weights: SHA-256 {config.weights_sha256}.
 
 It is for research: to find structures before anybody has outlined them, and to begin a training with. It is no medical
