@@ -14,12 +14,13 @@ from torch import Tensor
 from histoloc import model_folder
 from histoloc.cli.main import main
 from histoloc.config import read_run
+from histoloc.data.fingerprint import image_marks
 from histoloc.data.images import read_image, write_picture
 from histoloc.data.table import read_table, write_table
 from histoloc.datasets.synthetic.dataset import render
 from histoloc.datasets.synthetic.drawn import drawn_table
 from histoloc.errors import InputError
-from histoloc.model_folder import load_model, read_model_config
+from histoloc.model_folder import images_seen, load_model, read_model_config
 from histoloc.prediction import load
 from histoloc.prior import AdaptOptions, MakeOptions, adapt, make
 from histoloc.prior_card import list_priors
@@ -156,6 +157,12 @@ def test_adapting_reads_neither_labels_nor_masks(adapted, real):
     config = read_run(adapted.parent / "run" / "run.yaml")
     assert (config.input.mpp, config.input.crop, config.input.zoom) == (1.0, 64, (0.97, 1.57))
     assert "secret" not in (adapted.parent / "images.csv").read_text()
+
+
+def test_a_prior_lists_the_images_it_saw_so_that_it_may_begin_other_trainings(adapted, made):
+    drawn = image_marks(read_table(made.parent / "drawn" / "table.csv").samples)
+    assert images_seen(made) == set(drawn)
+    assert images_seen(adapted) == {*drawn, *image_marks(read_table(adapted.parent / "images.csv").samples)}
 
 
 def test_an_adapted_prior_is_a_plain_prior_of_averaged_weights(adapted, made):

@@ -17,7 +17,14 @@ from histoloc.datasets.synthetic.dataset import Scene
 from histoloc.datasets.synthetic.drawn import drawn_table
 from histoloc.errors import InputError
 from histoloc.inputs import IMAGE_SUFFIXES, input_files
-from histoloc.model_folder import ModelConfig, load_model, read_model_config, save_model
+from histoloc.model_folder import (
+    ModelConfig,
+    images_seen,
+    load_model,
+    read_model_config,
+    save_images,
+    save_model,
+)
 from histoloc.nn.average import averaged
 from histoloc.prior_card import card
 from histoloc.training import train
@@ -150,7 +157,7 @@ def adapt(
         table, crop = _unlabelled(Path(data), out / "images.csv", o, given)
         count = len(read_table(table, check_files=False).samples)
         _tell(f"{count} images, of which neither labels nor masks are read; seen at {given.mpp:.4g} µm/px", progress)
-        drawn = _drawn_beside(given, str(prior), out, o, progress=progress)
+        drawn = o.drawn or drawn_beside(prior, out / "drawn", o, progress=progress)
         config = _adaptation(o, given, table, crop, count)
         _tell(f"training for {config.training.epochs} epochs in {out / 'run'}", progress)
         train(replace(config, prior=str(prior), drawn=drawn), out / "run", resume=o.resume, progress=progress)
@@ -181,23 +188,33 @@ def _adaptation(o: AdaptOptions, given: ModelConfig, table: Path, crop: int, cou
     )
 
 
-def _drawn_beside(given: ModelConfig, prior: str, out: Path, o: AdaptOptions, *, progress: bool) -> Path:
-    """The table of drawn images for an adaptation."""
-    if o.drawn is not None:
-        return o.drawn
-    scene: Any = given.provenance.get("scene")
+def drawn_beside(prior: Path | str, out: Path, o: AdaptOptions, *, progress: bool = True) -> Path:
+    """Draw the images that are seen beside real ones when a prior is adapted; what is there is kept.
+
+    Args:
+        prior: says of which scene.
+        out: folder for them.
+        o: how many, and their seed.
+        progress: show a bar.
+
+    Returns:
+        Their table.
+
+    Raises:
+        InputError: the prior does not say which scene it was trained on.
+    """
+    given = read_model_config(Path(prior)).provenance
+    scene: Any = given.get("scene")
     if scene not in STRUCTURES:
         raise InputError(
             f"{prior}: does not say which scene it was trained on; give --drawn, a table of images with masks, as the "
             "one that it was trained on"
         )
-    size = tuple(given.provenance.get("size", (MakeOptions.height, MakeOptions.width)))
+    size = tuple(given.get("size", (MakeOptions.height, MakeOptions.width)))
     # Not the images that the prior was trained on.
-    seed = int(given.provenance.get("seed", 0)) + 1 + o.seed
-    _tell(f"drawing {o.count} images of the scene {scene} into {out / 'drawn'}", progress)
-    return drawn_table(
-        out / "drawn", scene=scene, seed=seed, count=o.count, size=size, workers=o.drawers, progress=progress
-    )
+    seed = int(given.get("seed", 0)) + 1 + o.seed
+    _tell(f"drawing {o.count} images of the scene {scene} into {out}", progress)
+    return drawn_table(out, scene=scene, seed=seed, count=o.count, size=size, workers=o.drawers, progress=progress)
 
 
 def _unlabelled(data: Path, to: Path, o: AdaptOptions, given: ModelConfig) -> tuple[Path, int]:
@@ -207,21 +224,7 @@ def _unlabelled(data: Path, to: Path, o: AdaptOptions, given: ModelConfig) -> tu
         samples: Sequence[Sample] = [Sample(str(f), f.resolve(), "", None) for f in files]
     else:
         samples = read_table(data, fold=o.fold, check_files=False).split("train")
-    scales = [sample_mpp(sample) or o.mpp for sample in samples]
-    if None in scales:
-        raise InputError(
-            f"{data}: {scales.count(None)} of {len(samples)} images do not say their scale, and the prior looks at "
-            f"{given.mpp:.4g} µm/px; give --mpp, the micrometres per pixel of the images"
-        )
-    crop = given.input.crop
-    for sample, mpp in zip(samples, scales, strict=True):
-        side = round(min(sample_size(sample)) * (mpp or 1) / (given.mpp or 1))
-        if side < SMALLEST_SIDE:
-            raise InputError(
-                f"{sample.name}: its shorter side has {side} px at the {given.mpp:.4g} µm/px of the prior, where "
-                f"{SMALLEST_SIDE} are needed; leave such images out, or correct their µm/px"
-            )
-        crop = min(crop, side)
+    scales, crop = scales_and_crop(samples, given, str(data), o.mpp)
     rows = [
         {"image": s.image, "label": "none", "split": "train", "mpp": mpp, "slide_mpp": s.slide_mpp}
         | {key: getattr(s, key) for key in REGION}
@@ -229,6 +232,38 @@ def _unlabelled(data: Path, to: Path, o: AdaptOptions, given: ModelConfig) -> tu
     ]
     write_table(to, pd.DataFrame(rows).dropna(axis="columns", how="all"))
     return to, crop
+
+
+def scales_and_crop(
+    samples: Sequence[Sample], given: ModelConfig, data: str, mpp: float | None = None
+) -> tuple[list[float], int]:
+    """The µm/px of samples, and the side of the training crop that fits all of them as a prior looks at them.
+
+    Args:
+        samples: what is looked at.
+        given: of the prior.
+        data: where the samples come from, for messages.
+        mpp: of those that do not say it.
+
+    Raises:
+        InputError: the scale of one is unknown, or it is too small.
+    """
+    scales = [scale for sample in samples if (scale := sample_mpp(sample) or mpp) is not None]
+    if len(scales) < len(samples):
+        raise InputError(
+            f"{data}: {len(samples) - len(scales)} of {len(samples)} images do not say their scale, and the prior "
+            f"looks at {given.mpp:.4g} µm/px; give --mpp, or fill the table's column mpp"
+        )
+    crop = given.input.crop
+    for sample, scale in zip(samples, scales, strict=True):
+        side = round(min(sample_size(sample)) * scale / (given.mpp or 1))
+        if side < SMALLEST_SIDE:
+            raise InputError(
+                f"{sample.name}: its shorter side has {side} px at the {given.mpp:.4g} µm/px of the prior, where "
+                f"{SMALLEST_SIDE} are needed; leave such images out, or correct their µm/px"
+            )
+        crop = min(crop, side)
+    return scales, crop
 
 
 def _config(o: TrainingOptions, table: Path) -> RunConfig:
@@ -267,6 +302,7 @@ def _write(out: Path, config: RunConfig, facts: dict[str, Any]) -> Path:
             provenance=provenance | facts,
         ),
     )
+    save_images(out / "model", images_seen(out / "run"))
     write_text(out / "model" / "card.md", card(read_model_config(out / "model")))
     return out / "model"
 
