@@ -10,35 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from histoloc.datasets.synthetic.cells import Rng, blood, grid, log_uniform, rise, value_at
 from histoloc.datasets.synthetic.glands import Architecture, Field, Glands, Label, arrange, lay_out, noise
 from histoloc.datasets.synthetic.tissue import fibres, paint_epithelium, scatter, splat
-
-Rng = np.random.Generator
-
-
-def _log_uniform(rng: Rng, low: float, high: float, size: int | None = None):
-    return np.exp(rng.uniform(np.log(low), np.log(high), size))
-
-
-def _rise(values: Field, sharpness: float = 1.0) -> Field:
-    return np.clip(values * sharpness, 0, 1).astype(np.float32)
-
-
-def _grid(rng: Rng, shape: tuple[int, int], pitch: float, jitter: float = 0.22) -> NDArray:
-    """Jittered hexagonal points (N, 2) as x, y, `pitch` apart: cells that keep their distance."""
-    rows = np.arange(-pitch, shape[0] + pitch, pitch * 0.87)
-    columns = np.arange(-pitch, shape[1] + pitch, pitch)
-    y, x = np.meshgrid(rows, columns, indexing="ij")
-    x = x + (np.arange(len(rows)) % 2)[:, None] * pitch / 2
-    points = np.stack([x.ravel(), y.ravel()], axis=1)
-    points = points + rng.normal(0, jitter * pitch, points.shape)
-    inside = (points >= 0).all(axis=1) & (points <= np.array(shape[::-1]) - 1).all(axis=1)
-    return points[inside]
-
-
-def _at(field: NDArray, points: NDArray) -> NDArray:
-    index = np.clip(np.rint(points).astype(int), 0, np.array(field.shape[::-1]) - 1)
-    return field[index[:, 1], index[:, 0]]
 
 
 # ---------------------------------------------------------------- layout
@@ -47,7 +21,7 @@ def layout(rng: Rng, label: Label, shape: tuple[int, int], margin: int, free: ND
     longest = float(np.exp(min(np.abs(rng.normal(0, 0.55)), 1.6)))
     stretch = (longest, longest)
     if label == "benign":
-        spacing = _log_uniform(rng, 55, 150)
+        spacing = log_uniform(rng, 55, 150)
         target = rng.uniform(0.1, 0.75)
         plan = Architecture(
             spacing=(spacing, spacing),
@@ -60,7 +34,7 @@ def layout(rng: Rng, label: Label, shape: tuple[int, int], margin: int, free: ND
             stretch=stretch,
         )
     else:
-        spacing = _log_uniform(rng, 50, 280)
+        spacing = log_uniform(rng, 50, 280)
         target = rng.uniform(0.15, 0.92)
         scale = np.sqrt(spacing / 75)
         plan = Architecture(
@@ -111,20 +85,20 @@ def epithelium(rng: Rng, label: Label, glands: Glands) -> tuple[Field, Field]:
     band[is_kind["dilated"]] = wall[is_kind["dilated"]] * rng.uniform(0.6, 1.0)
     index = glands.instances
     wobble = rng.uniform(0.5, 3.5) * noise(rng, shape, rng.uniform(5, 14))
-    lumen = _rise(depth - wall[index] + wobble, 0.5)
+    lumen = rise(depth - wall[index] + wobble, 0.5)
     if is_kind["cribriform"].any():
         size = rng.uniform(4, 10)
         holes = noise(rng, shape, size) - rng.uniform(0.3, 1.1)
-        lumen = np.maximum(lumen, _rise(holes, 3) * _rise(depth - 8, 0.4) * is_kind["cribriform"][index])
+        lumen = np.maximum(lumen, rise(holes, 3) * rise(depth - 8, 0.4) * is_kind["cribriform"][index])
     slits = is_kind["stratified"] | is_kind["solid"]
     if slits.any():
         angle = rng.uniform(0, np.pi)
         holes = noise(rng, shape, rng.uniform(4, 12), rng.uniform(2.5, 5), angle) - rng.uniform(0.8, 2.2)
-        lumen = np.maximum(lumen, _rise(holes, 4) * _rise(depth - 9, 0.4) * slits[index])
+        lumen = np.maximum(lumen, rise(holes, 4) * rise(depth - 9, 0.4) * slits[index])
     cytoplasm_h = rng.uniform(0.1, 0.24) + 0.04 * noise(rng, shape, 2.0)
     cytoplasm_e = rng.uniform(0.16, 0.36) + 0.04 * noise(rng, shape, 3)
     shade = np.exp(rng.normal(0, 0.15, n))[index].astype(np.float32)
-    apical = _rise(depth - band[index], 0.25) * ~goblet[index]  # towards the lumen paler or pinker
+    apical = rise(depth - band[index], 0.25) * ~goblet[index]  # towards the lumen paler or pinker
     cytoplasm_h = cytoplasm_h * (1 - rng.uniform(0, 0.6) * apical)
     cytoplasm_e = cytoplasm_e * (1 + rng.uniform(-0.4, 0.3) * apical)
     haematoxylin, eosin = cytoplasm_h * shade, cytoplasm_e * shade
@@ -132,7 +106,7 @@ def epithelium(rng: Rng, label: Label, glands: Glands) -> tuple[Field, Field]:
         pale = _goblets(rng, depth, wall[index]) * goblet[index]
         haematoxylin, eosin = haematoxylin * (1 - pale), eosin * (1 - pale)
     if label == "malignant" and rng.random() < 0.5:  # vacuoles
-        pale = 0.8 * _rise(noise(rng, shape, rng.uniform(1.5, 4)) - rng.uniform(1.3, 2.4), 3) * (depth > 6)
+        pale = 0.8 * rise(noise(rng, shape, rng.uniform(1.5, 4)) - rng.uniform(1.3, 2.4), 3) * (depth > 6)
         haematoxylin, eosin = haematoxylin * (1 - pale), eosin * (1 - pale)
     nuclei = _nuclei(rng, label, glands, lumen, band, is_kind)
     keep = 1 - lumen
@@ -144,14 +118,16 @@ def epithelium(rng: Rng, label: Label, glands: Glands) -> tuple[Field, Field]:
 def _goblets(rng: Rng, depth: Field, wall: Field) -> Field:
     """Share of pale mucus (H, W): large round cells between the nuclei and the lumen."""
     size = rng.uniform(3.2, 7.5)
-    points = _grid(rng, depth.shape, 2.05 * size, 0.16)
-    own = _at(depth, points)
-    points = points[(own > 5 + 0.75 * size) & (own < _at(wall, points) + 0.3 * size) & (rng.random(len(own)) < 0.93)]
+    points = grid(rng, depth.shape, 2.05 * size, 0.16)
+    own = value_at(depth, points)
+    points = points[
+        (own > 5 + 0.75 * size) & (own < value_at(wall, points) + 0.3 * size) & (rng.random(len(own)) < 0.93)
+    ]
     n = len(points)
     radii = size * rng.uniform(0.75, 1.15, (n, 2))
     mucus = splat(depth.shape, points, radii, rng.uniform(0, np.pi, n), rng.uniform(0.7, 1.0, n), window=14)
     fill = rng.uniform(0.5, 0.98)
-    return np.maximum(fill * mucus, rng.uniform(0, 0.8) * _rise(depth - 8, 0.2))
+    return np.maximum(fill * mucus, rng.uniform(0, 0.8) * rise(depth - 8, 0.2))
 
 
 def _nuclei(rng: Rng, label: Label, glands: Glands, lumen: Field, band: NDArray, is_kind: dict[str, NDArray]) -> Field:
@@ -172,16 +148,16 @@ def _nuclei(rng: Rng, label: Label, glands: Glands, lumen: Field, band: NDArray,
         own = np.any([is_kind[name] for name in names], axis=0)
         if not own.any():
             continue
-        points = _grid(rng, shape, pitch, 0.2)
-        at = _at(index, points)
-        level = _at(depth, points)
+        points = grid(rng, shape, pitch, 0.2)
+        at = value_at(index, points)
+        level = value_at(depth, points)
         ok = own[at] & (at > 0) & (level > 2.2) & (level < band[at] + rng.normal(0, 1.0, len(at)))
-        ok &= (_at(apical, points) > bare) | (level < 5)
+        ok &= (value_at(apical, points) > bare) | (level < 5)
         points, at = points[ok], at[ok]
         n = len(points)
         scale = np.exp(rng.normal(0, 0.22 if tumour else 0.1, n))[:, None]
         radii = scale * np.stack([np.full(n, tall), np.full(n, wide)], axis=1)
-        angle = _at(radial, points) + rng.normal(0, 0.45 if tumour else 0.2, n)
+        angle = value_at(radial, points) + rng.normal(0, 0.45 if tumour else 0.2, n)
         weight = dark * rng.uniform(0.7, 1.15, n) * (1.35 if names == ("dark",) else 1.0)
         hollow = rng.uniform(0.1, 0.65) if tumour else rng.uniform(0.1, 0.45)
         layer = splat(shape, points, radii, angle, weight, hollow=hollow, window=10)
@@ -203,14 +179,14 @@ def _content(rng: Rng, glands: Glands, lumen: Field, label: Label) -> tuple[Fiel
     kinds = rng.choice(len(names), n, p=chances / chances.sum())
     kind = kinds[glands.instances]
     h, e = np.zeros((2, *shape), dtype=np.float32)
-    wisps = _rise(noise(rng, shape, 7, 2, rng.uniform(0, np.pi)) + 0.6, 0.6)
+    wisps = rise(noise(rng, shape, 7, 2, rng.uniform(0, np.pi)) + 0.6, 0.6)
     own = kind == 1
     h, e = h + own * rng.uniform(0.02, 0.16) * wisps, e + own * rng.uniform(0, 0.12) * wisps
     own = kind == 2
     e = e + own * rng.uniform(0.08, 0.4) * (1 + 0.15 * noise(rng, shape, 5))
     h = h + own * rng.uniform(0, 0.06)
     if (kind >= 3).any():
-        clumps = _rise(noise(rng, shape, rng.uniform(5, 12)) + rng.uniform(-0.9, 0.6), 1.5)
+        clumps = rise(noise(rng, shape, rng.uniform(5, 12)) + rng.uniform(-0.9, 0.6), 1.5)
         full = np.where(kind == 4, np.maximum(clumps, rng.uniform(0.5, 1.0)), clumps)
         grain = np.clip(1 + 0.5 * noise(rng, shape, rng.uniform(0.8, 2)), 0.1, 2)
         dead = (kind == 3) | (kind == 4)
@@ -221,14 +197,8 @@ def _content(rng: Rng, glands: Glands, lumen: Field, label: Label) -> tuple[Fiel
         m = len(dust)
         radii = rng.uniform(0.7, 2.4, (m, 1)) * rng.uniform(0.8, 1.2, (m, 2))
         h = h + splat(shape, dust, radii, rng.uniform(0, np.pi, m), rng.uniform(0.25, 0.7, m))
-        e = e + _blood(rng, shape, full * (kind == 6))
+        e = e + blood(rng, shape, full * (kind == 6))
     return h, e
-
-
-def _blood(rng: Rng, shape: tuple[int, int], where: Field) -> Field:
-    cells = scatter(rng, (0.045 * where).astype(np.float32))
-    n = len(cells)
-    return splat(shape, cells, rng.uniform(1.9, 3.0, (n, 2)), np.zeros(n), rng.uniform(0.35, 0.7, n), hollow=0.3)
 
 
 # ---------------------------------------------------------------- stroma
@@ -236,9 +206,9 @@ def stroma(rng: Rng, shape: tuple[int, int], outside: Field) -> tuple[Field, Fie
     """Haematoxylin and eosin of everything that is no gland; `outside` is the distance to the next gland."""
     h, e = _matrix(rng, shape)
     crowd = np.clip(1 + rng.uniform(0, 1.3) * noise(rng, shape, rng.uniform(10, 30)), 0.03, None)
-    density = _log_uniform(rng, 0.0008, 0.022) * crowd
+    density = log_uniform(rng, 0.0008, 0.022) * crowd
     if rng.random() < 0.35:  # a lymphoid aggregate
-        follicle = _rise(noise(rng, shape, rng.uniform(25, 60)) - rng.uniform(0.3, 1.2), 3)
+        follicle = rise(noise(rng, shape, rng.uniform(25, 60)) - rng.uniform(0.3, 1.2), 3)
         density = np.maximum(density, follicle * rng.uniform(0.018, 0.034))
         h, e = h + 0.09 * follicle, e * (1 - 0.4 * follicle)
     cells = scatter(rng, density.astype(np.float32))
@@ -249,10 +219,10 @@ def stroma(rng: Rng, shape: tuple[int, int], outside: Field) -> tuple[Field, Fie
         h = h + 0.5 * ndimage.gaussian_filter(dots, 2.2)
     h = h + dots
     if rng.random() < 0.45:
-        vessels = _rise(noise(rng, shape, rng.uniform(6, 14)) - rng.uniform(1.7, 2.5), 1)
-        e = e + _blood(rng, shape, vessels)
+        vessels = rise(noise(rng, shape, rng.uniform(6, 14)) - rng.uniform(1.7, 2.5), 1)
+        e = e + blood(rng, shape, vessels)
     if rng.random() < 0.2:
-        e = e + _blood(rng, shape, _rise(noise(rng, shape, 18) - rng.uniform(0.4, 1.5), 1))
+        e = e + blood(rng, shape, rise(noise(rng, shape, 18) - rng.uniform(0.4, 1.5), 1))
     h, e = _vessel_walls(rng, h, e, outside)
     if rng.random() < 0.15:
         h, e = _necrosis(rng, h, e)
@@ -276,10 +246,10 @@ def _matrix(rng: Rng, shape: tuple[int, int]) -> tuple[Field, Field]:
         cleft = rng.uniform(1.2, 3.0) if kind != "loose" else rng.uniform(0.2, 1.2)
         e = e * (1 - np.clip((-strands - 0.7 * patches - cleft) * 1.6, 0, 0.95))
         h = rng.uniform(0.02, 0.1) + 0.015 * strands + 0.015 * noise(rng, shape, 1.5)
-        centres = scatter(rng, np.full(shape, _log_uniform(rng, 0.0006, 0.006), dtype=np.float32))
+        centres = scatter(rng, np.full(shape, log_uniform(rng, 0.0006, 0.006), dtype=np.float32))
         n = len(centres)
         radii = np.stack([rng.uniform(3.0, 8.0, n), rng.uniform(0.8, 2.0, n)], axis=1)
-        angles = _at(flow, centres) + rng.normal(0, 0.25, n)
+        angles = value_at(flow, centres) + rng.normal(0, 0.25, n)
         h = h + splat(shape, centres, radii, angles, rng.uniform(0.2, 0.55, n), window=9)
         parts.append((np.clip(h, 0, None), np.clip(e, 0, None)))
     if len(parts) == 1:
@@ -287,7 +257,7 @@ def _matrix(rng: Rng, shape: tuple[int, int]) -> tuple[Field, Field]:
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     side = (np.cos(angle) * (x - shape[1] / 2) + np.sin(angle) * (y - shape[0] / 2)) / 60
-    weight = _rise(side + noise(rng, shape, 40) + rng.normal(0, 0.8), 3)
+    weight = rise(side + noise(rng, shape, 40) + rng.normal(0, 0.8), 3)
     return tuple(a * weight + b * (1 - weight) for a, b in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
@@ -296,50 +266,50 @@ def _vessel_walls(rng: Rng, h: Field, e: Field, outside: Field) -> tuple[Field, 
     shape = h.shape
     for _ in range(rng.integers(0, 4)):
         x0, y0 = rng.uniform(0, shape[1]), rng.uniform(0, shape[0])
-        radius, ratio, angle = _log_uniform(rng, 6, 34), rng.uniform(0.35, 1), rng.uniform(0, np.pi)
+        radius, ratio, angle = log_uniform(rng, 6, 34), rng.uniform(0.35, 1), rng.uniform(0, np.pi)
         y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
         u = (x - x0) * np.cos(angle) + (y - y0) * np.sin(angle)
         v = ((y - y0) * np.cos(angle) - (x - x0) * np.sin(angle)) / ratio
         distance = np.hypot(u, v) - radius + 1.5 * noise(rng, shape, 5)
         if outside[distance < 3].min(initial=99) < 3:
             continue
-        hole = _rise(0.5 - distance / 2)
-        wall = _rise(1 - np.abs(distance - 4) / rng.uniform(3, 9)) * (1 - hole)
+        hole = rise(0.5 - distance / 2)
+        wall = rise(1 - np.abs(distance - 4) / rng.uniform(3, 9)) * (1 - hole)
         e = e * (1 - hole) + 0.3 * wall * rng.uniform(0.3, 1.2)
         h = h * (1 - hole)
-        ring = _grid(rng, shape, rng.uniform(6, 12), 0.3)
-        ring = ring[np.abs(_at(distance, ring) - 1.5) < 1.5]
+        ring = grid(rng, shape, rng.uniform(6, 12), 0.3)
+        ring = ring[np.abs(value_at(distance, ring) - 1.5) < 1.5]
         n = len(ring)
         turn = np.arctan2(ring[:, 1] - y0, ring[:, 0] - x0) + np.pi / 2
         radii = np.stack([rng.uniform(2.5, 5, n), rng.uniform(0.8, 1.5, n)], axis=1)
         h = h + splat(shape, ring, radii, turn, rng.uniform(0.3, 0.6, n))
         if rng.random() < 0.5:
-            e = e + _blood(rng, shape, hole * rng.uniform(0.3, 1))
+            e = e + blood(rng, shape, hole * rng.uniform(0.3, 1))
     return h, e
 
 
 def _necrosis(rng: Rng, h: Field, e: Field) -> tuple[Field, Field]:
     shape = h.shape
-    dead = _rise(noise(rng, shape, rng.uniform(25, 60)) - rng.uniform(0.2, 1.2), 2)
+    dead = rise(noise(rng, shape, rng.uniform(25, 60)) - rng.uniform(0.2, 1.2), 2)
     grain = np.clip(1 + 0.5 * noise(rng, shape, rng.uniform(0.8, 2)), 0.1, 2)
     dust = scatter(rng, (dead * rng.uniform(0.003, 0.03)).astype(np.float32))
     m = len(dust)
     specks = splat(shape, dust, rng.uniform(0.7, 2.2, (m, 2)), np.zeros(m), rng.uniform(0.25, 0.7, m))
-    holes = 1 - 0.9 * _rise(noise(rng, shape, 5) - rng.uniform(0.8, 2), 2) * dead
+    holes = 1 - 0.9 * rise(noise(rng, shape, 5) - rng.uniform(0.8, 2), 2) * dead
     return (h * (1 - 0.9 * dead) + specks) * holes, (e * (1 - dead) + dead * grain * rng.uniform(0.15, 0.4)) * holes
 
 
 def _fat(rng: Rng, h: Field, e: Field) -> tuple[Field, Field]:
     shape = h.shape
-    where = _rise(noise(rng, shape, 50) - rng.uniform(0.2, 1.0), 6)
-    points = _grid(rng, shape, rng.uniform(34, 60), 0.1)
-    first, second = np.full((2, *shape), np.inf, dtype=np.float32)
+    where = rise(noise(rng, shape, 50) - rng.uniform(0.2, 1.0), 6)
+    points = grid(rng, shape, rng.uniform(34, 60), 0.1)
+    first, second = (np.full(shape, np.inf, dtype=np.float32) for _ in range(2))
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     for px, py in points:
         distance = np.hypot(x - px, y - py)
         np.minimum(second, np.maximum(first, distance), out=second)
         np.minimum(first, distance, out=first)
-    empty = where * _rise(second - first - rng.uniform(1, 3), 0.7)
+    empty = where * rise(second - first - rng.uniform(1, 3), 0.7)
     return h * (1 - empty), e * (1 - empty)
 
 
@@ -373,11 +343,11 @@ def colon(rng: Rng, label: Label, shape: tuple[int, int], margin: int) -> tuple[
     soft = np.clip(ndimage.gaussian_filter(inside.astype(np.float32), 0.6), 0, 1)
     inner_h, inner_e = paint_epithelium(rng, label, glands) if clean else epithelium(rng, label, glands)
     if rng.random() < 0.45:  # the tissue shrank: white clefts beside the glands
-        width = rng.uniform(1.5, 7) * _rise(noise(rng, shape, rng.uniform(12, 30)) - rng.uniform(-0.5, 1.2), 1.5)
-        cleft = _rise(width - outside, 0.8) * (1 - soft) * rng.uniform(0.6, 1)
+        width = rng.uniform(1.5, 7) * rise(noise(rng, shape, rng.uniform(12, 30)) - rng.uniform(-0.5, 1.2), 1.5)
+        cleft = rise(width - outside, 0.8) * (1 - soft) * rng.uniform(0.6, 1)
         outer_h, outer_e = outer_h * (1 - cleft), outer_e * (1 - cleft)
     if rng.random() < 0.35:  # tears
-        tear = _rise(
+        tear = rise(
             noise(rng, shape, rng.uniform(14, 40), rng.uniform(2, 5), rng.uniform(0, np.pi)) - rng.uniform(1.6, 2.6), 3
         )
         outer_h, outer_e = outer_h * (1 - tear), outer_e * (1 - tear)
@@ -396,17 +366,19 @@ def _glass(rng: Rng, h: Field, e: Field, edge: Field, inside: NDArray[np.bool_])
     tissue = np.asarray(ndimage.distance_transform_edt(edge > 0), dtype=np.float32)
     if rng.random() < 0.45:
         width = rng.uniform(12, 26)
-        band = _rise(width - tissue, 0.7) * (edge > 0) * ~inside
+        band = rise(width - tissue, 0.7) * (edge > 0) * ~inside
         gy, gx = np.gradient(ndimage.gaussian_filter(tissue, 2.0))
-        points = _grid(rng, shape, rng.uniform(4.5, 6), 0.2)
-        own = _at(tissue, points)
-        points = points[(own > width * 0.45) & (own < width - 1) & (_at(band, points) > 0.5)]
+        points = grid(rng, shape, rng.uniform(4.5, 6), 0.2)
+        own = value_at(tissue, points)
+        points = points[(own > width * 0.45) & (own < width - 1) & (value_at(band, points) > 0.5)]
         n = len(points)
         radii = np.stack([rng.uniform(2.8, 4.6, n), rng.uniform(1.5, 2.2, n)], axis=1)
-        nuclei = splat(shape, points, radii, _at(np.arctan2(gy, gx), points), rng.uniform(0.3, 0.65, n), hollow=0.3)
+        nuclei = splat(
+            shape, points, radii, value_at(np.arctan2(gy, gx), points), rng.uniform(0.3, 0.65, n), hollow=0.3
+        )
         h = h * (1 - band) + band * (rng.uniform(0.08, 0.2) + nuclei)
         e = e * (1 - band) + band * rng.uniform(0.15, 0.35)
-    keep = _rise(edge, 0.6)
-    shreds = _rise(noise(rng, shape, rng.uniform(5, 15)) - rng.uniform(1.0, 3.0), 1) * rng.uniform(0.2, 1)
+    keep = rise(edge, 0.6)
+    shreds = rise(noise(rng, shape, rng.uniform(5, 15)) - rng.uniform(1.0, 3.0), 1) * rng.uniform(0.2, 1)
     keep = np.maximum(keep, shreds)
     return h * keep, e * keep

@@ -17,11 +17,10 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from skimage import measure
 
-from histoloc.datasets.synthetic.colon import _at, _blood, _grid, _log_uniform, _rise
+from histoloc.datasets.synthetic.cells import Rng, blood, grid, log_uniform, rise, value_at
 from histoloc.datasets.synthetic.glands import Field, noise
 from histoloc.datasets.synthetic.tissue import fibres, scatter, splat
 
-Rng = np.random.Generator
 Mask = NDArray[np.bool_]
 NodeLabel = Literal["normal", "tumour"]
 NODE_CLASSES: tuple[NodeLabel, NodeLabel] = ("normal", "tumour")
@@ -73,7 +72,7 @@ def _blobs(rng: Rng, where: Mask, number: int, radii: tuple[float, float], rough
     places = np.argwhere(where)
     for _ in range(number if len(places) else 0):
         y, x = places[rng.integers(len(places))]
-        np.minimum(field, _blob(rng, where.shape, x, y, float(_log_uniform(rng, *radii)), rough), out=field)
+        np.minimum(field, _blob(rng, where.shape, x, y, log_uniform(rng, *radii), rough), out=field)
     return field
 
 
@@ -90,7 +89,7 @@ def _surface(rng: Rng, shape: tuple[int, int]) -> Field:
 
 def _lay_out(rng: Rng, label: NodeLabel, shape: tuple[int, int], margin: int) -> Node:
     depth = _surface(rng, shape)
-    capsule = _log_uniform(rng, 5, 45) * np.clip(1 + 0.35 * noise(rng, shape, 30), 0.2, None)
+    capsule = log_uniform(rng, 5, 45) * np.clip(1 + 0.35 * noise(rng, shape, 30), 0.2, None)
     gap = rng.uniform(-8, 22) + rng.uniform(3, 12) * noise(rng, shape, 30)
     within = depth > capsule
     sinus = within & (depth < capsule + gap)
@@ -104,7 +103,7 @@ def _lay_out(rng: Rng, label: NodeLabel, shape: tuple[int, int], margin: int) ->
     vessel = _blobs(rng, depth > 0, int(rng.integers(0, 7)), (3.5, 26), 0.25)
     collagen = (depth > 0) & ~within
     if rng.random() < 0.35:
-        collagen |= within & (np.abs(noise(rng, shape, rng.uniform(35, 90))) < _log_uniform(rng, 0.02, 0.16))
+        collagen |= within & (np.abs(noise(rng, shape, rng.uniform(35, 90))) < log_uniform(rng, 0.02, 0.16))
     if rng.random() < 0.12:
         collagen |= within & (noise(rng, shape, rng.uniform(25, 60)) > rng.uniform(0.4, 1.6))
     nest = np.zeros(shape, dtype=bool)
@@ -148,7 +147,7 @@ def _nests(rng: Rng, within: Mask, sinus: Mask, tissue: Mask, margin: int) -> tu
     if (mask & visible).sum() < SMALLEST_NEST:
         mask = mask | (_blobs(rng, home & visible, 1, (14, 40)) < 0) & home
     desmoplasia = rng.choice([0, 0, 4, 12, 30])
-    beside = np.asarray(ndimage.distance_transform_edt(~mask)) < desmoplasia * _rise(1 + noise(rng, shape, 25))
+    beside = np.asarray(ndimage.distance_transform_edt(~mask)) < desmoplasia * rise(1 + noise(rng, shape, 25))
     return mask, (beside | whole) & ~mask & home
 
 
@@ -156,15 +155,15 @@ def _nests(rng: Rng, within: Mask, sinus: Mask, tissue: Mask, margin: int) -> tu
 def _put(rng: Rng, where: Mask, cells: Cells, turn: Field | None = None) -> Field:
     """Haematoxylin (H, W) of the nuclei of one kind whose centres lie in `where`, along `turn` or any way."""
     shape = where.shape
-    points = _grid(rng, shape, cells.pitch, cells.jitter)
-    points = points[_at(where, points) & (rng.random(len(points)) < cells.share)]
+    points = grid(rng, shape, cells.pitch, cells.jitter)
+    points = points[value_at(where, points) & (rng.random(len(points)) < cells.share)]
     n = len(points)
     if n == 0:
         return np.zeros(shape, dtype=np.float32)
     size = cells.radius * np.exp(np.clip(rng.normal(0, cells.spread, n), -0.6, 0.6))
     ratio = np.sqrt(1 + np.abs(rng.normal(cells.long, 0.5 * cells.long, n)))
     radii = np.stack([size * ratio, size / ratio], axis=1)
-    angles = rng.uniform(0, np.pi, n) if turn is None else _at(turn, points) + rng.normal(0, 0.25, n)
+    angles = rng.uniform(0, np.pi, n) if turn is None else value_at(turn, points) + rng.normal(0, 0.25, n)
     dark = cells.dark * np.exp(rng.normal(0, 0.18, n))
     window = int(np.ceil(radii.max())) + 1
     layer = splat(shape, points, radii, angles, dark, window=window)
@@ -182,7 +181,7 @@ def _put(rng: Rng, where: Mask, cells: Cells, turn: Field | None = None) -> Fiel
 
 def _borders(rng: Rng, shape: tuple[int, int], pitch: float) -> Field:
     """How much farther the second nearest of scattered points is than the nearest (H, W): small at cells' borders."""
-    points = _grid(rng, (shape[0] + 120, shape[1] + 120), pitch, 0.2) - 60
+    points = grid(rng, (shape[0] + 120, shape[1] + 120), pitch, 0.2) - 60
     y, x = np.mgrid[: shape[0], : shape[1]]
     distance = np.asarray(KDTree(points).query(np.stack([x.ravel(), y.ravel()], axis=1), k=2)[0])
     return (distance[:, 1] - distance[:, 0]).reshape(shape).astype(np.float32)
@@ -207,20 +206,20 @@ def _tumour(rng: Rng, nest: Mask) -> tuple[Field, Field, Field, Cells]:
     e = rng.uniform(0.08, 0.42) * (1 + 0.18 * noise(rng, shape, rng.uniform(2, 8)))
     e = e * (1 + 0.15 * noise(rng, shape, 30))
     if rng.random() < 0.45:
-        border = _rise(1.6 - _borders(rng, shape, cells.pitch), 0.7)
+        border = rise(1.6 - _borders(rng, shape, cells.pitch), 0.7)
         strength = rng.uniform(-0.6, 0.7)  # membranes, or gaps where the cells have come apart
         h, e = h * (1 + strength * border), e * (1 + strength * border)
     if rng.random() < 0.2:  # vacuoles
-        hole = 0.85 * _rise(noise(rng, shape, rng.uniform(1.5, 4)) - rng.uniform(1.2, 2.2), 3)
+        hole = 0.85 * rise(noise(rng, shape, rng.uniform(1.5, 4)) - rng.uniform(1.2, 2.2), 3)
         h, e = h * (1 - hole), e * (1 - hole)
     lumen = np.zeros(shape, dtype=np.float32)
     inner = np.asarray(ndimage.distance_transform_edt(nest), dtype=np.float32)
     if rng.random() < 0.25:  # glands and cribriform nests
-        lumen = _rise(noise(rng, shape, rng.uniform(6, 16)) - rng.uniform(0.6, 1.6), 3) * _rise(inner - 13, 0.4)
+        lumen = rise(noise(rng, shape, rng.uniform(6, 16)) - rng.uniform(0.6, 1.6), 3) * rise(inner - 13, 0.4)
         h, e = h * (1 - lumen), e * (1 - lumen * rng.uniform(0.6, 1))
     if rng.random() < 0.12:  # the middle of a sheet is dead
-        dead = _rise(inner - rng.uniform(30, 60) + 12 * noise(rng, shape, 14), 0.1)
-        dust = rng.uniform(0.05, 0.3) * _rise(noise(rng, shape, 1.2)) * dead
+        dead = rise(inner - rng.uniform(30, 60) + 12 * noise(rng, shape, 14), 0.1)
+        dust = rng.uniform(0.05, 0.3) * rise(noise(rng, shape, 1.2)) * dead
         h, e = h * (1 - 0.6 * dead) + dust, e * (1 + rng.uniform(0, 0.6) * dead)
         lumen = np.maximum(lumen, dead)
     return np.clip(h, 0, None), np.clip(e, 0, None), lumen, cells
@@ -234,10 +233,10 @@ def _ground(rng: Rng, node: Node, tumour: tuple[Field, Field], strands: Field) -
     h = rng.uniform(0.06, 0.22) * (1 + 0.15 * cloud + 0.15 * grain)
     e = rng.uniform(0.05, 0.24) * (1 + 0.2 * cloud + 0.2 * grain)
     pale = rng.uniform(0.6, 1.05)
-    wisps = _rise(0.6 + 0.5 * noise(rng, shape, 3) + 0.3 * cloud)
+    wisps = rise(0.6 + 0.5 * noise(rng, shape, 3) + 0.3 * cloud)
     foam = np.clip(1 + rng.uniform(0, 0.5) * noise(rng, shape, rng.uniform(1, 3)), 0, None)
     tense = np.clip(1 + 0.2 * strands + 0.1 * cloud, 0, None)
-    wall = _rise(rng.uniform(2, 9) - node.vessel, 0.5)
+    wall = rise(rng.uniform(2, 9) - node.vessel, 0.5)
     layers = (
         (node.follicle, h * pale, e * rng.uniform(0.7, 1.2)),
         (node.nodule, rng.uniform(0.02, 0.12) * foam, rng.uniform(0.1, 0.34) * foam),
@@ -245,7 +244,7 @@ def _ground(rng: Rng, node: Node, tumour: tuple[Field, Field], strands: Field) -
         (node.collagen, rng.uniform(0.02, 0.1) * tense, rng.uniform(0.2, 0.5) * tense),
         (wall, rng.uniform(0.04, 0.1) * tense, rng.uniform(0.15, 0.42) * tense),
         (node.nest, *tumour),
-        (_rise(-node.vessel, 0.6), np.float32(0), np.float32(rng.uniform(0, 0.06))),
+        (rise(-node.vessel, 0.6), np.float32(0), np.float32(rng.uniform(0, 0.06))),
     )
     for mask, own_h, own_e in layers:
         soft = np.clip(ndimage.gaussian_filter(np.asarray(mask, dtype=np.float32), 0.8), 0, 1)
@@ -301,7 +300,7 @@ def _nuclei(rng: Rng, node: Node, cells: Cells, lumen: Field, flow: Field) -> tu
 def _debris(rng: Rng, node: Node, h: Field, e: Field) -> tuple[Field, Field]:
     """Macrophages with bits of dead cells in germinal centres: pale holes with dark specks."""
     field = _blobs(rng, node.follicle, int(rng.integers(0, 16)), (5, 11), 0.1)
-    hole = _rise(-field, 0.4) * node.follicle * ~node.nest * rng.uniform(0.5, 1)
+    hole = rise(-field, 0.4) * node.follicle * ~node.nest * rng.uniform(0.5, 1)
     specks = scatter(rng, (0.02 * hole).astype(np.float32))
     n = len(specks)
     dust = splat(h.shape, specks, rng.uniform(0.8, 2, (n, 2)), np.zeros(n), rng.uniform(0.3, 0.9, n))
@@ -311,15 +310,15 @@ def _debris(rng: Rng, node: Node, h: Field, e: Field) -> tuple[Field, Field]:
 def _outside(rng: Rng, depth: Field, h: Field, e: Field) -> tuple[Field, Field]:
     """Fat, loose tissue or glass beyond the capsule."""
     shape = depth.shape
-    keep = _rise(depth, 0.6)
+    keep = rise(depth, 0.6)
     h, e = h * keep, e * keep
     kind = rng.choice(["glass", "fat", "loose"], p=[0.35, 0.45, 0.2])
     if kind == "glass" or keep.min() > 0:
         return h, e
     reach = rng.uniform(20, 400)
-    around = (1 - keep) * _rise(depth + reach + 10 * noise(rng, shape, 20), 0.4)
+    around = (1 - keep) * rise(depth + reach + 10 * noise(rng, shape, 20), 0.4)
     if kind == "fat":
-        around = around * _rise(rng.uniform(1.2, 3) - _borders(rng, shape, rng.uniform(34, 75)), 0.8)
+        around = around * rise(rng.uniform(1.2, 3) - _borders(rng, shape, rng.uniform(34, 75)), 0.8)
     fibre = np.clip(1 + 0.6 * noise(rng, shape, 8, 1.2, rng.uniform(0, np.pi)), 0, None) if kind == "loose" else 1.0
     dots = _put(rng, around > 0.5, Cells(rng.uniform(9, 30), 2.6, 0.5, 0.15, 1.5, share=0.5))
     return h + around * 0.05 + dots, e + around * rng.uniform(0.08, 0.3) * fibre
@@ -328,27 +327,27 @@ def _outside(rng: Rng, depth: Field, h: Field, e: Field) -> tuple[Field, Field]:
 def _faults(rng: Rng, node: Node, h: Field, e: Field) -> tuple[Field, Field]:
     """Blood, pigment, clefts, tears and folds."""
     shape = h.shape
-    e = e + _blood(rng, shape, _rise(-node.vessel, 0.6) * rng.uniform(0, 1.2))
+    e = e + blood(rng, shape, rise(-node.vessel, 0.6) * rng.uniform(0, 1.2))
     if rng.random() < 0.15:
-        where = _rise(noise(rng, shape, rng.uniform(12, 40)) - rng.uniform(0.5, 1.8), 2) * (node.depth > 0)
-        e = e + _blood(rng, shape, where * rng.uniform(0.1, 0.8))
+        where = rise(noise(rng, shape, rng.uniform(12, 40)) - rng.uniform(0.5, 1.8), 2) * (node.depth > 0)
+        e = e + blood(rng, shape, where * rng.uniform(0.1, 0.8))
     if rng.random() < 0.1:  # coal dust
-        where = _rise(noise(rng, shape, rng.uniform(8, 25)) - rng.uniform(1, 2), 1) * (node.depth > 0)
+        where = rise(noise(rng, shape, rng.uniform(8, 25)) - rng.uniform(1, 2), 1) * (node.depth > 0)
         specks = scatter(rng, (rng.uniform(0.02, 0.15) * where).astype(np.float32))
         n = len(specks)
         coal = splat(shape, specks, rng.uniform(0.6, 1.6, (n, 2)), np.zeros(n), rng.uniform(0.8, 1.8, n))
         h, e = h + coal, e + 0.8 * coal
     if rng.random() < 0.3:  # the tissue shrank away from nests and follicles
         edge = np.asarray(ndimage.distance_transform_edt(~(node.nest if node.nest.any() else node.follicle)))
-        width = rng.uniform(1, 6) * _rise(noise(rng, shape, rng.uniform(12, 30)) - rng.uniform(-0.4, 1), 1.5)
-        cleft = _rise(width - edge, 0.8) * (edge > 0) * rng.uniform(0.5, 1)
+        width = rng.uniform(1, 6) * rise(noise(rng, shape, rng.uniform(12, 30)) - rng.uniform(-0.4, 1), 1.5)
+        cleft = rise(width - edge, 0.8) * (edge > 0) * rng.uniform(0.5, 1)
         h, e = h * (1 - cleft), e * (1 - cleft)
     if rng.random() < 0.15:
         across = rng.uniform(1.5, 5)
         tear = noise(rng, shape, rng.uniform(14, 40), across, rng.uniform(0, np.pi)) - rng.uniform(1.7, 2.8)
-        h, e = h * (1 - _rise(tear, 3)), e * (1 - _rise(tear, 3))
+        h, e = h * (1 - rise(tear, 3)), e * (1 - rise(tear, 3))
     if rng.random() < 0.06:
-        fold = 1 + rng.uniform(0.4, 1) * _rise(noise(rng, shape, 60, 5, rng.uniform(0, np.pi)) - 1.5, 3)
+        fold = 1 + rng.uniform(0.4, 1) * rise(noise(rng, shape, 60, 5, rng.uniform(0, np.pi)) - 1.5, 3)
         h, e = h * fold, e * fold
     return h, e
 
