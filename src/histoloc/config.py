@@ -32,10 +32,11 @@ class TrainingConfig:
         epochs: passes over the training split.
         batch: images per step, over all processes together, at least one for each. Where the last images of an epoch
             are fewer than the processes, they join the batch before.
-        lr: learning rate of SGD with Nesterov momentum.
+        optimizer: sgd (with Nesterov momentum, as the paper) or adamw, which learns maps from many drawn images faster.
+        lr: learning rate.
         head_lr: factor on the learning rate of everything but the backbone.
         momentum: of SGD.
-        weight_decay: of SGD.
+        weight_decay: of the optimizer.
         lr_factor: the learning rate is multiplied by this ...
         lr_every: ... after every so many epochs.
         lr_floor: smallest learning rate.
@@ -66,6 +67,7 @@ class TrainingConfig:
 
     epochs: int = 80
     batch: int = 4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 1e-3
     head_lr: float = 1.0
     momentum: float = 0.9

@@ -51,13 +51,16 @@ def selection_key(row: dict[str, float], training: TrainingConfig) -> tuple[floa
 
 
 def make_optimizer(method: Method, training: TrainingConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; the heads may learn at another rate than the backbone."""
+    """SGD with Nesterov momentum or AdamW; the heads may learn at another rate than the backbone."""
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             groups.setdefault(1.0 if ".model." in name else training.head_lr, []).append(parameter)
+    learned = [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(learned, lr=training.lr, weight_decay=training.weight_decay)
     return torch.optim.SGD(
-        [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
+        learned,
         lr=training.lr,
         momentum=training.momentum,
         nesterov=training.momentum > 0,

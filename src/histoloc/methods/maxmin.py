@@ -71,6 +71,7 @@ class MaxMinOptions:
             drawn images; it takes the place of --brightness, --contrast, --saturation and --hue.
         flips: of a decoder: how many mirror images of an image are averaged: 1, 2 or 4.
         scales: of a decoder: enlargements of an image whose maps are averaged.
+        structure_weight: of a decoder: of the structure's pixels in the cross-entropy of drawn images.
         normalisation: of the evidence: per image, per batch (as the authors' code), or none (sigmoid of w times it).
         fill: what takes the place of masked-out pixels: grey (zero after normalisation, as the authors), black, mean
             (the image's mean colour) or blur (the blurred image).
@@ -105,6 +106,7 @@ class MaxMinOptions:
     randomise: bool = False
     flips: Count = 2
     scales: Scales = (1.0,)
+    structure_weight: Positive = 1.0
     normalisation: Literal["image", "batch", "none"] = "image"
     fill: Literal["grey", "black", "mean", "blur"] = "grey"
     joint: bool = True

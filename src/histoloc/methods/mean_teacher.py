@@ -32,7 +32,7 @@ class MeanTeacher(Method):
 
     Drawn images may be seen behind the real ones; real images may be taught by the average of the weights, which sees
     them as they are while the network sees them randomised (Tarvainen and Valpola, NeurIPS 2017). Its options have
-    `randomise`, `flips` and `scales`.
+    `randomise`, `flips`, `scales` and `structure_weight`.
     """
 
     backbone: Backbone
@@ -86,7 +86,8 @@ class MeanTeacher(Method):
         losses = {}
         if batch.mask is not None:
             placed = place(scores[-len(batch.mask) :], self.stride, batch.mask.shape[-2:])
-            losses["cross_entropy"] = drawn * F.binary_cross_entropy_with_logits(placed, batch.mask)
+            weight = placed.new_tensor(self.options.structure_weight)
+            losses["cross_entropy"] = drawn * F.binary_cross_entropy_with_logits(placed, batch.mask, pos_weight=weight)
         if batch.average is not None:
             q = batch.average
             each = F.binary_cross_entropy_with_logits(scores[: len(q)], q, reduction="none")

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from histoloc.errors import InputError
-from histoloc.methods.base import Count, Dropout, Scales, Setting, Supervision
+from histoloc.methods.base import Count, Dropout, Positive, Scales, Setting, Supervision
 from histoloc.methods.mean_teacher import MeanTeacher
 from histoloc.nn.average import Average
 from histoloc.nn.backbone import BackboneConfig, build_backbone
@@ -22,6 +22,9 @@ class PriorOptions:
         channels: of the decoder.
         flips: how many mirror images of an image are averaged: 1, 2 or 4.
         scales: enlargements of an image whose maps are averaged.
+        structure_weight: of the structure's pixels in the cross-entropy, where those of the background have 1. As many
+            times as there is more background in the drawn images, it makes 0.5 the cut at which both are as likely in
+            an image that is half structure.
         randomise: strong randomisation of colours and sharpness in training, and glass in a third of the drawn images;
             it takes the place of --brightness, --contrast, --saturation and --hue.
         average: predict with a running average of the weights that keeps this share of itself in each step, 0 for none.
@@ -31,6 +34,7 @@ class PriorOptions:
     channels: Count = 64
     flips: Count = 2
     scales: Scales = (1.0,)
+    structure_weight: Positive = 1.0
     randomise: bool = True
     average: Dropout = 0.0
 
@@ -40,7 +44,7 @@ class Prior(MeanTeacher):
 
     Cross-entropy of the probability p against the drawn mask m, mean over all pixels:
 
-        min mean(-m log p - (1 - m) log(1 - p))
+        min mean(-w m log p - (1 - m) log(1 - p)),  w the weight of the structure
 
     Where real images are seen beside drawn ones, neither their labels nor their masks are: they are randomised, and
     p learns from what the average of the weights says of them as they are, q, by how sure that is (mean teacher,
