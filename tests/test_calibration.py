@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from histoloc.calibration import calibrate, evenly, learn_range
+from histoloc.calibration import calibrate, evenly, learn_range, share_shift
 from histoloc.data.table import Sample, read_table
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
@@ -285,3 +285,24 @@ def test_per_image_map_beside_the_learned_one(gap_run):
     output = predictor.output_of(image)
     own = output.evidence[:, int(output.logits.argmax())][:, None]
     assert float(normalise_per_image(own).max()) == 1
+
+
+def test_share_shift_keeps_the_share_of_all_images_together(sample, monkeypatch):
+    """Before: 3 of 8 rows of one image and 1 of 8 of the other are ROI, together a quarter."""
+    before, after = predictor(maps=1), predictor(maps=1)
+    values = {"a": [10, 10, 10, -5, -5, -5, -5, -5], "b": [1, -1, -1, -1, -1, -1, -1, -1]}
+    lower = {"a": [-2, -3, -4, -9, -9, -9, -9, -9], "b": [-5, -9, -9, -9, -9, -9, -9, -9]}
+    images = [sample("normal", [0]), sample("normal", [255])]
+
+    def stub(model: Predictor, rows: dict[str, list[int]]) -> None:
+        def output_of(pixels: np.ndarray, mpp: float | None = None) -> Output:
+            own = rows["a" if pixels[0, 0, 0] == 0 else "b"]
+            return Output(torch.zeros(1, 2), torch.tensor(own).float().repeat_interleave(200).view(1, 1, -1, 1), {})
+
+        monkeypatch.setattr(model, "output_of", output_of)
+
+    stub(before, values)
+    stub(after, lower)
+    assert share_shift(before, before, images) == pytest.approx(0, abs=1)  # between -1 and 1 any cut does
+    shift = share_shift(before, after, images)
+    assert 5 <= shift < 9, "the lowest of the four rows is -5, the others are -9"

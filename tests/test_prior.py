@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.special import expit, logit
 from torch import Tensor
 
 from histoloc import model_folder
@@ -16,6 +17,7 @@ from histoloc.cli.main import main
 from histoloc.config import read_run
 from histoloc.data.fingerprint import image_marks
 from histoloc.data.images import read_image, write_picture
+from histoloc.data.pixels import read_pixels
 from histoloc.data.table import read_table, write_table
 from histoloc.datasets.synthetic.dataset import render
 from histoloc.datasets.synthetic.drawn import drawn_table
@@ -174,13 +176,24 @@ def test_an_adapted_prior_is_a_plain_prior_of_averaged_weights(adapted, made):
     run = weights(adapted.parent / "run" / "model")
     own = weights(adapted)
     assert own.keys() == weights(made).keys()
+    shift = config.provenance["shift"]
     for name, value in own.items():
         if name.startswith(("backbone.", "decoder.")):
-            assert torch.equal(value, run[f"average.module.{name}"].to(value.dtype)), name
+            expected = run[f"average.module.{name}"] + (shift if name == "decoder.head.bias" else 0)
+            assert torch.equal(value, expected.to(value.dtype)), name
     image = read_image(made.parent / "drawn" / "images" / "benign_00000.png")
     expected, got = (load(folder, "cpu").predict(image, mpp=1.0).roi for folder in (adapted.parent / "run", adapted))
-    np.testing.assert_allclose(got, expected, atol=0.01)
+    np.testing.assert_allclose(got, expit(logit(expected) + shift), atol=0.01)
     assert np.abs(got - load(made, "cpu").predict(image, mpp=1.0).roi).max() > 0.01
+
+
+def test_an_adapted_prior_finds_as_much_as_before(adapted, made):
+    images = read_table(adapted.parent / "images.csv").samples
+    before, after = (
+        np.mean([float((model.output_of(read_pixels(s), s.mpp).evidence >= 0).float().mean()) for s in images])
+        for model in (load(made, "cpu"), load(adapted, "cpu"))
+    )
+    assert after == pytest.approx(before, abs=0.02)
 
 
 def test_an_adapted_prior_can_be_adapted_again_to_a_folder_of_images(adapted, real, tiny_adapt, tmp_path):

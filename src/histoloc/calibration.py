@@ -121,6 +121,25 @@ def calibrate(
         save_model(model, method.state_dict(), config)
 
 
+def share_shift(before: Predictor, after: Predictor, samples: Sequence[Sample]) -> float:
+    """What to add to the scores of a model, so that the same share of pixels is ROI as by another one.
+
+    Args:
+        before: the other one, whose evidence is a logit, as that of `after`.
+        after: the model.
+        samples: at most 200 of them, evenly spaced, are looked at, without labels and masks; each counts alike.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    shares, values = [], []
+    for sample in evenly(samples, MOST_IMAGES):
+        pixels, mpp = read_pixels(sample), sample_mpp(sample)
+        shares.append(float((before.output_of(pixels, mpp).evidence >= 0).float().mean()))
+        values.append(np.quantile(after.output_of(pixels, mpp).evidence.double().cpu().numpy(), _QUANTILES))
+    return -float(np.quantile(np.concatenate(values), 1 - np.mean(shares)))
+
+
 def best_threshold(predictor: Predictor, table: Table) -> Threshold:
     """Where the mean of F1⁺ and F1⁻ on the validation masks is highest; see `calibrate`."""
     samples, localizes = table.split("valid"), model_localizes(predictor, MapOptions(threshold=0.5))

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from histoloc.calibration import share_shift
 from histoloc.config import RunConfig, read_recipe, run_config
 from histoloc.data.pixels import sample_mpp, sample_size
 from histoloc.data.sample import REGION, Sample
@@ -26,6 +27,7 @@ from histoloc.model_folder import (
     save_model,
 )
 from histoloc.nn.average import averaged
+from histoloc.prediction import load
 from histoloc.prior_card import card
 from histoloc.training import train
 from histoloc.work_folder import locked, write_text
@@ -136,6 +138,9 @@ def adapt(
 ) -> Path:
     """Adapt a prior to the stain and scanner of real images; neither labels nor masks are read.
 
+    A network that teaches itself finds less and less. So at the end a constant is added to its scores: of all images
+    together the same share is structure as by the prior that it began with.
+
     Args:
         prior: `prior:NAME`, a run or a model folder; with a backbone and a decoder as `histoloc train prior` has them.
         data: a table, of which only the rows of split train are looked at, or a folder of images.
@@ -161,6 +166,10 @@ def adapt(
         config = _adaptation(o, given, table, crop, count)
         _tell(f"training for {config.training.epochs} epochs in {out / 'run'}", progress)
         train(replace(config, prior=str(prior), drawn=drawn), out / "run", resume=o.resume, progress=progress)
+        device = "cpu" if o.accelerator == "cpu" else "auto"
+        before, after = load(Path(prior), device), load(out / "run", device)
+        shift = share_shift(before, after, read_table(table, check_files=False).samples)
+        _tell(f"{shift:+.2f} is added to the scores: the same share of the images is structure as before", progress)
         kept = {k: v for k, v in given.provenance.items() if k in ("structure", "scene", "seed", "count", "size")}
         before = given.provenance.get("saw", f"what the {given.method} saw")
         facts = kept | {
@@ -169,7 +178,7 @@ def adapt(
             "command": _command("adapt", o, AdaptOptions()),
             "saw": f"{before}; then {count} real images without labels and masks",
         }
-        return _write(out, replace(config, backbone=given.backbone), facts)
+        return _write(out, replace(config, backbone=given.backbone), facts | {"shift": shift})
 
 
 def _adaptation(o: AdaptOptions, given: ModelConfig, table: Path, crop: int, count: int) -> RunConfig:
@@ -290,7 +299,9 @@ def _write(out: Path, config: RunConfig, facts: dict[str, Any]) -> Path:
     """The finished run as a prior: averaged weights alone, in half precision, and a card."""
     method, trained = load_model(out / "run")
     halved = {name for name, _ in method.named_parameters()}
-    weights = {n: v.half() if n in halved else v for n, v in averaged(method.state_dict()).items()}
+    weights = averaged(method.state_dict())
+    weights["decoder.head.bias"] = weights["decoder.head.bias"] + facts.get("shift", 0.0)
+    weights = {n: v.half() if n in halved else v for n, v in weights.items()}
     provenance = {name: value for name, value in trained.provenance.items() if name not in ("table", "fold", "prior")}
     save_model(
         out / "model",
