@@ -122,7 +122,7 @@ def test_a_made_prior_is_a_model_folder_that_says_what_it_is(made, tiny_make):
     assert config.weights_sha256 in text
     assert f"`{command}`" in text
     assert "8 drawn images of the scene disc (seed 0); no real image" in text
-    assert {file.name for file in made.iterdir()} == {"config.json", "model.safetensors", "card.md"}
+    assert {file.name for file in made.iterdir()} == {"config.json", "model.safetensors", "card.md", "images.txt"}
     result = load(made, "cpu").predict(made.parent / "drawn" / "images" / "benign_00000.png", mpp=1.0)
     assert result.roi.shape == (96, 112)
 
