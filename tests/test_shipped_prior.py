@@ -88,6 +88,8 @@ def test_several_scales_are_looked_at_each_by_itself(shipped, image, tmp_path, c
     out = tmp_path / "out"
     printed = run(capsys, "predict", shipped, image, "--scales", "0.5", "1", "2", "--out", out, "--device", "cpu")
     assert "scale is unknown" not in printed
+    sure = "0.5: 0.76, 1: 0.76, 2: 0.76"  # 2 / (1 + exp(-2)) - 1
+    assert f"note: maps are surest as 0.5 µm/px (mean of |2p - 1| by µm/px: {sure}); look which fits" in printed
     rows = pd.read_csv(out / "predictions.csv")
     assert rows["mpp"].tolist() == [0.5, 1.0, 2.0]
     np.testing.assert_allclose(rows["roi_mm2"], 75 * 101 * rows["mpp"] ** 2 / 1e6, atol=1e-6)

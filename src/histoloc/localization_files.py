@@ -1,6 +1,6 @@
 """`histoloc predict`: images in, map, mask and picture of each, and one table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = 
     classes = map_classes(model, settings)
     rows: list[dict[str, object]] = []
     notes: dict[str, list[str]] = {}
+    sure: dict[float | None, list[float]] = {}
     with locked(out):
         for name, file in tqdm(files.items(), "predicting", disable=not progress):
             pixels = read_image(file)
@@ -59,6 +60,7 @@ def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = 
                     parts += [safe_name(map_class)] if settings.map_class == ALL and map_class else []
                     _write_pictures(out, "_".join(parts), pixels, result)
                     rows.append({"image": str(file), **_row(result)})
+                    sure.setdefault(mpp, []).append(float(np.abs(2 * result.roi - 1).mean()))
                     for note in result.notes:
                         notes.setdefault(note, []).append(file.name)
         table = pd.DataFrame(rows)
@@ -66,7 +68,17 @@ def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = 
             table.to_csv(temporary, index=False)
     for note, (first, *others) in ((note, dict.fromkeys(names)) for note, names in notes.items()):
         tqdm.write(f"note: {first}{f' and {len(others)} more' if others else ''}: {note}")
+    if settings.scales:
+        tqdm.write(_surest({mpp: float(np.mean(values)) for mpp, values in sure.items() if mpp}))
     return table
+
+
+def _surest(sure: Mapping[float, float]) -> str:
+    """At which µm/px the maps are surest, from the means of |2p - 1| over their pixels."""
+    means = ", ".join(f"{mpp:g}: {value:.2f}" for mpp, value in sure.items())
+    best = max(sure, key=lambda mpp: sure[mpp])
+    how = f"(mean of |2p - 1| by µm/px: {means})"
+    return f"note: maps are surest as {best:g} µm/px {how}; look which fits, and give it by --mpp"
 
 
 def _write_pictures(out: Path, stem: str, pixels: NDArray[np.uint8], result: Localization) -> None:
