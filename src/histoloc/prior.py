@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from tqdm import tqdm
@@ -32,8 +32,13 @@ from histoloc.prior_card import card
 from histoloc.training import train
 from histoloc.work_folder import locked, write_text
 
-# What a scene's masks show.
-STRUCTURES: dict[str, str] = {"glands": "gland", "colon": "gland", "nests": "tumour nest", "disc": "disc"}
+PriorScene = Literal["glands", "nests", "disc"]
+# What is drawn for it, and what the masks show.
+SCENES: dict[str, tuple[Scene, str]] = {
+    "glands": ("colon", "gland"),
+    "nests": ("nests", "tumour nest"),
+    "disc": ("disc", "disc"),
+}
 STEPS = 340  # of an adaptation; it still rose slowly
 SMALLEST_SIDE = 96  # pixels of an image at the prior's scale
 
@@ -64,14 +69,15 @@ class MakeOptions(TrainingOptions):
     """How a prior is made.
 
     Attributes:
-        scene: what is drawn.
+        scene: what is drawn: glands in colon tissue of all kinds, nests of tumour in lymph nodes, or a disc, for
+            trials.
         count: how many images.
         height: of an image in pixels of 1 µm.
         width: of an image in pixels of 1 µm.
         epochs: passes over the images; by default what the recipe says.
     """
 
-    scene: Scene = "colon"
+    scene: PriorScene = "glands"
     count: int = 2240
     height: int = 320
     width: int = 476
@@ -116,13 +122,19 @@ def make(out: Path, options: MakeOptions = MakeOptions(), *, progress: bool = Tr
         _tell(f"1/2 drawing {o.count} images of the scene {o.scene} into {out / 'drawn'}", progress)
         size = (o.height, o.width)
         table = drawn_table(
-            out / "drawn", scene=o.scene, seed=o.seed, count=o.count, size=size, workers=o.drawers, progress=progress
+            out / "drawn",
+            scene=SCENES[o.scene][0],
+            seed=o.seed,
+            count=o.count,
+            size=size,
+            workers=o.drawers,
+            progress=progress,
         )
         config = _config(o, table)
         _tell(f"2/2 training on them for {config.training.epochs} epochs in {out / 'run'}", progress)
         train(config, out / "run", resume=o.resume, progress=progress)
         facts = {
-            "structure": STRUCTURES.get(o.scene, o.scene),
+            "structure": SCENES[o.scene][1],
             "scene": o.scene,
             "seed": o.seed,
             "count": o.count,
@@ -214,7 +226,7 @@ def drawn_beside(prior: Path | str, out: Path, o: AdaptOptions, *, progress: boo
     """
     given = read_model_config(Path(prior)).provenance
     scene: Any = given.get("scene")
-    if scene not in STRUCTURES:
+    if scene not in SCENES:
         raise InputError(
             f"{prior}: does not say which scene it was trained on; give --drawn, a table of images with masks, as the "
             "one that it was trained on"
@@ -223,7 +235,9 @@ def drawn_beside(prior: Path | str, out: Path, o: AdaptOptions, *, progress: boo
     # Not the images that the prior was trained on.
     seed = int(given.get("seed", 0)) + 1 + o.seed
     _tell(f"drawing {o.count} images of the scene {scene} into {out}", progress)
-    return drawn_table(out, scene=scene, seed=seed, count=o.count, size=size, workers=o.drawers, progress=progress)
+    return drawn_table(
+        out, scene=SCENES[scene][0], seed=seed, count=o.count, size=size, workers=o.drawers, progress=progress
+    )
 
 
 def _unlabelled(data: Path, to: Path, o: AdaptOptions, given: ModelConfig) -> tuple[Path, int]:
