@@ -27,11 +27,11 @@ from histoloc.work_folder import INPUTS_FILE, check_claim, read_json
 
 
 class Teacher(NamedTuple):
-    """A model that teaches, and the marks of the images that it learned from."""
+    """A model that teaches, and the marks of the images whose label or mask it learned."""
 
     folder: Path
     model: Predictor
-    seen: frozenset[str]
+    learned: frozenset[str]
 
 
 def check_sources(config: RunConfig, table: Table) -> None:
@@ -101,7 +101,12 @@ def open_teachers(folders: Sequence[Path], table: Table, device: torch.device | 
         InputError: no finished model, one that cannot make calibrated maps, or one that learned from held-out images.
     """
     check_held_out(folders, table, "--teachers")
-    teachers = [Teacher(folder, Predictor(*load_model(folder), device), images_seen(folder)) for folder in folders]
+    teachers = []
+    for folder in folders:
+        model = Predictor(*load_model(folder), device)
+        # Without labels and masks, as a prior is adapted, no map is learned by heart.
+        by_heart = {"image", "pixel"} & set(model.config.supervision)
+        teachers.append(Teacher(folder, model, images_seen(folder) if by_heart else frozenset()))
     for teacher in teachers:
         try:
             teacher.model.check()
@@ -117,10 +122,10 @@ def lessons(teachers: Sequence[Teacher], samples: Sequence[Sample]) -> tuple[lis
         The teachers of each sample; and how many images each of them teaches, one sentence each.
     """
     marks = image_marks(samples)
-    chosen = [[t for t in teachers if mark not in t.seen] or list(teachers) for mark in marks]
+    chosen = [[t for t in teachers if mark not in t.learned] or list(teachers) for mark in marks]
     notes = []
     for teacher in teachers:
-        own = [mark in teacher.seen for mark, several in zip(marks, chosen, strict=True) if teacher in several]
+        own = [mark in teacher.learned for mark, several in zip(marks, chosen, strict=True) if teacher in several]
         known = f", of which it learned from {sum(own)} itself" if any(own) else ""
         notes.append(f"{teacher.folder} teaches {len(own)} of {len(samples)} images{known}")
     return chosen, notes

@@ -128,6 +128,23 @@ def training_set(
     return TrainSet(table, table.split("train"), seen, seed, empty_class=config.empty_class, **common)
 
 
+def prior_settings(method: str, prior: str) -> dict[str, dict[str, Any]]:
+    """What a run needs besides to begin with a prior, by section: its network, its scale, the method's own options.
+
+    Raises:
+        InputError: there is no such prior.
+    """
+    config = read_model_config(Path(prior))
+    scale = {} if config.mpp is None else {"mpp": config.mpp, "small_side": 0}
+    backbone = plain(config.backbone)
+    backbone.pop("weights")
+    return {
+        "options": dict(method_class(method).with_prior),
+        "backbone": backbone,
+        "input": plain(config.input) | scale,
+    }
+
+
 def begin_with_prior(method: Method, described: ModelConfig, prior: str) -> tuple[str, ...]:
     """Give a network the backbone and the decoder of a prior.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from histoloc.errors import InputError
 from histoloc.maps import place
 from histoloc.methods.maxmin import MaxMin
+from histoloc.types import Batch, Drawn
 
 
 def decoder(**options) -> MaxMin:
@@ -18,7 +19,7 @@ def decoder(**options) -> MaxMin:
 
 def trains(method: MaxMin, term: Tensor) -> set[str]:
     """The parts of the network that a term trains."""
-    names, parameters = zip(*method.named_parameters(), strict=True)
+    names, parameters = zip(*((n, p) for n, p in method.named_parameters() if p.requires_grad), strict=True)
     grads = torch.autograd.grad(term, parameters, allow_unused=True, retain_graph=True)
     return {n.split(".")[0] for n, grad in zip(names, grads, strict=True) if grad is not None and grad.any()}
 
@@ -83,7 +84,54 @@ def test_what_has_no_effect():
             assert torch.equal(got, value)
 
 
+def drawn_beside(labels: list[int], height: int, width: int) -> Batch:
+    drawn = noise(2, height, width).flip(0)
+    batch = noise_batch(labels, height, width)
+    return batch._replace(drawn=Drawn(drawn, (drawn[:, :1] > 0).float()))
+
+
+@pytest.mark.parametrize("classes", [("a", "b"), ("a", "b", "c")])
+def test_drawn_images_and_the_average_hold_the_map(classes):
+    options = {**MaxMin.with_prior, "drawn_weight": 2.0, "consistency_weight": 3.0, "dropout": 0.0}
+    method = build("maxmin", classes=classes, **options).train()
+    assert isinstance(method, MaxMin)
+    batch = method.prepare(drawn_beside([0, len(classes) - 1], 61, 83))
+    assert batch.image.shape == (4, 3, 61, 83)
+    output = method(batch.image)
+    assert output.logits.shape == (2, len(classes)), "drawn images have no class"
+    assert output.terms["mask"].shape == (2, 1, 61, 83)
+    got = method.loss(output, batch, 0)
+    assert got.keys() == {"foreground", "background", "size", "cross_entropy", "consistency"}
+    assert batch.mask is not None
+    assert batch.average is not None
+    entropy, q = torch.nn.functional.binary_cross_entropy_with_logits, batch.average
+    torch.testing.assert_close(got["cross_entropy"], 2 * entropy(place(output.evidence[2:], 2, (61, 83)), batch.mask))
+    sure = (2 * q - 1).abs()
+    torch.testing.assert_close(
+        got["consistency"], 3 * (sure * entropy(output.evidence[:2], q, reduction="none")).mean()
+    )
+    shares = output.terms["mask"].mean(dim=(1, 2, 3))
+    torch.testing.assert_close(got["size"], -(shares.log() + (1 - shares).log()).mean() / 5)
+    for name in ("cross_entropy", "consistency"):
+        assert trains(method, got[name]) == {"backbone", "decoder"}
+    assert method.eval()(noise(2, 64, 64)).logits.shape == (2, len(classes))
+
+
+def test_without_drawn_images_the_average_alone_holds_the_map():
+    method, batch = decoder(average=0.9).train(), noise_batch([0, 1])
+    made = method.prepare(batch)
+    assert torch.equal(made.image, batch.image)
+    assert made.average is not None
+    with torch.no_grad():
+        torch.testing.assert_close(made.average, method.mirrored(batch.image).evidence.sigmoid())
+    assert terms(method, made).keys() == {"foreground", "background", "size", "consistency"}
+    plain = decoder().train()
+    assert terms(plain, plain.prepare(batch)).keys() == {"foreground", "background", "size"}
+
+
 def test_what_a_decoder_cannot_do():
+    with pytest.raises(InputError, match="--drawn needs --localizer decoder"):
+        maxmin().train().prepare(drawn_beside([0, 1], 64, 64))
     with pytest.raises(InputError, match=r"--foreground-weight 0 .*--localizer wildcat"):
         decoder(foreground_weight=0.0, background="none")
     with pytest.raises(InputError, match="--empty-class needs --localizer wildcat"):

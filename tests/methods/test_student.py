@@ -12,7 +12,7 @@ from torch import Tensor
 from histoloc.errors import InputError
 from histoloc.maps import place
 from histoloc.methods.student import Student, sharpen
-from histoloc.types import Batch, Output
+from histoloc.types import Batch, Drawn, Output
 
 
 def student(**options) -> Student:
@@ -92,6 +92,58 @@ def test_without_teachers_there_is_nothing_to_learn_a_map_from():
     method, batch = student(), noise_batch([0, 1])
     with pytest.raises(InputError, match="give --teachers"):
         method.loss(method(batch.image), batch, 0)
+
+
+def with_drawn(batch: Batch, height: int = 64, width: int = 64) -> Batch:
+    drawn = noise(2, height, width).flip(0)
+    return batch._replace(drawn=Drawn(drawn, (drawn[:, :1] > 0).float()))
+
+
+def test_labels_and_a_prior_train_every_part():
+    method = student(average=0.9, randomise=True, drawn_weight=2.0, consistency_weight=3.0).train()
+    batch = method.prepare(with_drawn(noise_batch([0, 1], 61, 83), 61, 83))
+    assert batch.image.shape == (4, 3, 61, 83)
+    output = method(batch.image)
+    assert output.logits.shape == (4, 2)
+    terms = method.loss(output, batch, 0)
+    assert set(terms) == {"classification", "cross_entropy", "consistency"}
+    assert batch.mask is not None
+    assert batch.average is not None
+    drawn = place(output.evidence[2:], method.stride, (61, 83))
+    real, q = output.evidence[:2], batch.average
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    torch.testing.assert_close(terms["cross_entropy"], 2 * entropy(drawn, batch.mask))
+    expected = 3 * ((2 * q - 1).abs() * entropy(real, q, reduction="none")).mean()
+    torch.testing.assert_close(terms["consistency"], expected)
+    own = torch.nn.functional.cross_entropy(output.logits[:2], batch.label)
+    torch.testing.assert_close(terms["classification"], own)
+    torch.stack(list(terms.values())).sum().backward()
+    for name, parameter in method.named_parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == (not name.startswith("average.")), name
+
+
+def test_teachers_and_drawn_images_together():
+    method = student(average=0.9).train()
+    batch = taught_batch([0, 1])
+    alone = method.prepare(batch)
+    assert set(method.loss(method(alone.image), alone, 0)) == {"classification", "map"}, "the average only predicts"
+    together = method.prepare(with_drawn(batch))
+    terms = method.loss(method(together.image), together, 0)
+    assert set(terms) == {"classification", "map", "cross_entropy", "consistency"}
+
+
+def test_the_average_gives_map_and_class():
+    method, image = student(average=0.9, flips=1).train(), noise(2, 64, 64)
+    method.prepare(noise_batch([0, 1]))
+    with torch.no_grad():
+        for parameter in (method.head.bias, *method.decoder.head.parameters()):
+            parameter.add_(1)
+        method.prepare(noise_batch([0, 1]))
+        assert method.average is not None
+        made, expected = method.eval().evidence(image), method.look(method.average.module, image)
+        assert torch.equal(made.logits, expected.logits)
+        assert torch.equal(made.evidence, expected.evidence)
+        assert not torch.equal(made.logits, method(image).logits)
 
 
 @pytest.mark.parametrize(("name", "value"), [("sharpness", 0.0), ("map_weight", -1.0), ("class_weight", math.inf)])

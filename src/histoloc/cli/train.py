@@ -6,7 +6,8 @@ It stands apart from cli.py because it needs torch, and `histoloc --help` does n
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +34,8 @@ class RunFlags:
         empty_class: the class whose images have no ROI (normal tissue): every map of its images is that of the other
             class.
         prior: begin with the backbone and the decoder of this prior: one that is shipped (`prior:NAME`, see `histoloc
-            prior list`), a run or a model folder.
+            prior list`), a run or a model folder. Where no flag says another thing, backbone and input are the prior's,
+            and the method learns as docs/student.md says.
         drawn: a second table, of drawn images with masks: one of them is seen beside each image.
         teachers: finished runs or model folders whose maps are learned from.
         recipe: name of a shipped recipe (`histoloc recipes`) or a YAML file, also a run's run.yaml; flags win over it.
@@ -58,29 +60,42 @@ InputFlags = Annotated[InputConfig, Parameter(name="*", group=Group("Input"))]
 TrainingFlags = Annotated[TrainingConfig, Parameter(name="*", group=Group("Training"))]
 
 
-def _from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill what no flag gave from `--recipe`: flag > YAML > default."""
-    recipe = next((a.tokens[0].value for a in arguments if "--recipe" in a.names and a.tokens), None)
-    if recipe is None:
-        return
-    values = read_recipe(recipe)
+def _beside_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill what no flag gave: flag > `--recipe` > what `--prior` needs > default."""
+    tokens = {name: a.tokens[0].value for a in arguments for name in a.names if a.tokens}
+    recipe = tokens.get("--recipe")
+    values = read_recipe(recipe) if recipe else {"method": commands[-1]}
     if values["method"] != commands[-1]:
         raise InputError(
             f"--recipe {recipe} is for {values['method']}, not {commands[-1]}; use histoloc train {values['method']}"
         )
+    flat: dict[str, Any] = {}
+    if prior := tokens.get("--prior") or values.get("prior"):
+        from histoloc.training_setup import prior_settings
+
+        with suppress(InputError):  # training says what is wrong with a prior
+            flat = _flat(prior_settings(commands[-1], prior))
+    if not (recipe or prior):
+        return
+    flat |= {key: value for key, value in _flat(values).items() if value is not None}
     known = {name for argument in arguments for name in argument.names}
-    flat = {key: values.get(key) or None for key in ("data", "empty_class", "prior", "drawn", "teachers")}
-    flat["fold"] = values.get("fold")
-    for section in ("options", "backbone", "input", "training"):
-        flat |= values.get(section) or {}
     flags = {key.replace("_", "-"): value for key, value in plain(flat).items() if value is not None}
     flags = {key: value for key, value in flags.items() if f"--{key}" in known}
     # Nested below the commands: Cyclopts drops a flat key that is also a command, as `data` is.
     nested = functools.reduce(lambda inner, name: {name: inner}, reversed(commands), flags)
-    Dict(nested, source=recipe)(app, commands, arguments)
+    Dict(nested, source=recipe or f"--prior {prior}")(app, commands, arguments)
 
 
-app = App(name="train", help="Train a method on image labels.", config=_from_recipe)
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run as a recipe has them, without sections."""
+    flat = {key: values.get(key) or None for key in ("data", "empty_class", "prior", "drawn", "teachers")}
+    flat["fold"] = values.get("fold")
+    for section in ("options", "backbone", "input", "training"):
+        flat |= values.get(section) or {}
+    return flat
+
+
+app = App(name="train", help="Train a method on image labels.", config=_beside_flags)
 
 
 def _command(name: str, method: type[Method]) -> Callable[..., None]:

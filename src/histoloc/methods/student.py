@@ -25,7 +25,9 @@ class StudentOptions(PriorOptions):
 
     Attributes:
         average: predict with a running average of the weights that keeps this share of itself in each step, 0 for none.
-            It also teaches the map where there are drawn images (--drawn) or no teachers. With --prior .99.
+            It also teaches the map where there are drawn images (--drawn) or no teachers.
+        randomise: strong randomisation of colours and sharpness in training, and glass in a third of the drawn images;
+            it takes the place of --brightness, --contrast, --saturation and --hue.
         class_weight: weight of the cross-entropy of the image's class.
         map_weight: weight of the cross-entropy with the teachers' map.
         drawn_weight: weight of the cross-entropy of drawn images against their masks.
@@ -34,6 +36,7 @@ class StudentOptions(PriorOptions):
             them: 1.5 makes it about as steep again. 1 leaves it.
     """
 
+    randomise: bool = False
     class_weight: NotNegative = 1.0
     map_weight: NotNegative = 1.0
     drawn_weight: NotNegative = 1.0
@@ -70,7 +73,7 @@ class Student(MeanTeacher):
     unit: Unit = "logit"
     default_backbone: ClassVar[BackboneConfig] = BackboneConfig(stride=16)
     taught: ClassVar[bool] = True
-    with_prior: ClassVar[Mapping[str, Any]] = {"average": 0.99}
+    with_prior: ClassVar[Mapping[str, Any]] = {"average": 0.99, "randomise": True}
 
     def __init__(self, setting: Setting, options: StudentOptions) -> None:
         super().__init__(setting, options)
