@@ -128,6 +128,17 @@ def test_who_learned_from_an_image_teaches_it_only_where_all_did(teacher, table)
     assert lessons(teachers[:1], train[4:]) == (8 * [teachers[:1]], [f"{folders[0]} teaches 8 of 8 images"])
 
 
+def test_a_prior_that_was_adapted_teaches_every_image_and_is_refused_where_it_saw_a_held_out_one(teacher, table):
+    adapted, other = teacher(), teacher(count=4)
+    method, config = load_model(adapted)
+    save_model(adapted, method.state_dict(), dataclasses.replace(config, supervision=("synthetic",)))
+    _, notes = lessons(open_teachers([adapted, other], table, "cpu"), table.split("train"))
+    assert notes == [f"{adapted} teaches 12 of 12 images", f"{other} teaches 8 of 12 images"]
+    save_images(adapted, image_marks(table.split("valid")))
+    with pytest.raises(InputError, match="which this run holds out"):
+        open_teachers([adapted], table, "cpu")
+
+
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_a_teacher_that_learned_from_a_held_out_image_is_refused(teacher, table, split):
     folder, held_out = teacher(split=split, count=1), table.split(split)[0].name

@@ -1,14 +1,18 @@
 """The real command line: what it lists, what it prints, and flag > recipe > default."""
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import yaml
 
-from histoloc.cli.main import main
+from histoloc.cli.main import app, main
 from histoloc.config import recipe_names
+from histoloc.data.transforms import InputConfig
 from histoloc.methods import METHODS
+from histoloc.model_folder import ModelConfig, build_method, save_model
+from histoloc.nn.backbone import BackboneConfig
 from histoloc.types import tier
 
 WEIGHTS = "model/model.safetensors"
@@ -184,6 +188,23 @@ def test_a_shipped_recipe_is_found_by_name(command, tiny_flags, tmp_path):
     written = run_yaml(run)
     assert (written["recipe"], written["training"]["selection"]) == ("glas-gap", "error-latest")
     assert written["published"]["f1_plus"] == 66.90
+
+
+@pytest.mark.parametrize(("method", "needs"), [("maxmin", {"localizer": "decoder"}), ("unet", {"decoder": "sum"})])
+def test_a_prior_sets_its_network_its_scale_and_what_the_method_needs_where_no_flag_does(method, needs, tmp_path):
+    seen = InputConfig(small_side=216, crop=208, zoom=(1.0, 1.5), hue=0.0)
+    network = BackboneConfig("test_efficientnet", 16, weights="none")
+    config = ModelConfig("prior", (), None, network, seen, mpp=1.0)
+    save_model(tmp_path, build_method(config, load_backbone=True).state_dict(), config)
+    flags = ["--data", "x.csv", "--out", "run", "--prior", str(tmp_path), "--crop", "48", "--saturation", "0.1"]
+    _, bound, _ = app.parse_args(["train", method, *flags], exit_on_error=False)
+    given = bound.arguments
+    assert given["backbone"] == BackboneConfig("test_efficientnet", 16), "weights stay the backbone's own"
+    assert given["input"] == replace(seen, small_side=0, mpp=1.0, crop=48, saturation=0.1)
+    assert given["options"] == METHODS[method].Options(**METHODS[method].with_prior)
+    assert needs.items() <= vars(given["options"]).items()
+    absent = ["train", method, *flags[:4], "--prior", str(tmp_path / "absent")]
+    assert app.parse_args(absent, exit_on_error=False)[1].arguments["input"].small_side == 432, "training says it"
 
 
 def test_run_yaml_replays_a_run_to_the_same_bytes(command, tiny_flags, tmp_path):
