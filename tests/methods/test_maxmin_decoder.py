@@ -123,7 +123,7 @@ def test_without_drawn_images_the_average_alone_holds_the_map():
     assert torch.equal(made.image, batch.image)
     assert made.average is not None
     with torch.no_grad():
-        torch.testing.assert_close(made.average, method.mirrored(batch.image).evidence.sigmoid())
+        torch.testing.assert_close(made.average, method.views(batch.image).evidence.sigmoid())
     assert terms(method, made).keys() == {"foreground", "background", "size", "consistency"}
     plain = decoder().train()
     assert terms(plain, plain.prepare(batch)).keys() == {"foreground", "background", "size"}
