@@ -20,6 +20,9 @@ from histoloc.scale import ALIKE, training_scale
 from histoloc.teachers import check_sources
 from histoloc.work_folder import INPUTS_FILE, check_inputs, inputs_of, read_json
 
+# Options of a prior that any method which begins with it takes over.
+_OF_PRIORS = ("channels", "flips", "scales", "structure_weight")
+
 
 def check_splits(config: RunConfig, table: Table) -> None:
     """Make sure, before anything is trained, that there is what training, selection and threshold need.
@@ -129,7 +132,7 @@ def training_set(
 
 
 def prior_settings(method: str, prior: str) -> dict[str, dict[str, Any]]:
-    """What a run needs besides to begin with a prior, by section: its network, its scale, the method's own options.
+    """What a run needs besides to begin with a prior, by section: its network, its scale, and options.
 
     Raises:
         InputError: there is no such prior.
@@ -138,8 +141,10 @@ def prior_settings(method: str, prior: str) -> dict[str, dict[str, Any]]:
     scale = {} if config.mpp is None else {"mpp": config.mpp, "small_side": 0}
     backbone = plain(config.backbone)
     backbone.pop("weights")
+    kind, theirs = method_class(method), vars(config.options)
+    shared = {name: theirs[name] for name in _OF_PRIORS if name in theirs and hasattr(kind.Options(), name)}
     return {
-        "options": dict(method_class(method).with_prior),
+        "options": shared | kind.with_prior,
         "backbone": backbone,
         "input": plain(config.input) | scale,
     }

@@ -194,14 +194,16 @@ def test_a_shipped_recipe_is_found_by_name(command, tiny_flags, tmp_path):
 def test_a_prior_sets_its_network_its_scale_and_what_the_method_needs_where_no_flag_does(method, needs, tmp_path):
     seen = InputConfig(small_side=216, crop=208, zoom=(1.0, 1.5), hue=0.0)
     network = BackboneConfig("test_efficientnet", 16, weights="none")
-    config = ModelConfig("prior", (), None, network, seen, mpp=1.0)
+    own = METHODS["prior"].Options(flips=4, scales=(0.7, 1.0), average=0.5)
+    config = ModelConfig("prior", (), own, network, seen, mpp=1.0)
     save_model(tmp_path, build_method(config, load_backbone=True).state_dict(), config)
     flags = ["--data", "x.csv", "--out", "run", "--prior", str(tmp_path), "--crop", "48", "--saturation", "0.1"]
     _, bound, _ = app.parse_args(["train", method, *flags], exit_on_error=False)
     given = bound.arguments
     assert given["backbone"] == BackboneConfig("test_efficientnet", 16), "weights stay the backbone's own"
     assert given["input"] == replace(seen, small_side=0, mpp=1.0, crop=48, saturation=0.1)
-    assert given["options"] == METHODS[method].Options(**METHODS[method].with_prior)
+    shared = {"flips": 4, "scales": (0.7, 1.0)} if method == "maxmin" else {}
+    assert given["options"] == METHODS[method].Options(**shared, **METHODS[method].with_prior)
     assert needs.items() <= vars(given["options"]).items()
     absent = ["train", method, *flags[:4], "--prior", str(tmp_path / "absent")]
     assert not {"input", "backbone"} & set(app.parse_args(absent, exit_on_error=False)[1].arguments), "training says it"
