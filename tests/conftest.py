@@ -118,7 +118,7 @@ def prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from histoloc.data.transforms import InputConfig
-    from histoloc.model_folder import ModelConfig, build_method, save_model
+    from histoloc.model_folder import ModelConfig, build_method, save_images, save_model
     from histoloc.nn.backbone import BackboneConfig
 
     config = ModelConfig(
@@ -136,6 +136,7 @@ def prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights |= {"decoder.head.weight": torch.zeros(1, 64, 1, 1).half(), "decoder.head.bias": torch.tensor([2.0]).half()}
     folder = tmp_path_factory.mktemp("priors")
     save_model(folder / "discs", weights, config)
+    save_images(folder / "discs", ())
     return folder
 
 

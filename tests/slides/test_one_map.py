@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def image(tmp_path_factory) -> tuple[Path, NDArray[np.bool_]]:
 
 
 @pytest.fixture(scope="module")
-def run(tiny: Callable[..., Any], tmp_path_factory) -> Callable[[str], Path]:
+def run(tiny: Callable[..., Any], prior_folder: Path, tmp_path_factory) -> Callable[[str], Path]:
     from histoloc.training import train
 
     folder = tmp_path_factory.mktemp("trained")
@@ -46,7 +47,8 @@ def run(tiny: Callable[..., Any], tmp_path_factory) -> Callable[[str], Path]:
         if not (folder / method).exists():
             options = {"stop_loss": 99.0} if method == "erase" else {}
             config = tiny(method, epochs=1, backbone="test_efficientnet", options=options)
-            train(config, folder / method, progress=False)
+            teachers = (prior_folder / "discs",) if METHODS[method].taught else ()
+            train(replace(config, teachers=teachers), folder / method, progress=False)
         return folder / method
 
     return trained
