@@ -83,14 +83,15 @@ def main() -> None:
         chances, record = slide_map(results / slide.path.stem, slide.truth.shape)
         mask = chances >= record["map"]["threshold"]
         picture(slide, mask, results / f"{slide.path.stem}.png")
-        score = f"{float(dice(mask, slide.truth)):6.3f}" if slide.truth.any() else "     –"
+        score = f"{dice(mask, slide.truth):6.3f}" if slide.truth.any() else "     –"
         every, inside = (specificity(mask, ~slide.truth & where) for where in (True, slide.tissue))
         print(f"{slide.path.stem:13} {slide.truth.mean():6.3f} {score} {every:12.4f} {inside:10.4f}", flush=True)
         for values, new in ((found, mask), (truth, slide.truth), (tissue, slide.tissue)):
             values.append(new.ravel())
     found, truth, tissue = map(np.concatenate, (found, truth, tissue))
     every, inside = (specificity(found, ~truth & where) for where in (True, tissue))
-    print(f"{'all':13} {truth.mean():6.3f} {float(dice(found, truth)):6.3f} {every:12.4f} {inside:10.4f}")
+    area = dice(found[None], truth[None])
+    print(f"{'all':13} {truth.mean():6.3f} {area:6.3f} {every:12.4f} {inside:10.4f}")
 
 
 if __name__ == "__main__":
