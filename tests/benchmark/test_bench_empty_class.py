@@ -13,10 +13,12 @@ from fake_bench import flat, write_bench, write_cell, write_settings
 from PIL import Image
 
 from histoloc.benchmark.cell import run_cell
-from histoloc.benchmark.cells import cell_config, claim, plan
+from histoloc.benchmark.cells import cell_config, plan
 from histoloc.benchmark.presets import Choices
 from histoloc.benchmark.results import read_bench, results_frame
-from histoloc.benchmark.rows import ABLATION, TABLE1, Row
+from histoloc.benchmark.rows import ROWS as TABLES
+from histoloc.benchmark.rows import Row
+from histoloc.benchmark.settings import claim
 from histoloc.benchmark.tables import benchmark_table
 from histoloc.config import plain, read_recipe, run_config
 from histoloc.errors import InputError
@@ -24,7 +26,7 @@ from histoloc.model_folder import ModelConfig, build_method
 from histoloc.nn.backbone import BackboneConfig
 
 SIDE, TUMOR_SHARE = 48, 0.25
-ROWS = {row.name: row for row in (*TABLE1, *ABLATION)}
+ROWS = {row.name: row for row in (*TABLES["table1"], *TABLES["ablation"])}
 CHOICES = Choices(Path("t.csv"), Path("bench"), preset="camelyon16", empty_class="normal")
 
 

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoloc.benchmark.cell import run_cell
-from histoloc.benchmark.cells import PlannedCell, choose_folds, choose_rows, claim, epochs_logged, parse_numbers, plan
+from histoloc.benchmark.cells import PlannedCell, choose_folds, choose_rows, epochs_logged, parse_numbers, plan
 from histoloc.benchmark.presets import Choices
-from histoloc.benchmark.rows import ABLATION, TABLE1
+from histoloc.benchmark.rows import ROWS
 from histoloc.benchmark.run import benchmark
+from histoloc.benchmark.settings import claim
 from histoloc.config import run_config
 from histoloc.data.table import Table, read_table
 from histoloc.errors import InputError
@@ -76,8 +77,8 @@ def test_folds_are_those_of_the_table():
 
 
 def test_rows_keep_the_order_of_the_table():
-    assert choose_rows("table1", None) == TABLE1
-    assert choose_rows("ablation", None) == ABLATION
+    assert choose_rows("table1", None) == ROWS["table1"]
+    assert choose_rows("ablation", None) == ROWS["ablation"]
     assert [row.name for row in choose_rows("table1", "unet, gap,allones")] == ["allones", "gap", "unet"]
 
 

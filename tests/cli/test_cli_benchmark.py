@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import histoloc.benchmark.run as run_module
-from histoloc.benchmark.presets import Choices
+from histoloc.benchmark.presets import Choices, MapChoices
 from histoloc.cli.main import main
 
 
@@ -87,3 +87,10 @@ def test_help_explains_every_flag(capsys):
     main(["benchmark", "table1", "--help"])
     values = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", capsys.readouterr().out))
     assert {f"--{name.replace('_', '-')}" for name in Choices.__dataclass_fields__} <= values
+
+
+def test_maps_have_a_preset_and_options_of_their_own(asked):
+    main(["benchmark", "maps", "--data", "glas.csv", "--seeds", "0-2", "--priors", "p", "--results", "r.jsonl"])
+    assert asked == [("maps", MapChoices(Path("glas.csv"), seeds="0-2", priors=Path("p"), results=Path("r.jsonl")))]
+    chosen = asked[0][1]
+    assert (chosen.preset, chosen.out, chosen.prior) == ("fast", Path("bench"), "prior:glands")

@@ -14,6 +14,7 @@ from histoloc.data.table import read_table
 from histoloc.evaluation import run_evaluation
 from histoloc.model_folder import load_model
 from histoloc.options import EvaluationOptions
+from histoloc.prior import AdaptOptions, adapt
 from histoloc.runner import peak_memory
 from histoloc.training import train
 from histoloc.work_folder import check_inputs, inputs_of, locked, write_json
@@ -31,20 +32,20 @@ def run_cell(cell: PlannedCell) -> None:
         cell.prepare()
         print(f"{cell.label}: process {os.getpid()}")
         check_inputs(folder, cell.inputs, inputs_of(read_table(config.data, check_files=False)))
-        train(config, folder, resume=True, progress=False)
-        epochs, seconds = epochs_logged(folder)
+        _learn(cell)
+        epochs, seconds = epochs_logged(cell.run)
         print(f"trained: {epochs} epochs, {seconds:.1f} s")
         started = time.perf_counter()
         own = folder / "evaluation" / cell.split
         shutil.rmtree(own, ignore_errors=True)  # of a call that was stopped
         options = EvaluationOptions(split=cell.split, fold=config.fold, maps=cell.maps, empty_class=config.empty_class)
-        result = run_evaluation(folder, config.data, options, out=own, progress=False)
+        result = run_evaluation(cell.model, config.data, options, out=own, progress=False)
         evaluated = time.perf_counter() - started
         print("\n".join(result.lines))
-        method, described = load_model(folder)
+        method, described = load_model(cell.model)
         gpu = torch.cuda.is_available()
         record = {name: cell.request[name] for name in ("row", "fold", "seed", "split")} | {
-            "method": config.method,
+            "method": described.method,
             "train_seconds": round(seconds, 3),
             "evaluate_seconds": round(evaluated, 3),
             "peak_memory_mb": round(peak_memory() / 2**20, 1),
@@ -56,3 +57,15 @@ def run_cell(cell: PlannedCell) -> None:
             "versions": {"python": platform.python_version()} | {n: version(n) for n in ("histoloc", "torch", "timm")},
         }
         write_json(folder / CELL_FILE, record)
+
+
+def _learn(cell: PlannedCell) -> None:
+    """Train, or adapt a prior; nothing where it is measured as it is."""
+    config, training = cell.config, cell.config.training
+    if cell.row.prior == "adapted":
+        options = AdaptOptions(
+            fold=config.fold, seed=training.seed, epochs=training.epochs, drawn=config.drawn, resume=True
+        )
+        adapt(str(config.prior), config.data, cell.folder, options, progress=False)
+    elif cell.row.prior != "alone":
+        train(config, cell.folder, resume=True, progress=False)

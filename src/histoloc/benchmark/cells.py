@@ -1,9 +1,7 @@
-"""A benchmark as a list of cells (row, fold, seed), each an ordinary run in a folder of its own, and its settings."""
+"""A benchmark as a list of cells (row, fold, seed), each an ordinary run in a folder of its own."""
 
 import csv
 import difflib
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +9,20 @@ from typing import Any
 
 import yaml
 
-from histoloc.benchmark.presets import PRESETS, Choices
-from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, FORMAT, SETTINGS_FILE, cell_name
+from histoloc.benchmark.presets import PRESETS, Choices, parse_numbers
+from histoloc.benchmark.priors import SeedPrior, drawn_of, prior_values, seed_prior
+from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, cell_name
 from histoloc.benchmark.rows import Row, rows_of
 from histoloc.config import RunConfig, method_class, plain, run_config
 from histoloc.data.images import image_size
 from histoloc.data.sample import Split
 from histoloc.data.table import Table, read_table
-from histoloc.doctor import machine
 from histoloc.errors import InputError
 from histoloc.nn.backbone import embedded_weights
-from histoloc.work_folder import check_claim, check_inputs, inputs_of, read_json, write_json, write_text
+from histoloc.work_folder import inputs_of, write_text
 
 REQUEST_FILE = "request.yaml"
 LOOKED_AT = 32  # images whose size is looked at
-# A folder holds one benchmark: these may not differ between calls. Rows, folds and seeds may be added.
-FIXED = ("kind", "data", "preset", "split", "maps", "overrides", "range", "empty_class")
-ADDED = ("folds", "seeds", "rows")
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,8 @@ class PlannedCell:
         split: what is measured.
         maps: of so many images maps are kept.
         inputs: what the benchmark keeps of its table, as `inputs_of`.
+        stage: cells that teach others are of an earlier one.
+        prior: checksum of the prior's weights, where there is one.
     """
 
     row: Row
@@ -53,6 +50,18 @@ class PlannedCell:
     split: Split
     maps: int
     inputs: dict[str, Any]
+    stage: int = 0
+    prior: str | None = None
+
+    @property
+    def run(self) -> Path:
+        """The folder of the training."""
+        return self.folder / "run" if self.row.prior == "adapted" else self.folder
+
+    @property
+    def model(self) -> Path:
+        """What is measured."""
+        return Path(str(self.config.prior)) if self.row.prior == "alone" else self.folder
 
     @property
     def label(self) -> str:
@@ -63,7 +72,7 @@ class PlannedCell:
     def epochs(self) -> int:
         """Epochs of all stages, if none is left out; 0 where nothing is learned."""
         method = method_class(self.config.method)
-        if not method.supervision:
+        if not method.supervision or self.row.prior == "alone":
             return 0
         return self.config.training.epochs * method.stages_for(self.config.options)
 
@@ -79,6 +88,7 @@ class PlannedCell:
             "split": self.split,
             "maps": self.maps,
             **({} if empty_class is None else {"empty_class": empty_class}),
+            **({} if self.prior is None else {"prior": self.prior}),
             "run": plain(self.config),
         }
 
@@ -87,7 +97,7 @@ class PlannedCell:
         """Whether this very request has its result."""
         try:
             request = yaml.safe_load((self.folder / REQUEST_FILE).read_text(encoding="utf-8"))
-            return (self.folder / CELL_FILE).is_file() and {**request, "inputs": 0} == {**self.request, "inputs": 0}
+            return (self.folder / CELL_FILE).is_file() and portable(request) == portable(self.request)
         except (OSError, ValueError, TypeError, yaml.YAMLError):
             return False  # no request, so the cell is done again
 
@@ -114,7 +124,7 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
     """
     if choices.maps < 0:
         raise InputError(f"--maps {choices.maps} must be at least 0; correct it")
-    rows = choose_rows(kind, choices.rows)
+    rows = with_teachers(choose_rows(kind, choices.rows), rows_of(kind))
     table = read_table(choices.data)
     table.check_classes()
     _check(kind, choices, table)
@@ -125,19 +135,46 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
     best: Split = "test" if any(sample.split == "test" for sample in table.samples) else "valid"
     split: Split = best if choices.split == "auto" else choices.split
     inputs = inputs_of(table)
+    priors = {seed: seed_prior(choices, seed, table) for seed in seeds} if any(row.prior for row in rows) else {}
     cells = [
-        PlannedCell(row, fold, seed, folder, config, split, choices.maps, inputs)
+        PlannedCell(row, fold, seed, folder, config, split, choices.maps, inputs, stages(rows)[row.name], prior)
         for row in rows
         for fold in folds
         for seed in seeds
         for folder in [choices.out / "cells" / row.name / cell_name(fold, seed)]
-        for config in [cell_config(row, fold, seed, choices)]
+        for config in [cell_config(row, fold, seed, choices, priors.get(seed))]
+        for prior in [priors[seed].config.weights_sha256 if row.prior else None]
     ]
     _check_table(cells, folds, choices)
-    return sorted(cells, key=lambda cell: cell.epochs > 0), _notes(choices, table, split)
+    return sorted(cells, key=lambda cell: (cell.stage, cell.epochs > 0)), _notes(choices, table, split)
 
 
-def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunConfig:
+def portable(request: dict[str, Any]) -> dict[str, Any]:
+    """A request without the places of files: what they hold is compared in other ways."""
+    run = dict(request.get("run") or {})
+    places = dict.fromkeys(("data", "prior", "drawn"), 0)
+    return {**request, "inputs": 0, "run": run | places | {"teachers": len(run.get("teachers") or ())}}
+
+
+def with_teachers(rows: Sequence[Row], known: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows and those that teach them, in the order of the table."""
+    names = {row.name for row in rows}
+    while more := {name for row in known if row.name in names for name in row.teachers} - names:
+        names |= more
+    return tuple(row for row in known if row.name in names)
+
+
+def stages(rows: Sequence[Row]) -> dict[str, int]:
+    """When a row's turn is: after those that teach it."""
+    by_name = {row.name: row for row in rows}
+
+    def stage(row: Row) -> int:
+        return 1 + max((stage(by_name[name]) for name in row.teachers), default=-1)
+
+    return {row.name: stage(row) for row in rows}
+
+
+def cell_config(row: Row, fold: int | None, seed: int, choices: Choices, prior: SeedPrior | None = None) -> RunConfig:
     """The configuration of one cell's run, from nothing but preset, what the method needs instead, row and overrides.
 
     An empty class reaches the methods that have the option.
@@ -148,37 +185,28 @@ def cell_config(row: Row, fold: int | None, seed: int, choices: Choices) -> RunC
     preset, method = PRESETS[choices.preset], method_class(row.method)
     backbone = choices.overrides
     epochs = {"epochs": backbone.pop("epochs")} if "epochs" in backbone else {}
-    own = {"lr": min(preset["training"]["lr"], method.highest_lr)}
+    own = {"lr": min(preset["training"]["lr"], method.highest_lr), **row.training}
+    of_prior = prior_values(row, prior) if row.prior and prior is not None else {}
+    needed = method.with_empty_class if choices.empty_class is not None else {}
     values: dict[str, Any] = {
+        **of_prior,
         "method": row.method,
         "data": choices.data.as_posix(),
         "fold": fold,
         "empty_class": choices.empty_class,
-        "options": {**(method.with_empty_class if choices.empty_class is not None else {}), **row.options},
-        "input": dict(preset["input"]),
+        "options": {**of_prior.get("options", {}), **needed, **row.options},
         # One device for each cell: cells run side by side, not their batches.
         "training": {**preset["training"], **own, **epochs, "seed": seed, "devices": "1", "range": choices.range},
-        **({"backbone": backbone} if backbone else {}),
+        "input": {**of_prior.get("input", preset["input"]), **row.input},
+        **({"drawn": drawn_of(choices, seed)} if row.drawn else {}),
     }
+    if backbone or "backbone" in of_prior:
+        values["backbone"] = {**backbone, **of_prior.get("backbone", {})}
+    if row.teachers:
+        folders = {name: choices.out / "cells" / name / cell_name(fold, seed) for name in row.teachers}
+        itself = {} if prior is None else {"prior": prior.path}  # that row is measured and has no model of its own
+        values["teachers"] = [str({**folders, **itself}[name]) for name in row.teachers]
     return run_config(values, where=f"row {row.name}")
-
-
-def parse_numbers(text: str, flag: str) -> tuple[int | None, ...]:
-    """`0-2,5` -> (0, 1, 2, 5); `none` -> (None,). Sorted, each number once.
-
-    Raises:
-        InputError: anything else.
-    """
-    if text.strip().lower() == "none":
-        return (None,)
-    numbers: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip(), re.ASCII)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first or last - first > 9999:
-            raise InputError(f"{flag} {text}: cannot be understood at {part.strip()!r}; write 0-4, or 0,2, or none")
-        numbers |= set(range(first, last + 1))
-    return tuple(sorted(numbers))
 
 
 def choose_folds(text: str | None, table: Table) -> tuple[int | None, ...]:
@@ -269,56 +297,3 @@ def _notes(choices: Choices, table: Table, split: str) -> list[str]:
         preset = f"the {small_side} px of preset {choices.preset} (here {smallest} px)"
         notes.append(f"images with a shorter side below {preset} are scaled up")
     return notes
-
-
-def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
-    """Write `benchmark.json`, merged with that of earlier calls.
-
-    Raises:
-        InputError: the folder holds a benchmark of other settings or of another table, or something else.
-    """
-    path = choices.out / SETTINGS_FILE
-    now: dict[str, Any] = {
-        "kind": kind,
-        "data": choices.data.as_posix(),
-        "preset": choices.preset,
-        "folds": [cell.fold for cell in cells],
-        "seeds": [cell.seed for cell in cells],
-        "rows": [cell.row.name for cell in cells],
-        "split": cells[0].split,
-        "maps": choices.maps,
-        "range": choices.range,
-        "empty_class": choices.empty_class,
-        "published": choices.published,
-        "inputs": cells[0].inputs,
-        "overrides": choices.overrides,
-        "image_sides": list(image_sides(read_table(choices.data, check_files=False))),
-        "machine": machine(),
-        "format": FORMAT,
-        "command": "",
-    }
-    earlier = read_json(path)
-    if earlier is not None:
-        if not all(isinstance(earlier.get(name), list) for name in ADDED):
-            raise InputError(f"{path}: does not list the folds, seeds and rows of a benchmark; choose another --out")
-        check_claim(choices.out, {name: earlier.get(name) for name in FIXED}, {name: now[name] for name in FIXED})
-        if any(choices.out.glob("cells/*/*/model")):  # where nothing was made, the table may have been mended
-            check_inputs(choices.out, earlier.get("inputs"), now["inputs"])
-        now["published"] = choices.published or earlier.get("published")  # only what the tables show
-        now |= {name: [*earlier[name], *now[name]] for name in ADDED}
-    for name in ("folds", "seeds"):
-        now[name] = sorted(set(now[name]), key=lambda number: -1 if number is None else number)
-    now["rows"] = [row.name for row in rows_of(kind) if row.name in now["rows"]]
-    write_json(path, now | {"command": command(now, choices.out)})
-
-
-def command(settings: dict[str, Any], out: Path) -> str:
-    """The command line that makes all that a benchmark's folder holds, or will hold: figures stand beside it."""
-    folds = ",".join("none" if fold is None else str(fold) for fold in settings["folds"])
-    flags = {"data": settings["data"], "folds": folds, "seeds": ",".join(map(str, settings["seeds"]))}
-    if settings["rows"] != [row.name for row in rows_of(settings["kind"])]:
-        flags["rows"] = ",".join(settings["rows"])
-    named = ("preset", "split", "maps", "range", "empty_class", "published")
-    flags |= {name.replace("_", "-"): settings[name] for name in named if settings[name] is not None}
-    flags |= settings["overrides"] | {"out": out.as_posix()}
-    return shlex.join(["histoloc", "benchmark", settings["kind"], *(f"--{k}={v}" for k, v in flags.items())])

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histoloc.benchmark.results import Bench, Cell
-from histoloc.benchmark.rows import Row
+from histoloc.benchmark.rows import Row, rows_of
 from histoloc.errors import InputError
 from histoloc.metrics.bootstrap import Units, bootstrap, percentile_interval, weighted_ratio
 from histoloc.metrics.functional import Floats
@@ -112,11 +112,13 @@ def paired_difference(
 def best_baseline(bench: Bench) -> Row | None:
     """What the rows are compared with.
 
-    The row of group `baseline` with the highest mean over its cells of the mean F1; in a table without such rows
-    (the ablation) its first row. None while that has no finished cell.
+    In a table that names a row for it that one, or where it was not asked for the first one; else the row of group
+    `baseline` with the highest mean over its cells of the mean F1. None while it has no finished cell.
     """
-    ablation = bench.settings["kind"] == "ablation"
-    candidates = bench.rows[:1] if ablation else [row for row in bench.rows if row.group == "baseline"]
+    if any(row.reference for row in rows_of(bench.settings["kind"])):
+        candidates = [row for row in bench.rows if row.reference] or bench.rows[:1]
+    else:
+        candidates = [row for row in bench.rows if row.group == "baseline"]
     scores = bench.spread(["f1_mean"])[0]["f1_mean"]
     return max((row for row in candidates if scores[row.name] >= 0), key=lambda row: scores[row.name], default=None)
 

@@ -34,7 +34,7 @@ class Track:
     @property
     def rest(self) -> int:
         """Epochs that are left; the evaluation counts as one."""
-        return 0 if self.over else max(1, self.cell.epochs + 1 - epochs_logged(self.cell.folder)[0])
+        return 0 if self.over else max(1, self.cell.epochs + 1 - epochs_logged(self.cell.run)[0])
 
 
 class Watch:
@@ -60,7 +60,7 @@ class Watch:
     def started(self, track: Track) -> None:
         """A cell was begun."""
         track.state, track.started = "running", time.monotonic()
-        epochs, _ = epochs_logged(track.cell.folder)
+        epochs, _ = epochs_logged(track.cell.run)
         self._print(f"{track.cell.label}: started{f', goes on after epoch {epochs}' if epochs else ''}")
 
     def ended(self, track: Track, state: Literal["done", "failed"], result: str) -> None:

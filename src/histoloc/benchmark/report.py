@@ -12,7 +12,7 @@ from markupsafe import Markup
 from histoloc.benchmark.compare import METRICS as COMPARED
 from histoloc.benchmark.compare import Differences, best_baseline, compare, resampled
 from histoloc.benchmark.results import Bench, is_bench, read_bench, results_frame
-from histoloc.benchmark.rows import Row
+from histoloc.benchmark.rows import TIERS, Row
 from histoloc.benchmark.tables import (
     KINDS,
     SPLITS,
@@ -22,6 +22,7 @@ from histoloc.benchmark.tables import (
     differences_table,
     duration,
 )
+from histoloc.benchmark.tiers import over_seeds, tier_of, tiers_table
 from histoloc.errors import InputError
 from histoloc.report.charts import COLOURS, confusion, forest, matrices, scatter, thresholds
 from histoloc.report.gallery import Gallery, side_by_side
@@ -80,7 +81,7 @@ def write_benchmark_report(
         InputError: the folder is no benchmark, a file of it is broken, or something cannot be written.
     """
     bench = read_bench(Path(folder))
-    table = benchmark_table(bench)
+    table = tiers_table(bench) if bench.settings["kind"] == "maps" else benchmark_table(bench)
     write_text(bench.folder / "results.csv", results_frame(bench).to_csv(index=False))
     write_text(bench.folder / "tables.md", to_markdown(table))
     write_text(bench.folder / "tables.html", template("page.html.j2").render(title=table.title, table=to_html(table)))
@@ -103,7 +104,7 @@ def render(bench: Bench, table: Table, *, title: str | None = None, images: Sequ
         bench=bench,
         kind=KINDS[bench.settings["kind"]],
         split=SPLITS.get(bench.split, bench.split),
-        finding=_finding(bench, baseline, differences),
+        finding=(_best_of_tiers if bench.settings["kind"] == "maps" else _finding)(bench, baseline, differences),
         table=to_html(table),
         baseline=baseline,
         resampled=resampled(differences, {row.name: row.title for row in bench.rows}),
@@ -146,15 +147,37 @@ def figure(bench: Bench, images: Sequence[str] = ()) -> list[Gallery]:
 
 def _points(bench: Bench) -> pd.DataFrame:
     mean, std = bench.spread(["f1_plus", "f1_minus"])
-    kinds = [GROUPS[row.group] for row in bench.rows]
+    kinds = [_kind(bench, row) for row in bench.rows]
     points = mean.join(std.add_suffix("_std")).assign(kind=[k for k, _ in kinds], colour=[c for _, c in kinds])
     return points.set_axis([row.title for row in bench.rows])
 
 
 def _forest(bench: Bench, differences: Differences) -> Markup | None:
     rows = [row for row in bench.rows if any(differences.get(row.name, {}).values())]
-    lines = [(row.title, GROUPS[row.group][1], differences[row.name]) for row in rows]
+    lines = [(row.title, _kind(bench, row)[1], differences[row.name]) for row in rows]
     return forest(lines, {name: f"Δ {METRICS[name]}, percentage points" for name in reversed(COMPARED)})
+
+
+def _kind(bench: Bench, row: Row) -> tuple[str, str]:
+    """What a row is called in charts, and its colour."""
+    if bench.settings["kind"] != "maps":
+        return GROUPS[row.group]
+    tier = tier_of(bench, row)
+    return TIERS[tier], ("#777777", *COLOURS)[list(TIERS).index(tier)]
+
+
+def _best_of_tiers(bench: Bench, baseline: Row | None, differences: Differences) -> str:
+    """The best method of each tier in a sentence."""
+    scores = over_seeds(bench, ["f1_mean"])[0]["f1_mean"].dropna()
+    parts = []
+    for tier, name in TIERS.items():
+        rows = [row for row in bench.rows if row.name in scores and tier_of(bench, row) == tier]
+        if rows:
+            best = max(rows, key=lambda row: scores[row.name])
+            delta = differences.get(best.name, {}).get("f1_mean")
+            against = "" if delta is None or baseline is None else f" ({difference(delta).text} to {baseline.title})"
+            parts.append(f"{name.lower()}: {best.title}, {percent(scores[best.name])} %{against}")
+    return f"Highest mean F1 by what was learned from: {'; '.join(parts)}." if parts else ""
 
 
 def _finding(bench: Bench, baseline: Row | None, differences: Differences) -> str:

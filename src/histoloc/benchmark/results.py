@@ -215,5 +215,6 @@ def _cell(row: Row, fold: int | None, seed: int, run: Path, split: str) -> Cell:
     evaluation = run / "evaluation" / split
     if not (evaluation / "metrics.json").is_file():
         raise InputError(f"{run}: {CELL_FILE} says finished, but {evaluation} has no metrics.json; remove {CELL_FILE}")
-    settings = read_yaml(run / "run.yaml") if (run / "run.yaml").is_file() else {}
+    # The training of an adapted prior has a folder of its own.
+    settings = next((read_yaml(file) for file in (run / "run.yaml", run / "run" / "run.yaml") if file.is_file()), {})
     return Cell(row, fold, seed, run, read_json(run / CELL_FILE) or {}, read_evaluation(evaluation), settings)

@@ -1,6 +1,6 @@
-"""The rows of the paper's tables: which method with which options, and what was published."""
+"""The rows of a benchmark's tables: which method with which options, from what it learns, and what was published."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal, NamedTuple
@@ -9,7 +9,14 @@ import yaml
 
 Group = Literal["bound", "baseline", "ours"]
 DATASETS = {"glas": "GlaS", "camelyon16": "Camelyon16-P512"}
-KINDS = ("table1", "ablation", "methods")
+KINDS = ("table1", "ablation", "methods", "maps")
+TIERS = {
+    "nothing": "Learns nothing",
+    "labels": "Labels only",
+    "cue": "Labels + cue",
+    "prior": "+ synthetic prior (no human masks)",
+    "masks": "+ masks",
+}
 
 
 class PublishedRow(NamedTuple):
@@ -30,8 +37,16 @@ class Row:
         method: key of METHODS.
         group: bound (learns nothing, or from masks), baseline, or ours.
         options: of the method; its defaults where absent.
+        input: instead of the preset's.
+        training: instead of the preset's.
+        prior: what the prior of the cell's seed is for: it is measured itself (alone), adapted to the training images
+            (adapted), the training begins with it (begin), or has its network's stride, its input and augmentation
+            (input).
+        drawn: whether images of the prior's scene are seen beside the real ones.
+        teachers: rows whose cells of the same fold and seed teach.
         published: by data set (a key of DATASETS), on the test set.
-        learns_from: nothing, labels or masks.
+        learns_from: the strongest of what it learns from, a key of TIERS.
+        reference: whether the other rows are compared with this one.
         note: what is particular about the row; a footnote of the table.
     """
 
@@ -40,9 +55,15 @@ class Row:
     method: str
     group: Group = "baseline"
     options: Mapping[str, Any] = field(default_factory=dict)
+    input: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    prior: Literal["", "alone", "adapted", "begin", "input"] = ""
+    drawn: bool = False
+    teachers: Sequence[str] = ()
     published: Mapping[str, PublishedRow] = field(default_factory=dict)
+    learns_from: Literal["nothing", "labels", "cue", "prior", "masks"] = "labels"
+    reference: bool = False
     note: str = ""
-    learns_from: Literal["nothing", "labels", "masks"] = "labels"
 
 
 def shipped(name: str) -> dict[str, Any]:
@@ -63,17 +84,17 @@ def _published(numbers: Any) -> PublishedRow:
     return PublishedRow(*numbers)
 
 
-TABLE1, ABLATION = (tuple(map(_row, shipped("benchmark/rows")[kind])) for kind in ("table1", "ablation"))
+ROWS: dict[str, tuple[Row, ...]] = {kind: tuple(map(_row, rows)) for kind, rows in shipped("benchmark/rows").items()}
 
 
 def rows_of(kind: str) -> tuple[Row, ...]:
-    """The rows of a table: of Table 1, of the ablation, or every method that needs no other model, with its defaults.
+    """The rows of a table; of `methods` every method that learns from a table alone, with its defaults.
 
     Args:
         kind: one of KINDS.
     """
     if kind != "methods":
-        return {"table1": TABLE1, "ablation": ABLATION}[kind]
+        return ROWS[kind]
     from histoloc.methods import METHODS  # here, because it needs torch, and a report does not
 
     rows: list[Row] = []

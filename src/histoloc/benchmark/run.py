@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,13 @@ from typing import TextIO
 
 import torch
 
-from histoloc.benchmark.cells import PlannedCell, claim, plan
+from histoloc.benchmark.cells import PlannedCell, plan
 from histoloc.benchmark.presets import Choices
+from histoloc.benchmark.priors import draw_beside
 from histoloc.benchmark.progress import Track, Watch
-from histoloc.benchmark.results import ERROR_FILE
+from histoloc.benchmark.results import ERROR_FILE, read_bench
+from histoloc.benchmark.results_file import restore, write_cells
+from histoloc.benchmark.settings import claim
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.runner import Call, Slot, do_calls
@@ -46,7 +50,7 @@ def benchmark(kind: str, choices: Choices, *, file: TextIO | None = None) -> Out
     --resume` does; finished cells are not touched.
 
     Args:
-        kind: table1, ablation or methods.
+        kind: one of KINDS.
         choices: what is asked for.
         file: for what there is to say; by default the standard output.
 
@@ -54,8 +58,6 @@ def benchmark(kind: str, choices: Choices, *, file: TextIO | None = None) -> Out
         InputError: before anything is started: the call cannot be done as a whole, or another one is writing there.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; no process is left behind.
     """
-    from histoloc.benchmark.report import write_benchmark_report
-
     cells, notes = plan(kind, choices)
     slots = [Slot(environment) for environment in worker_environments(choices.devices, choices.workers)]
     output = file or sys.stdout
@@ -65,11 +67,18 @@ def benchmark(kind: str, choices: Choices, *, file: TextIO | None = None) -> Out
         show(read_table(choices.data, check_files=False).summary())
         for note in notes:
             show(f"note: {note}")
+        if choices.results is not None and (taken := restore(choices.results, cells)):
+            show(f"{taken} cells are taken from {choices.results}")
         tracks = [Track(cell, "done" if cell.finished else "waiting") for cell in cells]
         if finished := sum(track.state == "done" for track in tracks):
             show(f"{finished} of {len(tracks)} cells are finished already")
         try:
-            _do(tracks, slots, Watch(tracks, output))
+            for seed in sorted({t.cell.seed for t in tracks if t.cell.row.drawn and t.state == "waiting"}):
+                draw_beside(choices, seed)
+            watch = Watch(tracks, output)
+            with watch.bar:
+                for stage in sorted({cell.stage for cell in cells}):
+                    _do([track for track in tracks if track.cell.stage == stage], slots, watch)
         finally:
             finished = sum(track.state == "done" for track in tracks)
             stopped = any(track.state in ("waiting", "running") for track in tracks)
@@ -78,10 +87,20 @@ def benchmark(kind: str, choices: Choices, *, file: TextIO | None = None) -> Out
         failed = tuple((track.cell, track.result) for track in tracks if track.state == "failed")
         for cell, reason in failed:
             show(f"failed: {cell.label}: {reason} (log: {cell.folder / LOG_FILE})")
-        report = write_benchmark_report(choices.out) if finished else None
-        if report is not None:
-            show(f"report: {report}")
+        report = _write_results(choices, cells, show) if finished else None
         return Outcome(finished, failed, report)
+
+
+def _write_results(choices: Choices, cells: list[PlannedCell], show: Callable[[str], None]) -> Path:
+    """Tables, report and, where it was asked for, the file of finished cells."""
+    from histoloc.benchmark.report import write_benchmark_report
+
+    report = write_benchmark_report(choices.out)
+    show(f"report: {report}")
+    if choices.results is not None:
+        write_cells(choices.results, cells, read_bench(choices.out))
+        show(f"results: {choices.results}")
+    return report
 
 
 def _do(tracks: list[Track], slots: list[Slot], watch: Watch) -> None:
@@ -90,7 +109,7 @@ def _do(tracks: list[Track], slots: list[Slot], watch: Watch) -> None:
 
     waiting = {track.cell.label: track for track in tracks if track.state == "waiting"}
     calls = [Call(key, partial(run_cell, track.cell), track.cell.folder / LOG_FILE) for key, track in waiting.items()]
-    with watch.bar, closing(do_calls(calls, slots)) as states:
+    with closing(do_calls(calls, slots)) as states:
         for running, ended in states:
             for key in (*running, *ended):
                 if waiting[key].state == "waiting":

@@ -18,7 +18,7 @@ from histoloc.report.tables import METRICS, NOT_DEFINED, Entry, Line, Table, bes
 OURS = ("cl_error", "f1_plus", "f1_minus", "f1_mean", "pxap", "pxap_with_roi", "specificity_without_roi")
 OTHER_RULES = ("argmax_f1_plus", "argmax_f1_minus", "per_image_f1_plus", "per_image_f1_minus", "per_image_pxap")
 PUBLISHED = ("cl_error", "f1_plus", "f1_minus")
-KINDS = {"table1": "Table 1", "ablation": "Ablation", "methods": "Methods"}
+KINDS = {"table1": "Table 1", "ablation": "Ablation", "methods": "Methods", "maps": "Tiers of supervision"}
 SPLITS = {"valid": "validation", "test": "test", "train": "training"}
 PER_IMAGE_RULE = (
     "Two rules make a map of evidence e. Ours, learned range: an affine map and a sigmoid, learned on training images "
@@ -66,8 +66,12 @@ def benchmark_table(bench: Bench) -> Table:
     if dataset is not None:
         heads += [(f"published ({DATASETS[dataset]}, test)", METRICS[name]) for name in PUBLISHED]
     heads += [("", f"Δ mean F1 to {baseline.title}" if baseline else "Δ mean F1"), ("", WHAT_IT_COST["train_seconds"])]
-    title = f"{KINDS[bench.settings['kind']]} on {bench.table}, {SPLITS.get(bench.split, bench.split)} split"
-    return Table(title, heads, lines, general(bench, baseline, differences))
+    return Table(title(bench), heads, lines, general(bench, baseline, differences))
+
+
+def title(bench: Bench) -> str:
+    """The table's caption."""
+    return f"{KINDS[bench.settings['kind']]} on {bench.table}, {SPLITS.get(bench.split, bench.split)} split"
 
 
 def differences_table(bench: Bench, differences: Differences) -> Table:
@@ -129,13 +133,7 @@ def general(bench: Bench, baseline: Row | None, differences: Differences) -> lis
         f"n cells ({design}); no ± where n is 1. Bold: the best of a column; bounds (methods that learn nothing, or "
         "from masks) take no part. –: not defined."
     ]
-    settings = bench.settings
-    epochs = (settings.get("overrides") or {}).get("epochs")
-    parts = [f"preset {settings['preset']}"] if settings.get("preset") else []
-    parts += [f"epochs {epochs} instead of the preset's"] if epochs is not None else []
-    parts += [f"{name} {value}" for name, value in _common(bench).items()]
-    parts += [f"all maps by --range {settings['range']}"] if settings.get("range") else []
-    notes += [f"Unless a footnote says otherwise: {', '.join(parts)}."] if parts else []
+    notes += common_settings(bench)
     if bench.empty_class is not None:
         notes.append(
             f"Images of class {bench.empty_class} have no ROI: F1⁺ leaves them out, so that it cannot see false alarms "
@@ -160,6 +158,17 @@ def general(bench: Bench, baseline: Row | None, differences: Differences) -> lis
             "folds pooled)."
         )
     return notes
+
+
+def common_settings(bench: Bench) -> list[str]:
+    """How most cells were made, in a sentence."""
+    settings = bench.settings
+    epochs = (settings.get("overrides") or {}).get("epochs")
+    parts = [f"preset {settings['preset']}"] if settings.get("preset") else []
+    parts += [f"epochs {epochs} instead of the preset's"] if epochs is not None else []
+    parts += [f"{name} {value}" for name, value in _common(bench).items()]
+    parts += [f"all maps by --range {settings['range']}"] if settings.get("range") else []
+    return [f"Unless a footnote says otherwise: {', '.join(parts)}."] if parts else []
 
 
 def measured(bench: Bench, rule: str) -> bool:
@@ -188,12 +197,15 @@ def _published(bench: Bench) -> str:
 def _facts(cell: Cell) -> dict[str, str]:
     """How a cell was made, empty where it does not say; a footnote names what most cells have not."""
     backbone, rate = cell.settings.get("backbone") or {}, (cell.settings.get("training") or {}).get("lr")
+    seen = cell.settings.get("input") or {}
+    side = f"shorter side {seen['small_side']} px" if seen.get("small_side") else ""
     threshold, learns = cell.result.threshold, bool(cell.cost.get("epochs"))
     cut = f"cut at stride {backbone['stride']}" if backbone.get("stride") else "with all its layers"
     fixed = threshold.rule == "fixed" and threshold.value is not None
     return {
         "backbone": f"{backbone['backbone']} {cut}" if learns and backbone.get("backbone") else "",
         "learning rate": f"{rate:g}" if learns and rate is not None else "",
+        "input": f"{seen['mpp']:g} µm/px" if seen.get("mpp") else side,
         "selection rule": str((cell.result.selection or {}).get("rule") or ""),
         "threshold rule": f"fixed {threshold.value:g}" if fixed else threshold.rule,
         "range of maps": cell.result.range or "",

@@ -1,12 +1,13 @@
 """`histoloc benchmark TABLE`: every row of a published table on any table of images."""
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from histoloc.benchmark.presets import Choices
+from histoloc.benchmark.presets import Choices, MapChoices, PictureOptions
 
-app = App(name="benchmark", help="The paper's table, its ablation, or every method, on a table of images.")
+app = App(name="benchmark", help="Tables of methods on a table of images: the paper's, or tiers of supervision.")
 
 Flags = Annotated[Choices, Parameter(name="*")]
 
@@ -36,6 +37,34 @@ def methods(*, choices: Flags) -> None:
     A second call goes on where the first was stopped; finished cells are never redone.
     """
     _run("methods", choices)
+
+
+@app.command
+def maps(*, choices: Annotated[MapChoices, Parameter(name="*")]) -> None:
+    """Tiers of supervision: labels only, + synthetic prior (no human masks), + masks; measured on held-out images.
+
+    A second call goes on where the first was stopped; finished cells are never redone.
+    """
+    _run("maps", choices)
+
+
+@app.command
+def pictures(
+    bench: Path,
+    *,
+    out: Path,
+    options: Annotated[PictureOptions, Parameter(name="*")] = PictureOptions(),  # noqa: B008
+) -> None:
+    """Pictures of held-out images, the best, the median and the worst of a row, and the worst of the prior.
+
+    Args:
+        bench: a folder that `histoloc benchmark` wrote.
+        out: a folder for the pictures.
+        options: which.
+    """
+    from histoloc.benchmark.held_out import write_pictures
+
+    print(write_pictures(bench, out, options))
 
 
 def _run(kind: str, choices: Choices) -> None:

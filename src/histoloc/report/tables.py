@@ -68,6 +68,7 @@ class Line:
         group: a line is drawn between neighbours of different groups.
         notes: its footnotes.
         aside: whether it only stands for comparison.
+        heading: whether it is the title of the lines below it, with empty cells.
     """
 
     title: str
@@ -75,6 +76,7 @@ class Line:
     group: str = ""
     notes: Sequence[str] = ()
     aside: bool = False
+    heading: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def to_html(table: Table) -> Markup:
 
     def title(number: int) -> str:
         row, marks = table.rows[number], table.marks(table.rows[number])
-        kind = " ".join(["aside"] * row.aside + ["new"] * table.begins_group(number))
+        kind = " ".join(["aside"] * row.aside + ["tier"] * row.heading + ["new"] * table.begins_group(number))
         return f'<span class="{kind}">{escape(row.title)}</span>' + (f"<sup>{marks}</sup>" if marks else "")
 
     def cell(entry: Entry) -> str:
@@ -188,9 +190,10 @@ def to_markdown(table: Table) -> str:
     lines.append("|---|" + "---:|" * len(table.headings))
     for row in table.rows:
         marks = f" <sup>{marks}</sup>" if (marks := table.marks(row)) else ""
+        title = f"**{row.title}**" if row.heading else row.title
         texts = [f"**{cell.text}**" if cell.bold else cell.text for cell in row.cells]
         lines.append(
-            line([row.title + marks, *(f"{t} {c.spread}".rstrip() for t, c in zip(texts, row.cells, strict=True))])
+            line([title + marks, *(f"{t} {c.spread}".rstrip() for t, c in zip(texts, row.cells, strict=True))])
         )
     lines += [text for sentence in table.general for text in ("", sentence)]
     lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))] if table.notes else []
@@ -203,7 +206,8 @@ def to_latex(table: Table) -> str:
     def title(number: int) -> str:
         row, marks = table.rows[number], table.marks(table.rows[number])
         rule = "\\midrule\n" if table.begins_group(number) else ""
-        return rule + latex(row.title) + (f"\\textsuperscript{{{marks}}}" if marks else "")
+        name = f"\\textit{{{latex(row.title)}}}" if row.heading else latex(row.title)
+        return rule + name + (f"\\textsuperscript{{{marks}}}" if marks else "")
 
     def cell(entry: Entry) -> str:
         text = f"\\textbf{{{latex(entry.text)}}}" if entry.bold else latex(entry.text)
