@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from histoloc.datasets.synthetic.glands import Field
+from histoloc.datasets.synthetic.glands import Field, noise
 from histoloc.datasets.synthetic.tissue import scatter, splat
 
 Rng = np.random.Generator
@@ -44,3 +44,20 @@ def blood(rng: Rng, shape: tuple[int, int], where: Field) -> Field:
     cells = scatter(rng, (0.045 * where).astype(np.float32))
     n = len(cells)
     return splat(shape, cells, rng.uniform(1.9, 3.0, (n, 2)), np.zeros(n), rng.uniform(0.35, 0.7, n), hollow=0.3)
+
+
+def infiltrate(rng: Rng, h: Field, e: Field) -> tuple[Field, Field]:
+    """Inflammatory cells that touch each other, in a part of the tissue: crowded as a solid tumour, but small."""
+    shape = h.shape
+    where = rise(noise(rng, shape, rng.uniform(25, 90)) + rng.uniform(-0.7, 1.2), 2)
+    cells = grid(rng, shape, rng.uniform(5.2, 9.5), 0.3)
+    cells = cells[rng.random(len(cells)) < value_at(where, cells) * rng.uniform(0.5, 1.0)]
+    n = len(cells)
+    radii = rng.uniform(1.9, 2.9) * np.exp(rng.normal(0, 0.16, (n, 1))) * rng.uniform(0.75, 1.25, (n, 2))
+    turn, shade = rng.uniform(0, np.pi, n), rng.uniform(0.3, 0.75) * rng.uniform(0.7, 1.2, n)
+    nuclei = splat(shape, cells, radii, turn, shade, hollow=rng.uniform(0, 0.4))
+    pink = rng.random(n) < rng.uniform(0, 0.5)  # eosinophils; the others are plasma cells and lymphocytes
+    bodies = cells + rng.normal(0, 0.8, cells.shape)  # the nucleus lies beside the middle
+    plasm_e = splat(shape, bodies, 1.7 * radii, turn, np.where(pink, rng.uniform(0.3, 0.6), rng.uniform(0.05, 0.3)))
+    plasm_h = splat(shape, bodies, 1.6 * radii, turn, np.where(pink, 0.0, rng.uniform(0.02, 0.2)))
+    return np.maximum(h * (1 - 0.3 * where), np.maximum(nuclei, plasm_h)), np.maximum(e * (1 - 0.3 * where), plasm_e)

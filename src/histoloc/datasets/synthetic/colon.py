@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from histoloc.datasets.synthetic.cells import Rng, blood, grid, log_uniform, rise, value_at
+from histoloc.datasets.synthetic.cells import Rng, blood, grid, infiltrate, log_uniform, rise, value_at
 from histoloc.datasets.synthetic.glands import Architecture, Field, Glands, Label, arrange, lay_out, noise
 from histoloc.datasets.synthetic.tissue import fibres, paint_epithelium, scatter, splat
 
@@ -218,6 +218,8 @@ def stroma(rng: Rng, shape: tuple[int, int], outside: Field) -> tuple[Field, Fie
     if rng.random() < 0.5:  # plasma cells: dark, with some cytoplasm around
         h = h + 0.5 * ndimage.gaussian_filter(dots, 2.2)
     h = h + dots
+    if rng.random() < 0.45:
+        h, e = infiltrate(rng, h, e)
     if rng.random() < 0.45:
         vessels = rise(noise(rng, shape, rng.uniform(6, 14)) - rng.uniform(1.7, 2.5), 1)
         e = e + blood(rng, shape, vessels)
