@@ -78,7 +78,7 @@ class MakeOptions(TrainingOptions):
     """
 
     scene: PriorScene = "glands"
-    count: int = 2240
+    count: int = 1200
     height: int = 320
     width: int = 476
 

@@ -20,7 +20,7 @@ def make(
 ) -> None:
     """Draw images of a scene, train a prior on them, and write its model folder, OUT/model.
 
-    No real image is looked at. 2240 images take ten minutes to draw and half an hour to learn on a core.
+    No real image is looked at. 1200 images take five minutes to draw and ten to learn on a core.
 
     Args:
         out: folder for the images, the run and the prior. A second call keeps the images that are there.
