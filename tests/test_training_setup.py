@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -60,10 +61,15 @@ def test_another_scale_than_the_priors_is_said(prior_run):
         assert begin_with_prior(method, replace(described, mpp=mpp), str(prior_run)) == notes
 
 
-def test_supervision_is_that_of_the_method_its_prior_its_drawn_images_and_its_teachers(tiny, prior_run, gap_run):
+def test_supervision_names_all_that_a_run_learns_from(tiny, prior_run, gap_run, tmp_path):
     assert supervision(tiny("gap")) == ("image",)
     assert supervision(replace(tiny("gap"), prior=str(prior_run))) == ("image", "synthetic")
     assert supervision(replace(tiny("gap"), drawn=tiny("gap").data)) == ("image", "synthetic")
+    people = tmp_path / "people.csv"
+    pd.read_csv(tiny("gap").data).drop(columns="scene").to_csv(people, index=False)
+    assert supervision(replace(tiny("gap"), drawn=people)) == ("image", "pixel", "synthetic")
+    assert supervision(replace(tiny("prior"), data=people)) == ("pixel", "synthetic")
+    assert supervision(replace(tiny("prior"), data=people, drawn=tiny("gap").data)) == ("synthetic",)
     assert supervision(replace(tiny("unet"), teachers=(gap_run, prior_run))) == ("image", "pixel", "synthetic")
     assert ModelConfig("unet", ()).supervision == ("pixel",)
     assert ModelConfig("allones", ("a",)).supervision == ()

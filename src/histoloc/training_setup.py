@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import Tensor
 
 from histoloc.config import RunConfig, method_class, plain
@@ -80,11 +81,19 @@ def class_names(config: RunConfig, table: Table) -> tuple[str, ...]:
 
 
 def supervision(config: RunConfig) -> tuple[str, ...]:
-    """What a run learns from: the method's own supervision, and that of its prior, drawn images and teachers."""
-    sources = set(method_class(config.method).supervision)
+    """What a run learns from: the method's own supervision, and that of its prior, drawn images and teachers.
+
+    Masks of a table that does not say which scene its images show, in a column scene, count as people's.
+    """
+    own = method_class(config.method).supervision
+    sources = set(own)
     for source in (*([Path(config.prior)] if config.prior else []), *config.teachers):
         sources |= set(read_model_config(source).supervision)
-    return tuple(sorted(sources | ({"synthetic"} if config.drawn else set())))
+    drawn = config.drawn or (config.data if "synthetic" in own else None)
+    if drawn is not None:
+        columns = pd.read_csv(drawn, nrows=0, encoding="utf-8-sig").columns.str.strip()
+        sources |= {"synthetic"} if "scene" in columns else {"synthetic", "pixel"}
+    return tuple(sorted(sources))
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
