@@ -154,6 +154,7 @@ def test_every_option_of_maxmin_replays(tmp_path):
     }
     values |= {"background": "eem", "background_trains": "localizer", "networks": "two", "normalisation": "none"}
     values |= {"fill": "blur", "joint": False, "size": "none", "modalities": 2}
+    values |= {"localizer": "decoder", "randomise": True, "flips": 4, "scales": (0.5, 1.0)}
     assert len(values) == len(dataclasses.fields(MaxMinOptions))
     options = MaxMinOptions(**values)
     config = RunConfig("maxmin", Path("x.csv"), options=options, input=InputConfig(mean=HALF, std=HALF))
