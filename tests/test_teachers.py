@@ -279,3 +279,9 @@ def test_a_run_of_an_earlier_version_gets_the_list_of_its_images_by_resuming(tin
     (run / "model" / "images.txt").unlink()
     train(config, run, resume=True, progress=False)
     assert images_seen(run) == set(image_marks(table.split("train")))
+
+
+def test_a_student_without_anybody_to_learn_from_is_refused_before_anything_is_written(tiny, tmp_path):
+    with pytest.raises(InputError, match="student: its map learns from other models or drawn images; give --teach"):
+        train(tiny("student"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "run.yaml").exists()

@@ -49,6 +49,10 @@ def check_sources(config: RunConfig, table: Table) -> None:
         raise InputError(
             f"--teachers: {config.method} does not learn from maps of others; use `histoloc train student`"
         )
+    if method.taught and not (config.teachers or config.prior or config.drawn):
+        raise InputError(
+            f"{config.method}: its map learns from other models or drawn images; give --teachers, --prior or --drawn"
+        )
     check_held_out(config.teachers, table, "--teachers")
 
 
