@@ -17,14 +17,14 @@ from histoloc.cli.main import main
 from histoloc.config import read_run
 from histoloc.data.fingerprint import image_marks
 from histoloc.data.images import read_image, write_picture
-from histoloc.data.pixels import read_pixels
+from histoloc.data.pixels import read_pixels, sample_size
 from histoloc.data.table import read_table, write_table
 from histoloc.datasets.synthetic.dataset import render
 from histoloc.datasets.synthetic.drawn import drawn_table
 from histoloc.errors import InputError
 from histoloc.model_folder import images_seen, load_model, read_model_config
 from histoloc.prediction import load
-from histoloc.prior import AdaptOptions, MakeOptions, adapt, make
+from histoloc.prior import AdaptOptions, MakeOptions, adapt, make, scales_and_crop
 from histoloc.prior_card import list_priors
 
 RECIPE = """about: Tiny.
@@ -164,7 +164,9 @@ def test_adapting_reads_neither_labels_nor_masks(adapted, real):
 def test_a_prior_lists_the_images_it_saw_so_that_it_may_begin_other_trainings(adapted, made):
     drawn = image_marks(read_table(made.parent / "drawn" / "table.csv").samples)
     assert images_seen(made) == set(drawn)
-    assert images_seen(adapted) == {*drawn, *image_marks(read_table(adapted.parent / "images.csv").samples)}
+    tables = ("images.csv", "drawn/table.csv")
+    seen = [image_marks(read_table(adapted.parent / name).samples) for name in tables]
+    assert images_seen(adapted) == set(drawn).union(*seen)
 
 
 def test_an_adapted_prior_is_a_plain_prior_of_averaged_weights(adapted, made):
@@ -255,3 +257,21 @@ def test_commands(recipe, real, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["prior", "adapt", str(tmp_path / "a"), "--data", str(real), "--out", str(tmp_path / "b"), "--count", "0"])
     assert "--count 0: give the number of images to draw, 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mpp", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_no_image_has_is_refused(mpp):
+    with pytest.raises(InputError, match=r"--mpp .* must be above 0 and finite"):
+        AdaptOptions(mpp=mpp)
+
+
+def test_no_epochs_are_not_the_usual_number_of_epochs(made, real, tiny_adapt, tmp_path):
+    with pytest.raises(InputError, match="--epochs, --batch and --lr-every must be at least 1"):
+        adapt(made, real, tmp_path / "out", replace(tiny_adapt, epochs=0), progress=False)
+
+
+def test_training_crops_are_whole_positions(made, real):
+    samples, given = read_table(real, check_files=False).samples, read_model_config(made)
+    scales, crop = scales_and_crop(samples, replace(given, input=replace(given.input, crop=800)), "real.csv")
+    shorter = min(round(min(sample_size(s)) * scale) for s, scale in zip(samples, scales, strict=True))
+    assert (crop % 16, 0 <= shorter - crop < 16) == (0, True)

@@ -20,7 +20,7 @@ from histoloc.errors import InputError
 from histoloc.methods.student import Student
 from histoloc.model_folder import images_seen, load_model, save_images, save_model
 from histoloc.prediction import load
-from histoloc.teachers import check_held_out, images_behind, lessons, open_teachers, targets, taught
+from histoloc.teachers import check_held_out, check_sources, images_behind, lessons, open_teachers, targets, taught
 from histoloc.training import train
 from histoloc.training_setup import describe
 from histoloc.types import Batch
@@ -285,3 +285,17 @@ def test_a_student_without_anybody_to_learn_from_is_refused_before_anything_is_w
     with pytest.raises(InputError, match="student: its map learns from other models or drawn images; give --teach"):
         train(tiny("student"), tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "run.yaml").exists()
+
+
+def test_drawn_images_that_are_held_out_are_refused_and_the_others_remembered(tiny, tiny_table, tmp_path):
+    table = read_table(tiny_table)
+    rows = pd.read_csv(tiny_table)
+    rows[["image", "mask"]] = rows[["image", "mask"]].map(lambda cell: str(tiny_table.parent / cell))
+    rows.assign(split="train").to_csv(tmp_path / "all.csv", index=False)
+    config = dataclasses.replace(tiny("student"), drawn=tmp_path / "all.csv")
+    with pytest.raises(InputError, match=r"--drawn .*all\.csv: has .*, which this run holds out; leave its rows out"):
+        check_sources(config, table)
+    assert images_behind(config, table) == set(image_marks(table.samples))
+    same = dataclasses.replace(config, drawn=tiny_table)
+    check_sources(same, table)  # of its rows, those of split train
+    assert images_behind(same, table) == set(image_marks(table.split("train")))

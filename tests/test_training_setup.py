@@ -66,7 +66,7 @@ def test_supervision_names_all_that_a_run_learns_from(tiny, prior_run, gap_run, 
     assert supervision(replace(tiny("gap"), prior=str(prior_run))) == ("image", "synthetic")
     assert supervision(replace(tiny("gap"), drawn=tiny("gap").data)) == ("image", "synthetic")
     people = tmp_path / "people.csv"
-    pd.read_csv(tiny("gap").data).drop(columns="scene").to_csv(people, index=False)
+    pd.read_csv(tiny("gap").data).drop(columns="drawn_scene").to_csv(people, index=False)
     assert supervision(replace(tiny("gap"), drawn=people)) == ("image", "pixel", "synthetic")
     assert supervision(replace(tiny("prior"), data=people)) == ("pixel", "synthetic")
     assert supervision(replace(tiny("prior"), data=people, drawn=tiny("gap").data)) == ("synthetic",)
@@ -94,7 +94,7 @@ def test_drawn_images_are_seen_at_the_scale_of_the_others(tiny):
     described, _ = describe(config, table)
     items = training_set(config, described, table, 0, progress=False)
     assert items.drawn is not None
-    assert len(items.drawn) == len(table.samples), "all rows, of whatever split"
+    assert len(items.drawn) == len(table.split("train")), "no image that is held out"
     item = items[Key(0, 0)]
     assert item.drawn is not None
     assert item.drawn[0].shape == item.image.shape

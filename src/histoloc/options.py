@@ -64,8 +64,7 @@ class PredictionOptions(MapOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, mpp in [("mpp", self.mpp), *(("scales", scale) for scale in self.scales)]:
-            if mpp is not None and not 0 < mpp < math.inf:
-                raise InputError(f"--{name} {mpp} must be above 0 and finite (micrometres per pixel)")
+            check_mpp(mpp, name)
         if self.mpp is not None and self.scales:
             raise InputError("--mpp says at which scale images are, --scales that nobody knows it; leave one out")
 
@@ -168,6 +167,16 @@ class SlideOptions(JobOptions, MapOptions):
     def of_result(self) -> dict[str, Any]:
         """The options on which the result depends."""
         return {name: value for name, value in vars(self).items() if name not in _MEANS}
+
+
+def check_mpp(mpp: float | None, name: str = "mpp") -> None:
+    """Refuse a scale that no image can have; `name` is that of the option.
+
+    Raises:
+        InputError: it is not above 0 and finite.
+    """
+    if mpp is not None and not 0 < mpp < math.inf:
+        raise InputError(f"--{name} {mpp} must be above 0 and finite (micrometres per pixel)")
 
 
 def check_threshold(threshold: float | None) -> None:

@@ -27,6 +27,7 @@ from histoloc.model_folder import (
     save_model,
 )
 from histoloc.nn.average import averaged
+from histoloc.options import check_mpp
 from histoloc.prediction import load
 from histoloc.prior_card import card
 from histoloc.training import train
@@ -40,6 +41,7 @@ SCENES: dict[str, tuple[Scene, str]] = {
     "disc": ("disc", "disc"),
 }
 STEPS = 340  # of an adaptation; it still rose slowly
+POSITIONS = 16  # pixels between positions of the deepest level: between them, maps would lie beside their images
 SMALLEST_SIDE = 96  # pixels of an image at the prior's scale
 
 
@@ -101,6 +103,9 @@ class AdaptOptions(TrainingOptions):
     drawn: Path | None = None
     count: int = 400
     recipe: str = "prior-adapt"
+
+    def __post_init__(self) -> None:
+        check_mpp(self.mpp)
 
 
 def make(out: Path, options: MakeOptions = MakeOptions(), *, progress: bool = True) -> Path:
@@ -188,7 +193,8 @@ def adapt(
             "adapted_from": given.weights_sha256,
             "images": count,
             "command": _command("adapt", o, AdaptOptions()),
-            "saw": f"{before}; then {count} real images without labels and masks",
+            "saw": f"{before}; then {count} real images without labels and masks"
+            + (f", beside images of {o.drawn.name} with masks" if o.drawn else ""),
         }
         return _write(out, replace(config, backbone=given.backbone), facts | {"shift": shift})
 
@@ -199,7 +205,8 @@ def _adaptation(o: AdaptOptions, given: ModelConfig, table: Path, crop: int, cou
     own = given.options if given.method == config.method else config.options
     # The method randomises colours.
     jitter = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
-    epochs = o.epochs or max(1, round(STEPS / -(-count // config.training.batch)))
+    usual = max(1, round(STEPS / -(-count // config.training.batch)))
+    epochs = usual if o.epochs is None else o.epochs
     return replace(
         config,
         options=replace(own, average=config.options.average),
@@ -249,7 +256,9 @@ def _unlabelled(data: Path, to: Path, o: AdaptOptions, given: ModelConfig) -> tu
         samples = read_table(data, fold=o.fold, check_files=False).split("train")
     scales, crop = scales_and_crop(samples, given, str(data), o.mpp)
     rows = [
-        {"image": s.image, "label": "none", "split": "train", "mpp": mpp, "slide_mpp": s.slide_mpp}
+        # Not another µm/px than the table's own: what marks a region of a slide depends on it.
+        {"image": s.image, "label": "none", "split": "train", "mpp": s.mpp if sample_mpp(s) else mpp}
+        | {"slide_mpp": s.slide_mpp}
         | {key: getattr(s, key) for key in REGION}
         for s, mpp in zip(samples, scales, strict=True)
     ]
@@ -285,7 +294,7 @@ def scales_and_crop(
                 f"{sample.name}: its shorter side has {side} px at the {given.mpp:.4g} µm/px of the prior, where "
                 f"{SMALLEST_SIDE} are needed; leave such images out, or correct their µm/px"
             )
-        crop = min(crop, side)
+        crop = min(crop, side // POSITIONS * POSITIONS)
     return scales, crop
 
 
@@ -295,7 +304,7 @@ def _config(o: TrainingOptions, table: Path) -> RunConfig:
     config = run_config(values, where=f"recipe {o.recipe}")
     if config.method != "prior":
         raise InputError(f"--recipe {o.recipe}: is for {config.method}; give one for prior")
-    epochs = o.epochs or config.training.epochs
+    epochs = config.training.epochs if o.epochs is None else o.epochs
     # One device: more would start this whole command again in every process.
     changes: dict[str, Any] = {"seed": o.seed, "epochs": epochs, "accelerator": o.accelerator, "devices": "1"}
     return replace(config, training=replace(config.training, **changes))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from histoloc.config import RunConfig, method_class
 from histoloc.data.fingerprint import image_marks
 from histoloc.data.pixels import read_pixels, sample_mpp
-from histoloc.data.table import Sample, Table
+from histoloc.data.table import Sample, Table, read_table
 from histoloc.data.trainset import TrainSet
 from histoloc.data.transforms import InputConfig, bring_to_scale
 from histoloc.errors import InputError
@@ -43,6 +43,12 @@ def check_sources(config: RunConfig, table: Table) -> None:
     method = method_class(config.method)
     if config.drawn is not None and not issubclass(method, MeanTeacher):
         raise InputError(f"--drawn: {config.method} does not learn from drawn images; leave it out")
+    held_out = set(image_marks([sample for sample in table.samples if sample.split in ("valid", "test")]))
+    for sample, mark in _drawn_marks(config):
+        if mark in held_out:
+            raise InputError(
+                f"--drawn {config.drawn}: has {sample.name}, which this run holds out; leave its rows out of that table"
+            )
     if config.prior is not None:
         check_held_out([Path(config.prior)], table, "--prior")
     if config.teachers and not method.taught:
@@ -57,21 +63,29 @@ def check_sources(config: RunConfig, table: Table) -> None:
 
 
 def images_behind(config: RunConfig, table: Table) -> set[str]:
-    """Marks of the images that a run learned from: its own, and those of its prior and teachers."""
+    """Marks of the images that a run learned from: its own, the drawn ones, and those of its prior and teachers."""
     own = set(image_marks([sample for sample in table.samples if sample.split == "train"]))
+    own |= {mark for _, mark in _drawn_marks(config)}
     sources = [*config.teachers, *([] if config.prior is None else [Path(config.prior)])]
     return own.union(*map(images_seen, sources))
 
 
+def _drawn_marks(config: RunConfig) -> list[tuple[Sample, str]]:
+    """The training images of the table of drawn images, each with its mark."""
+    samples = () if config.drawn is None else read_table(config.drawn).split("train")
+    return list(zip(samples, image_marks(samples), strict=True))
+
+
 def teacher_inputs(config: RunConfig, out: Path) -> dict[str, Any]:
-    """What a run keeps of its teachers: the checksum of each one's weights.
+    """What a run keeps of its teachers and its prior: the checksum of each one's weights.
 
     Raises:
         InputError: the run was begun with other weights of them.
     """
-    if not config.teachers:
+    sources = [*config.teachers, *([] if config.prior is None else [Path(config.prior)])]
+    if not sources:
         return {}
-    now = {str(folder): read_model_config(folder).weights_sha256 for folder in config.teachers}
+    now = {str(folder): read_model_config(folder).weights_sha256 for folder in sources}
     if (out / "last.ckpt").exists():
         check_claim(out, (read_json(out / INPUTS_FILE) or {}).get("teachers"), now)
     return {"teachers": now}

@@ -83,7 +83,7 @@ def class_names(config: RunConfig, table: Table) -> tuple[str, ...]:
 def supervision(config: RunConfig) -> tuple[str, ...]:
     """What a run learns from: the method's own supervision, and that of its prior, drawn images and teachers.
 
-    Masks of a table that does not say which scene its images show, in a column scene, count as people's.
+    Masks of a table that does not say which scene its images were drawn of, in a column drawn_scene, count as people's.
     """
     own = method_class(config.method).supervision
     sources = set(own)
@@ -91,8 +91,8 @@ def supervision(config: RunConfig) -> tuple[str, ...]:
         sources |= set(read_model_config(source).supervision)
     drawn = config.drawn or (config.data if "synthetic" in own else None)
     if drawn is not None:
-        columns = pd.read_csv(drawn, nrows=0, encoding="utf-8-sig").columns.str.strip()
-        sources |= {"synthetic"} if "scene" in columns else {"synthetic", "pixel"}
+        scenes = pd.read_csv(drawn, encoding="utf-8-sig").rename(columns=str.strip).get("drawn_scene")
+        sources |= {"synthetic"} if scenes is not None and scenes.notna().all() else {"synthetic", "pixel"}
     return tuple(sorted(sources))
 
 
@@ -133,7 +133,7 @@ def training_set(
                 "--mpp"
             )
         other = read_table(config.drawn)
-        drawn = TrainSet(other, other.samples, seen, seed, with_masks=True, **common)
+        drawn = TrainSet(other, other.split("train"), seen, seed, with_masks=True, **common)
         seen = replace(seen, zoom=(1.0, 1.0))  # real images have structures of all sizes
     masks = config.drawn is None and "synthetic" in method_class(config.method).supervision
     common |= {"with_masks": masks or "pixel" in method_class(config.method).supervision, "drawn": drawn}

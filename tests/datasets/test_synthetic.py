@@ -146,7 +146,7 @@ def testsplat_draws_an_ellipse_of_the_right_area_and_keeps_the_greater_weight():
 def test_table_reads_back_and_a_second_run_gives_the_same_bytes(tmp_path):
     table = synthetic_table(out=tmp_path / "a", count=20, seed=2, height=64, width=80).table
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
-    assert list(rows[0]) == ["image", "label", "mask", "split", "group", "mpp", "scene"]
+    assert list(rows[0]) == ["image", "label", "mask", "split", "group", "mpp", "drawn_scene"]
     counts = {(label, split): 0 for label in CLASSES for split in ("train", "valid", "test")}
     for index, row in enumerate(rows):
         counts[row["label"], row["split"]] += 1
@@ -154,7 +154,7 @@ def test_table_reads_back_and_a_second_run_gives_the_same_bytes(tmp_path):
         sample = render(CLASSES[index % 2], seed=2, index=index, height=64, width=80)
         assert np.array_equal(np.asarray(Image.open(table.parent / row["image"])), sample.image)
         assert np.array_equal(np.asarray(Image.open(table.parent / row["mask"])), sample.instances)
-        assert (row["group"], float(row["mpp"]), row["scene"]) == ("", 1.0, "glands")
+        assert (row["group"], float(row["mpp"]), row["drawn_scene"]) == ("", 1.0, "glands")
     assert counts == {(c, s): n for c in CLASSES for s, n in (("train", 6), ("valid", 2), ("test", 2))}
     again = synthetic_table(out=tmp_path / "b", count=20, seed=2, height=64, width=80).table
     files = sorted(p.relative_to(table.parent) for p in table.parent.rglob("*") if p.is_file())

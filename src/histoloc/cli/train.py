@@ -36,7 +36,8 @@ class RunFlags:
         prior: begin with the backbone and the decoder of this prior: one that is shipped (`prior:NAME`, see `histoloc
             prior list`), a run or a model folder. Where no flag says another thing, backbone and input are the prior's,
             and the method learns as docs/student.md says.
-        drawn: a second table, of drawn images with masks: one of them is seen beside each image.
+        drawn: a second table, of drawn images with masks: one image of its rows of split train is seen beside each
+            image.
         teachers: finished runs or model folders whose maps are learned from.
         recipe: name of a shipped recipe (`histoloc recipes`) or a YAML file, also a run's run.yaml; flags win over it.
         resume: go on with a run that was stopped, on the same kind of device, in the same precision and by as many

@@ -150,7 +150,7 @@ def draw(out: Path, index: int, scene: Scene, **how: Any) -> dict[str, Any]:
     few = sample.instances.max() <= 255  # viewers show 8 bits more readily
     write_picture(image, sample.image, compress_level=_COMPRESS)
     write_picture(mask, sample.instances.astype(np.uint8) if few else sample.instances, compress_level=_COMPRESS)
-    return {"image": image, "label": label, "mask": mask, "mpp": MPP, "scene": scene}
+    return {"image": image, "label": label, "mask": mask, "mpp": MPP, "drawn_scene": scene}
 
 
 def synthetic_table(
