@@ -153,7 +153,7 @@ def general(bench: Bench, baseline: Row | None, differences: Differences) -> lis
         looked, other = parts
         notes.append(
             f"Held-out images of {looked.removesuffix(' (looked at)')} were looked at by whoever drew the scene of the "
-            f"prior; nobody looked at those of {other.removesuffix(' (not looked at)')} for it, which stand apart."
+            f"prior; those of {other.removesuffix(' (not looked at)')}, which were not, stand apart."
         )
     notes += [PER_IMAGE_RULE] if measured(bench, "per_image") else []
     if baseline is not None:
