@@ -40,7 +40,7 @@ def run(capsys, *arguments: object) -> str:
 def test_a_name_is_a_folder_of_the_package(shipped, prior_folder):
     assert find_model(Path(shipped)) == prior_folder / "discs"
     with pytest.raises(
-        InputError, match=r"prior:disc: no prior of this name is shipped; choose of prior:discs, or give"
+        InputError, match=r"prior:disc: no prior of this name is shipped; choose one of prior:discs, or give"
     ):
         find_model(Path("prior:disc"))
 

@@ -282,7 +282,7 @@ def find_model(folder: Path) -> Path:
         names = shipped_priors()
         if (name := str(folder).removeprefix(_SHIPPED)) in names:
             return PRIORS / name
-        choice = f"choose of {', '.join(_SHIPPED + name for name in names)}" if names else "none is"
+        choice = f"choose one of {', '.join(_SHIPPED + name for name in names)}" if names else "none is"
         raise InputError(f"{folder}: no prior of this name is shipped; {choice}, or give a folder")
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-import histoloc.benchmark.priors as priors
+import histoloc.benchmark.run as benchmark_run
 from histoloc.benchmark.cell import run_cell
 from histoloc.benchmark.cells import PlannedCell, plan
 from histoloc.benchmark.held_out import write_pictures
 from histoloc.benchmark.presets import PRESETS, MapChoices, PictureOptions
-from histoloc.benchmark.priors import draw_beside
+from histoloc.benchmark.priors import drawn_of
 from histoloc.benchmark.report import write_benchmark_report
 from histoloc.benchmark.results import read_bench
 from histoloc.benchmark.results_file import restore, write_cells
@@ -27,7 +27,7 @@ from histoloc.errors import InputError
 from histoloc.methods import METHODS
 from histoloc.model_folder import load_model, read_model_config, save_images, save_model
 from histoloc.nn.backbone import statistics
-from histoloc.prior import AdaptOptions
+from histoloc.prior import AdaptOptions, drawn_beside
 
 TINY = {
     "input": {"small_side": 64, "crop": 64},
@@ -44,7 +44,7 @@ def small() -> Iterator[None]:
     """The preset `fast` and the number of drawn images at a size for tests."""
     patch = pytest.MonkeyPatch()
     patch.setitem(PRESETS, "fast", TINY)
-    patch.setattr(priors, "AdaptOptions", lambda seed: AdaptOptions(seed=seed, count=4, drawers=1))
+    patch.setattr(benchmark_run, "AdaptOptions", lambda seed: AdaptOptions(seed=seed, count=4, drawers=1))
     yield
     patch.undo()
 
@@ -77,7 +77,7 @@ def done(choices) -> list[PlannedCell]:
     """Every cell of fold 1 and seed 0, finished in this process; do not write into the folder."""
     cells, _ = plan("maps", choices)
     claim("maps", choices, cells)
-    draw_beside(choices, 0)
+    drawn_beside(choices.prior_of(0), drawn_of(choices, 0).parent, AdaptOptions(seed=0, count=4, drawers=1))
     for cell in cells:
         run_cell(cell)
     return cells

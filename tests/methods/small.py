@@ -1,12 +1,16 @@
 """Small networks and small pictures, so that every method can be tried in many ways."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from histoloc.config import method_class
+from histoloc.config import RunConfig, method_class
 from histoloc.data.transforms import InputConfig, load_tensor, normalise
 from histoloc.datasets.synthetic.dataset import CLASSES, render
 from histoloc.maps import roi
@@ -14,7 +18,9 @@ from histoloc.methods import Method
 from histoloc.methods.maxmin import MaxMin
 from histoloc.model_folder import ModelConfig, build_method
 from histoloc.nn.backbone import BackboneConfig
+from histoloc.training import train
 from histoloc.types import Batch
+from histoloc.work_folder import atomic_path
 
 CNN, VIT = "test_efficientnet", "test_vit"
 
@@ -80,3 +86,25 @@ def glands(count: int, side: int, *, first: int = 0, masks: bool = False) -> Bat
     names = tuple(f"{i}.png" for i in range(first, first + count))
     labels = torch.arange(first, first + count) % 2
     return Batch(torch.stack(images), labels, torch.stack(truth) if masks else None, names)
+
+
+def resume_and_compare(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train into `folder/stopped`, stopped in the second epoch and resumed, and `folder/whole`: bits must be equal."""
+    written: list[Path] = []
+
+    def stop_in_the_second_epoch(path: Path) -> AbstractContextManager[Path]:
+        if path.name == "log.csv":
+            written.append(path)
+            if len(written) == 2:
+                raise KeyboardInterrupt
+        return atomic_path(path)
+
+    with monkeypatch.context() as patch:
+        # `histoloc.train` by name is the function.
+        patch.setattr(sys.modules["histoloc.training"], "atomic_path", stop_in_the_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, folder / "stopped", progress=False)
+    train(config, folder / "stopped", resume=True, progress=False)
+    train(config, folder / "whole", progress=False)
+    weights = [(folder / run / "model" / "model.safetensors").read_bytes() for run in ("stopped", "whole")]
+    assert weights[0] == weights[1]

@@ -2,14 +2,13 @@
 
 import dataclasses
 import re
-import sys
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small import CNN, VIT, answer, build, glands, noise, noise_batch
+from small import CNN, VIT, answer, build, glands, noise, noise_batch, resume_and_compare
 from torch import Tensor
 
 from histoloc.data.transforms import HALF, InputConfig
@@ -20,9 +19,7 @@ from histoloc.methods import METHODS, Method
 from histoloc.methods.base import Supervision
 from histoloc.model_folder import ModelConfig, load_model, save_model
 from histoloc.prediction import Predictor
-from histoloc.training import train
 from histoloc.types import Batch, Output, Unit
-from histoloc.work_folder import atomic_path
 
 every_method = pytest.mark.parametrize("name", METHODS)
 every_learner = pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.supervision])
@@ -252,26 +249,11 @@ def test_learns_eight_images_by_heart(name):
 
 @every_training
 def test_resumed_training_has_equal_bits(name, tiny, gap_run, tmp_path, monkeypatch):
-    config, written = tiny(name, epochs=2, backbone=CNN), []
+    config = tiny(name, epochs=2, backbone=CNN)
     if METHODS[name].taught:
         config = dataclasses.replace(config, teachers=(gap_run,))
 
-    def stop_in_the_second_epoch(path):
-        if path.name == "log.csv":
-            written.append(path)
-            if len(written) == 2:
-                raise KeyboardInterrupt
-        return atomic_path(path)
-
-    with monkeypatch.context() as patch:
-        # `histoloc.train` by name is the function.
-        patch.setattr(sys.modules["histoloc.training"], "atomic_path", stop_in_the_second_epoch)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "stopped", progress=False)
-    train(config, tmp_path / "stopped", resume=True, progress=False)
-    train(config, tmp_path / "whole", progress=False)
-    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("stopped", "whole")]
-    assert weights[0] == weights[1]
+    resume_and_compare(config, tmp_path, monkeypatch)
 
 
 # --- where evidence lies in the image: as prediction asks for it, continued to whole positions ---

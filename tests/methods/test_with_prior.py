@@ -1,19 +1,17 @@
 """Trainings that begin with a prior, with drawn images and teachers beside it."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from small import resume_and_compare
 
 from histoloc.methods import METHODS
 from histoloc.methods.mean_teacher import MeanTeacher
 from histoloc.model_folder import ModelConfig, build_method, load_model, read_model_config, save_images, save_model
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.prediction import load
-from histoloc.training import train
-from histoloc.work_folder import atomic_path
 
 # All that learn labels and, beside them, what a prior knows.
 JOINED = [name for name, m in METHODS.items() if issubclass(m, MeanTeacher) and "image" in m.supervision]
@@ -31,29 +29,12 @@ def prior(tiny, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", JOINED)
 def test_resumed_beside_drawn_images_and_teachers_it_has_equal_bits(name, prior, gap_run, tiny, tmp_path, monkeypatch):
-    written: list[Path] = []
-
-    def stop_in_the_second_epoch(path):
-        if path.name == "log.csv":
-            written.append(path)
-            if len(written) == 2:
-                raise KeyboardInterrupt
-        return atomic_path(path)
-
     options = dict(METHODS[name].with_prior)
     scale = {"mpp": 1.0, "small_side": 0, "crop": 48}
     config = tiny(name, options=options, backbone="test_efficientnet", input=scale, lr=1e-3)
     config = replace(config, backbone=BackboneConfig("test_efficientnet", 16, weights="none"), prior=str(prior))
     config = replace(config, drawn=config.data, teachers=(gap_run,) if METHODS[name].taught else ())
-    with monkeypatch.context() as patch:
-        # `histoloc.train` by name is the function.
-        patch.setattr(sys.modules["histoloc.training"], "atomic_path", stop_in_the_second_epoch)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "stopped", progress=False)
-    train(config, tmp_path / "stopped", resume=True, progress=False)
-    train(config, tmp_path / "whole", progress=False)
-    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("stopped", "whole")]
-    assert weights[0] == weights[1]
+    resume_and_compare(config, tmp_path, monkeypatch)
     described = read_model_config(tmp_path / "whole")
     assert described.supervision == ("image", "synthetic")
     method, _ = load_model(tmp_path / "whole")

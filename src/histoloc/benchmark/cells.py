@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from histoloc.benchmark.presets import PRESETS, Choices, parse_numbers
+from histoloc.benchmark.presets import PRESETS, Choices, MapChoices, parse_numbers
 from histoloc.benchmark.priors import SeedPrior, drawn_of, prior_values, seed_prior
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, cell_name
 from histoloc.benchmark.rows import Row, rows_of
@@ -135,7 +135,9 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
     best: Split = "test" if any(sample.split == "test" for sample in table.samples) else "valid"
     split: Split = best if choices.split == "auto" else choices.split
     inputs = inputs_of(table)
-    priors = {seed: seed_prior(choices, seed, table) for seed in seeds} if any(row.prior for row in rows) else {}
+    priors: dict[int, SeedPrior] = {}
+    if isinstance(choices, MapChoices) and any(row.prior for row in rows):
+        priors = {seed: seed_prior(choices.prior_of(seed), table) for seed in seeds}
     cells = [
         PlannedCell(row, fold, seed, folder, config, split, choices.maps, inputs, stages(rows)[row.name], prior)
         for row in rows

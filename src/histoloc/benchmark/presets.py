@@ -75,10 +75,6 @@ class Choices:
         """What is said of priors."""
         return {}
 
-    def prior_of(self, seed: int) -> Path:
-        """The prior of the cells with this seed."""
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class MapChoices(Choices):
@@ -117,7 +113,7 @@ class MapChoices(Choices):
         if seed == 0:
             return Path(self.prior)
         folder = (self.priors or Path("priors")) / f"seed{seed}"
-        made = f"`histoloc prior make --seed {seed} --out {folder}` makes it in about an hour on two cores"
+        made = f"`histoloc prior make --seed {seed} --out {folder}` makes it in about a quarter of an hour on two cores"
         if self.priors is None:
             raise InputError(f"--seeds {self.seeds}: needs a prior of seed {seed}; {made}: then give --priors priors")
         if not any((folder / part / "config.json").is_file() for part in ("", "model")):

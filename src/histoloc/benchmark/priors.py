@@ -9,7 +9,7 @@ from histoloc.benchmark.rows import Row
 from histoloc.data.table import Table
 from histoloc.errors import InputError
 from histoloc.model_folder import ModelConfig, read_model_config
-from histoloc.prior import AdaptOptions, drawn_beside, scales_and_crop
+from histoloc.prior import scales_and_crop
 from histoloc.training_setup import prior_settings
 
 # The methods that begin with a prior randomise colours; another row says its own.
@@ -24,17 +24,16 @@ class SeedPrior(NamedTuple):
     crop: int
 
 
-def seed_prior(choices: Choices, seed: int, table: Table) -> SeedPrior:
+def seed_prior(path: Path, table: Table) -> SeedPrior:
     """The prior of a seed, for the images of a table.
 
     Raises:
-        InputError: there is none, or it cannot look at the images.
+        InputError: it is none, or it cannot look at the images.
     """
-    path = choices.prior_of(seed)
     config = read_model_config(path)
     if config.mpp is None:
         raise InputError(f"{path}: does not say at how many µm/px it looks; train it on a table with the column mpp")
-    return SeedPrior(path, config, scales_and_crop(table.samples, config, str(choices.data))[1])
+    return SeedPrior(path, config, scales_and_crop(table.samples, config, str(table.path))[1])
 
 
 def prior_values(row: Row, prior: SeedPrior) -> Mapping[str, Any]:
@@ -49,12 +48,3 @@ def prior_values(row: Row, prior: SeedPrior) -> Mapping[str, Any]:
 def drawn_of(choices: Choices, seed: int) -> Path:
     """Where the drawn images of a seed are listed."""
     return choices.out / "drawn" / f"seed{seed}" / "table.csv"
-
-
-def draw_beside(choices: Choices, seed: int) -> None:
-    """Draw the images of a seed that are missing.
-
-    Raises:
-        InputError: the prior does not say of which scene.
-    """
-    drawn_beside(choices.prior_of(seed), drawn_of(choices, seed).parent, AdaptOptions(seed=seed))

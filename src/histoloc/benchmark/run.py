@@ -15,13 +15,13 @@ import torch
 
 from histoloc.benchmark.cells import PlannedCell, plan
 from histoloc.benchmark.presets import Choices
-from histoloc.benchmark.priors import draw_beside
 from histoloc.benchmark.progress import Track, Watch
 from histoloc.benchmark.results import ERROR_FILE, read_bench
 from histoloc.benchmark.results_file import restore, write_cells
 from histoloc.benchmark.settings import claim
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
+from histoloc.prior import AdaptOptions, drawn_beside
 from histoloc.runner import Call, Slot, do_calls
 from histoloc.work_folder import locked, write_text
 
@@ -73,8 +73,9 @@ def benchmark(kind: str, choices: Choices, *, file: TextIO | None = None) -> Out
         if finished := sum(track.state == "done" for track in tracks):
             show(f"{finished} of {len(tracks)} cells are finished already")
         try:
-            for seed in sorted({t.cell.seed for t in tracks if t.cell.row.drawn and t.state == "waiting"}):
-                draw_beside(choices, seed)
+            configs = [track.cell.config for track in tracks if track.state == "waiting"]
+            for drawn in {config.drawn: config for config in configs if config.drawn is not None}.values():
+                drawn_beside(str(drawn.prior), Path(str(drawn.drawn)).parent, AdaptOptions(seed=drawn.training.seed))
             watch = Watch(tracks, output)
             with watch.bar:
                 for stage in sorted({cell.stage for cell in cells}):
