@@ -1,89 +1,39 @@
-"""Reading and writing images, masks and ROI maps; the only file that decodes pixels of plain images."""
+"""Reading and writing images, masks and ROI maps."""
 
-import logging
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from histoloc.data.decoder import INVERTED, Opened, colour_mode, decode, open_picture, shown_size, tiff_tag
 from histoloc.errors import InputError
 from histoloc.work_folder import atomic_path
 
-# Without a handler its log of damaged files lands on the screen; what is wrong is said by errors.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
-
 IMAGE_EXTENSIONS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
-MAP_EXTENSIONS = (".npy", ".png", ".tif", ".tiff")
 SMALLEST_SIDE = 32
 JPEG_QUALITY = 90
-
-# EPS and PDF are absent on purpose: Pillow would start other programs to open them.
-_FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF")
-_LOSSY = ("JPEG", "MPO", "WEBP")
-# What Pillow and tifffile raise on damaged files; the parsers do not confine themselves to OSError.
-_DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError,
-    struct.error, Image.DecompressionBombError, tifffile.TiffFileError,
-)  # fmt: skip
+_ROUNDING = 1e-5  # so far may values of a map lie outside [0, 1]
+_LOSSY = ("JPEG", "MPO", "WEBP", "jpeg", "tiff_jpeg", "webp")  # formats, and compressions of TIFF
 _GREY = "is a grey-scale image, but stains differ by colour; give the 8-bit RGB image"
 _REMEDIES = {
     "CMYK": "is a CMYK image, whose inks are not the colours that a microscope saw; save it as 8-bit RGB",
     **dict.fromkeys(("P", "PA"), "is a palette image; save it as 8-bit RGB"),
     **dict.fromkeys(("L", "LA", "1"), _GREY),
     **dict.fromkeys(("I", "I;16", "RGB;16", "RGBA;16"), "is a 16-bit or 32-bit image; save it as 8-bit RGB"),
-    "F": "is a floating-point image; save it as 8-bit RGB",
+    **dict.fromkeys(("F", "array"), "holds floating-point or 64-bit numbers; save it as 8-bit RGB"),
 }
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file; every failure to decode it inside the block becomes an InputError, as do several pages."""
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; correct the path")
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            if (pages := getattr(image, "n_frames", 1)) > 1:
-                raise InputError(f"{path}: holds {pages} pages or frames; export the one you mean as its own file")
-            yield image
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: is too large for a plain image; treat it as a slide or cut it") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path}: is no readable image; save it as PNG, BMP, JPEG or TIFF") from error
-    except _DECODING_ERRORS as error:
-        raise InputError(f"{path}: cannot be read, it may be truncated or damaged ({error}); copy it again") from error
+class _Channel(NamedTuple):
+    """The one channel of a mask or map as it is stored, upright."""
 
-
-def _mode(image: Image.Image) -> str:
-    """Pillow's colour mode, with `;16` for colours of more than 8 bits, which Pillow would cut off in silence."""
-    if image.mode not in ("RGB", "RGBA"):
-        return "I;16" if image.mode.startswith("I;16") else image.mode
-    bits = getattr(image, "tag_v2", {}).get(258, (8,))
-    deep = any(";16" in str(part.args) for part in getattr(image, "tile", ())) or max(np.atleast_1d(bits)) > 8
-    return f"{image.mode};16" if deep else image.mode
-
-
-def _size(image: Image.Image) -> tuple[int, int]:
-    """Width and height as the image is shown; Pillow itself turns TIFF, but not JPEG."""
-    width, height = image.size
-    turned = image.format in _LOSSY and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return (height, width) if turned else (width, height)
-
-
-def _pixels(path: Path, image: Image.Image) -> NDArray[np.generic]:
-    """Decode an image, turned as it is shown, without its alpha channel, which must be opaque."""
-    if image.mode == "RGB" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    pixels = np.array(ImageOps.exif_transpose(image) if image.format in _LOSSY else image)
-    if image.mode == "RGBA" and pixels[..., 3].min() < 255:
-        raise InputError(f"{path}: is partly transparent; save it without an alpha channel, as 8-bit RGB")
-    return np.ascontiguousarray(pixels[..., :3]) if pixels.ndim == 3 else pixels
+    values: NDArray[Any]  # (H, W); of a palette the indices
+    bits: int  # of a value
+    lossy: bool = False
+    opaque: NDArray[np.bool_] | None = None  # (H, W)
+    palette: NDArray[np.int_] | None = None  # (colours, 3)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -92,8 +42,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: the file is missing or its header cannot be read.
     """
-    with _opened(Path(path)) as image:
-        return _size(image)
+    with open_picture(Path(path)) as file:
+        return shown_size(path, file)
 
 
 def check_image(path: Path) -> tuple[int, int]:
@@ -105,38 +55,92 @@ def check_image(path: Path) -> tuple[int, int]:
     Raises:
         InputError: as `read_image`, except that truncated pixels and transparency pass unseen.
     """
-    with _opened(Path(path)) as image:
-        return _check_header(path, image)
+    with open_picture(Path(path)) as file:
+        _check_header(path, file)
+        return shown_size(path, file)
 
 
-def _check_header(path: Path, image: Image.Image) -> tuple[int, int]:
-    mode, (width, height) = _mode(image), _size(image)
-    if mode not in ("RGB", "RGBA"):
+def _check_header(path: Path, file: Opened) -> Image.Image:
+    mode, (width, height) = colour_mode(file), shown_size(path, file)
+    if isinstance(file, np.ndarray) or mode not in ("RGB", "RGBA"):
         raise InputError(f"{path}: {_REMEDIES.get(mode, f'has the colour mode {mode}; save it as 8-bit RGB')}")
     if min(width, height) < SMALLEST_SIDE:
         raise InputError(
             f"{path}: is {width}x{height} px; images need at least {SMALLEST_SIDE} px on each side, "
             f"so leave it out or give it at a higher magnification"
         )
-    return width, height
+    return file
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, *, on_white: bool = False) -> NDArray[np.uint8]:
     """Read an 8-bit RGB image.
 
     A fully opaque alpha channel is dropped, and the orientation that a camera noted is applied. Nothing else
     is converted: a conversion that changes what the network sees is the user's to make.
+
+    Args:
+        path: the file.
+        on_white: put what is transparent on white, as slides are read, instead of refusing it.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
         InputError: the file is missing, unreadable, truncated, CMYK, 16-bit, palette, grey-scale, partly
-            transparent, smaller than 32 px on a side, or has several pages.
+            transparent, smaller than 32 px on a side, larger than 2²⁶ pixels, or has several pages.
     """
-    with _opened(Path(path)) as image:
-        _check_header(path, image)
-        return _pixels(path, image).astype(np.uint8, copy=False)
+    with open_picture(Path(path)) as file:
+        image = _check_header(path, file)
+        pixels = decode(image.convert("RGBA") if "transparency" in image.info else image).astype(np.uint8, copy=False)
+    if pixels.shape[2] == 4 and pixels[..., 3].min() < 255 and not on_white:
+        raise InputError(f"{path}: is partly transparent; save it without an alpha channel, as 8-bit RGB")
+    return blend_on_white(pixels)
+
+
+def blend_on_white(pixels: NDArray[np.uint8], *, premultiplied: bool = False) -> NDArray[np.uint8]:
+    """Composite (H, W, 4) pixels on white; (H, W, 3) are returned as they are."""
+    if pixels.shape[2] == 3:
+        return np.ascontiguousarray(pixels)
+    rgb = np.ascontiguousarray(pixels[..., :3])
+    clear = pixels[..., 3] < 255
+    if clear.any():
+        alpha = pixels[clear, 3:] / 255
+        colours = rgb[clear] + 255 * (1 - alpha) if premultiplied else 255 + (rgb[clear] - 255.0) * alpha
+        rgb[clear] = np.rint(colours).clip(0, 255).astype(np.uint8)
+    return rgb
+
+
+def _read_channel(path: Path) -> _Channel:
+    """Decode the one channel of a mask or map."""
+    with open_picture(path) as file:
+        if isinstance(file, Image.Image):
+            return _decode_channel(path, file)
+        if file.ndim != 2:
+            raise InputError(f"{path}: has the shape {file.shape}, not (height, width); save one map or mask")
+        return _Channel(np.array(file), 8 * file.itemsize)
+
+
+def _decode_channel(path: Path, image: Image.Image) -> _Channel:
+    """As `_read_channel`, with the types that Pillow changes as the file has them; equal colours are one channel."""
+    mode, bits, kind = colour_mode(image), tiff_tag(image, 258, 0), tiff_tag(image, 339, 1)
+    if mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "F"):
+        raise InputError(f"{path}: has the colour mode {mode}; save numbers in one channel")
+    if tiff_tag(image, 262, 1) == 0 and bits > 1:
+        raise InputError(f"{path}: {INVERTED}")
+    lossy = image.format in _LOSSY or image.info.get("compression") in _LOSSY
+    key, values, opaque = image.info.get("transparency"), decode(image), None
+    if mode in ("LA", "RGBA"):
+        values, opaque = values[..., :-1], values[..., -1] == 255
+    elif key is not None:
+        opaque = values != key if mode == "I;16" else decode(image.convert("RGBA"))[..., 3] == 255
+    if values.ndim == 3:
+        if (values != values[..., :1]).any():
+            raise InputError(f"{path}: is a coloured picture; save numbers in one channel, in which 0 is background")
+        values = values[..., 0]
+    stored = {"I;16": np.uint16, "L": np.int8 if kind == 2 else np.uint8, "I": np.uint32 if kind == 1 else np.int32}
+    values = values.astype(stored.get(mode, values.dtype), copy=False)
+    palette = np.reshape(image.getpalette() or (), (-1, 3)) if mode == "P" else None
+    return _Channel(values, bits if mode == "I;16" and bits else 8 * values.itemsize, lossy, opaque, palette)
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -146,29 +150,44 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         (H, W) bool.
 
     Raises:
-        InputError: the file is missing or unreadable, has several pages, is coloured with unequal channels,
-            is floating-point, or was blurred by lossy compression, which makes background values non-zero.
+        InputError: the file is missing or unreadable, has several pages or unequal colours, or leaves open what is
+            background: it has fractions, negative values, soft edges, an inverted table, a palette in which 0 is not
+            the darkest grey, or transparency that is not where its values are 0.
     """
-    with _opened(Path(path)) as image:
-        mode = _mode(image)
-        if mode not in ("RGB", "RGBA", "1", "L", "P", "I", "I;16"):
-            raise InputError(f"{path}: cannot be a mask (colour mode {mode}); save integers in one channel")
-        values = _pixels(path, image)
-        channels = values.reshape(*values.shape[:2], -1)
-        if (channels != channels[..., :1]).any():
-            raise InputError(f"{path}: is a coloured picture, not a mask; save one channel in which 0 is background")
-        values = channels[..., 0]
-        if image.format in _LOSSY and ((values != 0) & (values != 255)).any():
-            raise InputError(
-                f"{path}: was saved with lossy compression, so its background is not 0 everywhere; save the mask as PNG"
-            )
-    return values != 0
+    values, bits, lossy, opaque, palette = _read_channel(Path(path))
+    roi, top = values != 0, 2**bits - 1
+    problem = ""
+    if values.dtype.kind == "f" and not (np.isfinite(values) & (values == np.rint(values))).all():
+        problem = "holds fractions, as a heatmap does"
+    elif values.min() < 0:
+        problem = f"holds {values.min():g}, which may be background or a place without a label"
+    elif opaque is not None and not opaque.all() and (opaque != roi).any():
+        problem = "background may be what is 0 or what is transparent, and these differ"
+    elif palette is not None and _is_light_first(values, palette):
+        problem = "background may be what is 0 or what its palette shows as black, and these differ"
+    elif palette is None and values.dtype.kind == "u" and (lossy or top in values) and (roi & (values < top)).any():
+        why = "lossy compression" if lossy else "soft edges"
+        problem = f"values between 0 and {top} may be {why} (ROI from {top // 2 + 1} up) or classes (ROI from 1 up)"
+    if problem:
+        raise InputError(f"{path}: {problem}; save it as PNG with two values, 0 for background and 255 for ROI")
+    return roi
 
 
-def read_map(path: Path) -> NDArray[np.float32]:
-    """Read a ROI map (heatmap) by anybody: `.npy`, 8- or 16-bit grey `.png`, integer or float `.tif`.
+def _is_light_first(values: NDArray[Any], palette: NDArray[np.int_]) -> bool:
+    """Whether the darkest colour of a mask is a grey that does not belong to 0."""
+    indices = np.union1d(values, 0)
+    colours = palette[indices[indices < len(palette)]]
+    darkest = colours[colours.sum(axis=1).argmin()]
+    return bool((darkest != colours[0]).any()) and np.ptp(darkest) == 0
 
-    Integers of 8 and 16 bits in pictures are divided by 255 and 65535; everything else is taken as it stands.
+
+def read_map(path: Path, highest: float | None = None) -> NDArray[np.float32]:
+    """Read a ROI map (heatmap) by anybody: `.npy`, or a grey picture without loss (PNG, TIFF).
+
+    Args:
+        path: the file.
+        highest: the whole number that means 1; by default 255 in unsigned numbers of 8 bits, 65535 in those of 16, and
+            1 in others. Floating-point numbers are taken as they are.
 
     Returns:
         (H, W) float32 in [0, 1].
@@ -177,54 +196,30 @@ def read_map(path: Path) -> NDArray[np.float32]:
         InputError: the file is missing or unreadable, is not two-dimensional, or holds a value that is not
             finite or outside [0, 1].
     """
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in MAP_EXTENSIONS:
-        raise InputError(f"{path}: a heatmap is one of {', '.join(MAP_EXTENSIONS)}; save it as one of these")
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; correct the path")
-    values = _read_npy(path) if kind == ".npy" else _read_grey(path)
-    if values.ndim != 2 or 0 in values.shape:
-        raise InputError(
-            f"{path}: a heatmap has the two dimensions (height, width), not the shape {values.shape}; "
-            f"save one map of one image"
-        )
+    values, bits = stored_map(path)
+    if values.dtype.kind in "iu":
+        values = np.divide(values, highest or (2**bits - 1 if bits else 1))
     if not np.isfinite(values).all():
         raise InputError(f"{path}: holds NaN or infinite values; replace them by values between 0 and 1")
     low, high = values.min(), values.max()
-    if low < 0 or high > 1:
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise InputError(f"{path}: holds values from {low:g} to {high:g}; scale the heatmap to [0, 1]")
-    return values.astype(np.float32)
+    return np.clip(values, 0, 1).astype(np.float32)
 
 
-def _read_npy(path: Path) -> NDArray[np.generic]:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except _DECODING_ERRORS as error:
-        raise InputError(f"{path}: is no readable array ({error}); save it with numpy.save") from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fbiu":
-        raise InputError(f"{path}: is not one array of real numbers; save the map as float32 with numpy.save")
-    return values
+def stored_map(path: Path) -> tuple[NDArray[Any], int]:
+    """Numbers of a map as they are stored, and, of unsigned ones, their bits where these are 8 to 16; otherwise 0.
 
-
-def _read_grey(path: Path) -> NDArray[np.generic]:
-    """Decode a one-channel picture to [0, 1]; Pillow lacks float16 and float64 TIFF, which tifffile reads."""
-    if path.suffix.lower() != ".png":
-        try:
-            with tifffile.TiffFile(path) as tiff:
-                if len(tiff.pages) == 1 and tiff.pages.first.dtype in (np.float16, np.float64):
-                    return tiff.asarray()
-        except _DECODING_ERRORS as error:
-            raise InputError(f"{path}: is truncated or damaged ({error}); save it again") from error
-    with _opened(path) as image:
-        mode = "I;16" if (image.mode, image.format) == ("I", "PNG") else _mode(image)
-        highest = {"1": 1, "F": 1, "L": 255, "I;16": 65535}.get(mode)
-        if highest is None:
-            raise InputError(
-                f"{path}: is not an 8- or 16-bit grey or a floating-point picture (colour mode {mode}); "
-                f"save the values themselves, not a coloured rendering, for instance with numpy.save"
-            )
-        return np.asarray(image) / np.float32(highest)
+    Raises:
+        InputError: the file is missing, unreadable, or no map.
+    """
+    values, bits, lossy, opaque, palette = _read_channel(Path(path))
+    if lossy or palette is not None or not (opaque is None or opaque.all()):
+        raise InputError(
+            f"{path}: has lossy compression, a palette or transparency, so that its numbers are not those of the map; "
+            "save the numbers themselves, for instance with numpy.save"
+        )
+    return values, bits if values.dtype.kind == "u" and bits <= 16 else 0
 
 
 def write_map(path: Path, roi: NDArray[np.floating]) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -19,9 +17,10 @@ import numpy as np
 import openslide
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from histoloc.data.images import check_image
+from histoloc.data.decoder import check_inflated, check_upright, decoding
+from histoloc.data.images import blend_on_white, check_image, read_image
 from histoloc.errors import InputError
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -60,41 +59,30 @@ def open_source(path: Path) -> Source:
         raise InputError(f"{path}: there is no such slide; correct the path")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: is empty; copy it again")
-    with _decoding(path):
-        if openslide.OpenSlide.detect_format(str(path)) is not None:
+    with decoding(path):
+        vendor = openslide.OpenSlide.detect_format(str(path))
+        if vendor not in (None, "generic-tiff"):
             return OpenSlideSource(path)
         with path.open("rb") as file:
             if file.read(4) not in _TIFF_STARTS:
                 return PictureSource(path)
         with tifffile.TiffFile(path) as file:
-            if file.pages and file.pages.first.aspage().compression not in tifffile.TIFF.DECOMPRESSORS:
-                return PictureSource(path)  # Pillow decodes LZW and JPEG in strips, though only whole
-        return TiffSource(path)
+            page = file.pages.first.aspage()
+            _check_page(path, page)
+            own = page.compression in tifffile.TIFF.DECOMPRESSORS and (page.photometric, page.compression) != (6, 1)
+        # OpenSlide takes any fourth sample for transparency; Pillow decodes LZW, JPEG and YCbCr, though only whole.
+        if vendor is not None and 0 not in page.extrasamples:
+            return OpenSlideSource(path)
+        return TiffSource(path) if own else PictureSource(path)
 
 
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turn whatever a parser raises on a damaged file into an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: is too large for a picture of one piece; save it as a tiled TIFF") from error
-    except Exception as error:  # no parser confines itself to errors of one kind
-        raise InputError(
-            f"{path}: cannot be read, it may be truncated or damaged ({error}); copy it again, or give another file"
-        ) from error
-
-
-def _on_white(rgba: Pixels) -> Pixels:
-    """Composite (H, W, 4) with straight alpha on white."""
-    rgb = np.ascontiguousarray(rgba[..., :3])
-    clear = rgba[..., 3] < 255
-    if clear.any():
-        alpha = rgba[clear, 3:] / 255
-        rgb[clear] = np.rint(255 + (rgb[clear] - 255.0) * alpha).astype(np.uint8)
-    return rgb
+def _check_page(path: Path, page: tifffile.TiffPage) -> None:
+    """Refuse what is no upright 8-bit RGB; OpenSlide would cut 16 bits to 8, and turn each tile by itself."""
+    if page.dtype != np.uint8:
+        raise InputError(f"{path}: has {page.bitspersample} bits per colour ({page.dtype}); save it as 8-bit RGB")
+    if page.samplesperpixel < 3 or page.photometric not in (2, 6):
+        raise InputError(f"{path}: is no colour picture in RGB, but stains differ by colour; give it as 8-bit RGB")
+    check_upright(path, page.tags.valueof(274, default=1))
 
 
 class OpenSlideSource:
@@ -112,9 +100,9 @@ class OpenSlideSource:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """See `Source`; where sizes of levels are no whole fractions, right within half a pixel of level 0."""
         scale = self._slide.level_downsamples[level]
-        with _decoding(self._path):
+        with decoding(self._path):
             region = self._slide.read_region((round(x * scale), round(y * scale)), level, (width, height))
-        return _on_white(np.asarray(region))
+        return blend_on_white(np.asarray(region))
 
     def close(self) -> None:
         """See `Source`."""
@@ -156,6 +144,7 @@ class TiffSource:
         with self._lock:
             self._file.filehandle.seek(page.dataoffsets[index])
             data = self._file.filehandle.read(count)
+        check_inflated(self._path, page, data)
         tables = {"jpegtables": page.jpegtables} if page.jpegtables else {}
         segment = page.decode(data, index, **tables)[0]
         return None if segment is None else segment[0]
@@ -169,14 +158,15 @@ class TiffSource:
         rows, columns = range(y // tall, -(-(y + height) // tall)), range(x // wide, -(-(x + width) // wide))
         pixels = np.full((height, width, page.samplesperpixel), 255, np.uint8)
         for plane, row, column in product(range(planes), rows, columns):
-            with _decoding(self._path):
+            with decoding(self._path):
                 segment = self._segment(level, int(grid[plane, row, column]))
             if segment is not None:
                 top, left = max(y - row * tall, 0), max(x - column * wide, 0)
                 part = segment[top : y + height - row * tall, left : x + width - column * wide]
                 place = pixels[max(row * tall - y, 0) :, max(column * wide - x, 0) :, plane * samples :]
                 place[: part.shape[0], : part.shape[1], :samples] = part
-        return _on_white(pixels) if page.samplesperpixel == 4 else pixels
+        kind = page.extrasamples[0] if page.extrasamples else 2  # of a fourth sample; 0 is no transparency
+        return blend_on_white(pixels[..., : 4 if kind else 3], premultiplied=kind == 1)
 
     def close(self) -> None:
         """See `Source`."""
@@ -188,10 +178,6 @@ def _levels(path: Path, file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     if not file.pages:
         raise EOFError("no pages")
     base, *others = (page.aspage() for page in file.pages)
-    if base.dtype != np.uint8:
-        raise InputError(f"{path}: has {base.bitspersample} bits per colour ({base.dtype}); save it as 8-bit RGB")
-    if base.samplesperpixel not in (3, 4) or base.photometric not in (2, 6):
-        raise InputError(f"{path}: is no colour picture, but stains differ by colour; give it as 8-bit RGB")
     others += [page.aspage() for page in base.pages or ()]
     alike = [page for page in others if (page.dtype, page.samplesperpixel) == (base.dtype, base.samplesperpixel)]
     alike = [page for page in alike if page.compression in tifffile.TIFF.DECOMPRESSORS]
@@ -224,11 +210,11 @@ class PictureSource:
     """A picture of one level (PNG, JPEG, BMP, plain TIFF), decoded whole once per process."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self.sizes = [check_image(path)]
         with Image.open(path) as image:
             self.format = str(image.format).lower()
             x, y = (float(value) for value in image.info.get("dpi", (0, 0)))
-        self._path = path
-        self.sizes = [check_image(path)]
         self.mpp = (25400 / x, 25400 / y) if x > 0 and y > 0 else None
         self.properties: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -236,17 +222,10 @@ class PictureSource:
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """See `Source`."""
-        with self._lock, _decoding(self._path):
+        with self._lock:
             if self._pixels is None:
-                self._pixels = self._decode()
+                self._pixels = read_image(self._path, on_white=True)
         return self._pixels[y : y + height, x : x + width]
-
-    def _decode(self) -> Pixels:
-        with Image.open(self._path) as image:
-            turned = ImageOps.exif_transpose(image) if self.format in ("jpeg", "mpo", "webp") else image
-            if turned.mode == "RGBA" or "transparency" in turned.info:
-                return _on_white(np.asarray(turned.convert("RGBA")))
-            return np.array(turned)
 
     def close(self) -> None:
         """See `Source`."""
