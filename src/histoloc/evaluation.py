@@ -72,7 +72,7 @@ class Case:
             "weights_sha256": config.weights_sha256 if config else None,
             "map": plain({"range": config.range, "learned": config.learned, "cut": config.threshold})
             if config
-            else None,
+            else self.options.heatmap_max,
         }
 
 
@@ -174,6 +174,8 @@ def _case(source: Path, data: Path, options: EvaluationOptions) -> Case:
     classes, fold = ((config.classes or None) if config else None), options.fold
     if config is None and (options.range is not None or options.map_class is not None):
         raise InputError("--range and --class need a model; heatmaps are measured as they are: leave them out")
+    if config is not None and options.heatmap_max is not None:
+        raise InputError("--heatmap-max is for a folder of heatmaps, not for a model; leave it out")
     if config is not None and fold is None:
         # Another table than that of training may have no folds.
         trained = config.provenance.get("fold")
@@ -186,7 +188,7 @@ def _case(source: Path, data: Path, options: EvaluationOptions) -> Case:
 def _localizes(case: Case) -> Localizes:
     options = case.options
     if case.config is None:
-        return heatmaps_localize(case.source, case.samples, case.table.classes, options.threshold)
+        return heatmaps_localize(case.source, case.samples, case.table.classes, options.threshold, options.heatmap_max)
     empty_class = options.empty_class if case.config.classes else None  # otherwise a class of the table alone
     predictor = load(case.source, options.device, range=options.range, empty_class=empty_class)
     predictor.check(options.threshold, options.map_class)

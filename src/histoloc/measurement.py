@@ -1,7 +1,8 @@
 """Samples in, metrics out: of whatever localizes in them, and of what must be exceeded."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from histoloc.data.images import image_size, read_map, write_map, write_mask, write_picture
+from histoloc.data.images import image_size, read_map, stored_map, write_map, write_mask, write_picture
 from histoloc.data.pixels import read_pixels, read_truth, sample_mpp
 from histoloc.data.table import Sample, Table
 from histoloc.errors import InputError
@@ -123,21 +124,27 @@ def floors_beside(config: ModelConfig) -> dict[str, Localizes]:
 
 
 def heatmaps_localize(
-    folder: Path, samples: Sequence[Sample], classes: tuple[str, ...], threshold: float | None = None
+    folder: Path,
+    samples: Sequence[Sample],
+    classes: tuple[str, ...],
+    threshold: float | None = None,
+    highest: float | None = None,
 ) -> Localizes:
-    """A folder of heatmaps as something that localizes in samples.
+    """A folder of heatmaps as something that localizes in samples; `highest` is the whole number that means 1.
 
     Raises:
         InputError: an image has no heatmap or several, two images would share one, or `predictions.csv` does not name
-            the class of every image.
+            the class of every image, or the heatmaps leave open which number means 1.
     """
     files = _heatmap_files(folder, samples)
+    if highest is None:
+        _check_depth(folder, files.values())
     labels = _predicted_classes(folder / "predictions.csv", samples, classes)
     level = 0.5 if threshold is None else threshold
 
     def localizes(sample: Sample, pixels: Pixels) -> Localization:
         file = files[sample.name]
-        roi = read_map(file)
+        roi = read_map(file, highest)
         width, height = image_size(sample.image)
         if roi.shape != (height, width):
             raise InputError(
@@ -211,6 +218,22 @@ def _heatmap_files(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
             f"with {', '.join(MAP_SUFFIXES)}); add them"
         )
     return {name: files[0] for name, files in by_sample.items()}
+
+
+def _check_depth(folder: Path, files: Iterable[Path]) -> None:
+    """Refuse heatmaps of whole numbers that may have fewer bits than their files."""
+    largest: defaultdict[int, int] = defaultdict(int)
+    for file in files:
+        with suppress(InputError):  # it is said when the heatmap is measured
+            values, bits = stored_map(file)
+            largest[bits] = max(largest[bits], int(values.max())) if bits else 0
+    for bits, number in largest.items():
+        if 0 < number < 2 ** (bits - 1):
+            raise InputError(
+                f"{folder}: no number in its {bits}-bit heatmaps is above {number}, so 1 may be stored as "
+                f"{2**bits - 1} or as less; give --heatmap-max {2**bits - 1}, or the number that means 1, as "
+                f"--heatmap-max {2 ** number.bit_length() - 1}"
+            )
 
 
 def _predicted_classes(path: Path, samples: Sequence[Sample], classes: tuple[str, ...]) -> dict[str, str]:

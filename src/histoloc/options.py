@@ -81,14 +81,19 @@ class EvaluationOptions(MapOptions):
         threshold: cut the maps here, from 0 to 1, instead of at the model's threshold (0.5 for heatmaps).
         empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
             model was trained with.
+        heatmap_max: which number means 1 in heatmaps of whole numbers; by default 255 in those of 8 bits, 65535 in
+            those of 16.
     """
 
     split: Literal["train", "valid", "test"] = "test"
     fold: int | None = None
     maps: int = 200
+    heatmap_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.heatmap_max is not None and not 0 < self.heatmap_max < math.inf:
+            raise InputError(f"--heatmap-max {self.heatmap_max:g}: give the number that means 1, above 0")
         if self.maps < 0:
             raise InputError(f"--maps {self.maps} must be at least 0; correct it")
 
@@ -101,6 +106,7 @@ class EvaluationOptions(MapOptions):
         parts += [] if self.map_class is None else [f"map-{self.map_class}"]
         parts += [] if self.empty_class is None else [f"empty-{self.empty_class}"]
         parts += [] if self.tissue else ["no-tissue"]
+        parts += [] if self.heatmap_max is None else [f"max{self.heatmap_max:g}"]
         return safe_name("-".join(parts))
 
 

@@ -40,10 +40,13 @@ def overlay(image: Picture, roi: NDArray[np.floating], mask: NDArray[np.bool_]) 
         ValueError: the three do not have the same height and width.
     """
     _check_size(image, roi, mask)
-    values = np.clip(roi, 0, 1)
-    opacity = HEAT_OPACITY * np.clip((values - HEAT_START) / (HEAT_FULL - HEAT_START), 0, 1)[..., None]
-    picture = (1 - opacity) * image + opacity * 255 * HEAT(values)[..., :3]
-    return outline(_to_uint8(picture), mask)
+    picture = np.empty_like(image)
+    for top in range(0, len(image), 256):  # since colours in double precision take 24 times the image
+        rows = slice(top, top + 256)
+        values = np.clip(roi[rows], 0, 1)
+        opacity = HEAT_OPACITY * np.clip((values - HEAT_START) / (HEAT_FULL - HEAT_START), 0, 1)[..., None]
+        picture[rows] = _to_uint8((1 - opacity) * image[rows] + opacity * 255 * HEAT(values)[..., :3])
+    return outline(picture, mask)
 
 
 def outline(image: Picture, mask: NDArray[np.bool_]) -> Picture:

@@ -20,7 +20,7 @@ from histoloc.errors import InputError
 
 # Without a handler its log of damaged files lands on the screen; what is wrong is said by errors.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # LARGEST_IMAGE is smaller
+warnings.filterwarnings("ignore", module="PIL")  # of EXIF that is cut, of sizes that LARGEST_IMAGE refuses
 
 LARGEST_IMAGE = 2**26  # pixels; what is decoded whole is in memory several times
 INVERTED = (
@@ -62,14 +62,16 @@ def open_picture(path: Path) -> Iterator[Opened]:
         raise InputError(f"{path}: there is no such file; correct the path")
     with decoding(path):
         if path.suffix.lower() == ".npy":
-            yield _checked(path, np.load(path, mmap_mode="r", allow_pickle=False))
+            with np.errstate(over="ignore"):  # of a shape that cannot be; it is refused
+                values = np.load(path, mmap_mode="r", allow_pickle=False)
+            yield _checked(path, values)
             return
-        try:
-            image = Image.open(path, formats=_FORMATS)
-        except UnidentifiedImageError:
-            yield _checked(path, _wide_tiff(path))
-            return
-        with image:
+        with path.open("rb") as stream:  # of a name Pillow maps plain TIFF into memory, and turns it wrongly
+            try:
+                image = Image.open(stream, formats=_FORMATS)
+            except UnidentifiedImageError:
+                yield _checked(path, _wide_tiff(path))
+                return
             if getattr(image, "is_animated", False):
                 raise InputError(f"{path}: holds several pages or frames; export the one you mean as its own file")
             check_pixels(path, *image.size)

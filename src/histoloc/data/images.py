@@ -42,7 +42,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: the file is missing or its header cannot be read.
     """
-    with open_picture(Path(path)) as file:
+    path = Path(path)
+    with open_picture(path) as file:
         return shown_size(path, file)
 
 
@@ -55,7 +56,8 @@ def check_image(path: Path) -> tuple[int, int]:
     Raises:
         InputError: as `read_image`, except that truncated pixels and transparency pass unseen.
     """
-    with open_picture(Path(path)) as file:
+    path = Path(path)
+    with open_picture(path) as file:
         _check_header(path, file)
         return shown_size(path, file)
 
@@ -89,7 +91,8 @@ def read_image(path: Path, *, on_white: bool = False) -> NDArray[np.uint8]:
         InputError: the file is missing, unreadable, truncated, CMYK, 16-bit, palette, grey-scale, partly
             transparent, smaller than 32 px on a side, larger than 2²⁶ pixels, or has several pages.
     """
-    with open_picture(Path(path)) as file:
+    path = Path(path)
+    with open_picture(path) as file:
         image = _check_header(path, file)
         pixels = decode(image.convert("RGBA") if "transparency" in image.info else image).astype(np.uint8, copy=False)
     if pixels.shape[2] == 4 and pixels[..., 3].min() < 255 and not on_white:
