@@ -88,19 +88,6 @@ def check_pixels(path: Path, width: int, height: int) -> None:
         raise InputError(f"{path}: {_TOO_LARGE}")
 
 
-def check_upright(path: Path, orientation: int) -> None:
-    """Refuse a picture that is not stored as it is shown, where nothing turns it.
-
-    Raises:
-        InputError: the orientation of TIFF and EXIF is not 1.
-    """
-    if orientation != 1:
-        raise InputError(
-            f"{path}: has an orientation tag ({orientation}), by which photo viewers turn it and slide viewers do not; "
-            "save it upright without the tag"
-        )
-
-
 def check_inflated(path: Path, page: tifffile.TiffPage, data: bytes) -> None:
     """Refuse a tile or strip that becomes larger than it may be, since tifffile inflates all of it.
 
@@ -131,7 +118,8 @@ def _wide_tiff(path: Path) -> NDArray[Any]:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
             check_pixels(path, page.size, len(file.pages))
-            check_upright(path, page.tags.valueof(274, default=1))
+            if page.tags.valueof(274, default=1) != 1:
+                raise InputError(f"{path}: is not stored upright (orientation tag); save it without the tag")
             if page.photometric == 0:
                 raise InputError(f"{path}: {INVERTED}")
             for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):

@@ -19,7 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from histoloc.data.decoder import check_inflated, check_upright, decoding
+from histoloc.data.decoder import check_inflated, decoding
 from histoloc.data.images import blend_on_white, check_image, read_image
 from histoloc.errors import InputError
 
@@ -69,20 +69,20 @@ def open_source(path: Path) -> Source:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first.aspage()
             _check_page(path, page)
-            own = page.compression in tifffile.TIFF.DECOMPRESSORS and (page.photometric, page.compression) != (6, 1)
-        # OpenSlide takes any fourth sample for transparency; Pillow decodes LZW, JPEG and YCbCr, though only whole.
-        if vendor is not None and 0 not in page.extrasamples:
+            turned = page.tags.valueof(274, default=1) != 1
+            own = page.compression in tifffile.TIFF.DECOMPRESSORS and page.photometric == 2 and not turned
+        # OpenSlide takes any fourth sample for transparency and turns each tile; Pillow decodes all, but whole.
+        if vendor is not None and 0 not in page.extrasamples and not turned:
             return OpenSlideSource(path)
         return TiffSource(path) if own else PictureSource(path)
 
 
 def _check_page(path: Path, page: tifffile.TiffPage) -> None:
-    """Refuse what is no upright 8-bit RGB; OpenSlide would cut 16 bits to 8, and turn each tile by itself."""
+    """Refuse what is no 8-bit RGB; OpenSlide would cut 16 bits to 8."""
     if page.dtype != np.uint8:
         raise InputError(f"{path}: has {page.bitspersample} bits per colour ({page.dtype}); save it as 8-bit RGB")
     if page.samplesperpixel < 3 or page.photometric not in (2, 6):
         raise InputError(f"{path}: is no colour picture in RGB, but stains differ by colour; give it as 8-bit RGB")
-    check_upright(path, page.tags.valueof(274, default=1))
 
 
 class OpenSlideSource:
