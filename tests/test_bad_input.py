@@ -174,7 +174,7 @@ CASES: Cases = {
     "crop larger than the image": (lambda s: s.train(small_side=0, crop=70), "crop of 70"),
     "unknown empty class": (
         lambda s: s.train("maxmin", empty_class="normal", normalisation="none"), "--empty-class 'normal'"),
-    "unusable device": (lambda s: s.train(accelerator="tpux"), "--accelerator tpux"),
+    "unusable device": (lambda s: s.train(accelerator="tpux"), "tpux.* for --accelerator"),
     "unknown recipe": (lambda s: s.train(recipe="glas-gp"), "glas-gp.*glas-gap"),
     "recipe of another method": (lambda s: s.train(recipe="glas-sem"), "histoloc train maxmin"),
     "absent recipe": (lambda s: s.train(recipe=s.folder / "no.yaml"), "no.yaml"),
@@ -200,7 +200,7 @@ CASES: Cases = {
     "predict an empty folder": (lambda s: s.predict(empty_folder(s)), "nothing: holds no image"),
     "predict two images of one name": (same_stem, "same name"),
     "predict with zero mpp": (
-        lambda s: s.predict(Path(s.rows()["image"][0]), more=("--mpp", "0")), "--mpp 0.0 must be above 0"),
+        lambda s: s.predict(Path(s.rows()["image"][0]), more=("--mpp", "0")), "--mpp 0 is wrong .must be above 0"),
     "predict on unknown device": (
         lambda s: [*s.predict(Path(s.rows()["image"][0]))[:-1], "gpu"], "--device gpu"),
     "report of nothing": (lambda s: ["report", str(empty_folder(s)), "--out", str(s.folder / "out.html")], "no run"),

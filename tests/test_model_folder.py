@@ -128,7 +128,7 @@ def test_unreadable_config(folder, content):
         ({"colour": 1}, r"config\.json: unknown key colour"),
         ({"threshold": {"rule": "best"}}, r"threshold\.rule = 'best'"),
         ({"classes": 3}, "classes = 3"),
-        ({"input": {"crop": 8}}, "--crop 8 must be at least 32"),
+        ({"input": {"crop": 8}}, r"input\.crop = 8 is wrong .must be at least 32"),
     ],
 )
 def test_wrong_config(folder, values, message):

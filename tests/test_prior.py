@@ -261,12 +261,12 @@ def test_commands(recipe, real, tmp_path, capsys):
 
 @pytest.mark.parametrize("mpp", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_scale_that_no_image_has_is_refused(mpp):
-    with pytest.raises(InputError, match=r"--mpp .* must be above 0 and finite"):
+    with pytest.raises(InputError, match=r"--mpp .* is wrong .must be (above 0|a finite number)"):
         AdaptOptions(mpp=mpp)
 
 
 def test_no_epochs_are_not_the_usual_number_of_epochs(made, real, tiny_adapt, tmp_path):
-    with pytest.raises(InputError, match="--epochs, --batch and --lr-every must be at least 1"):
+    with pytest.raises(InputError, match=r"--epochs .* is wrong .must be at least 1"):
         adapt(made, real, tmp_path / "out", replace(tiny_adapt, epochs=0), progress=False)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,20 @@ from types import GenericAlias
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from histoloc.bounds import (
+    Checked,
+    Count,
+    Integer,
+    NotNegative,
+    Number,
+    PartBelowOne,
+    Positive,
+    ShareAboveNone,
+    Whole,
+    reason,
+)
 from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
 from histoloc.methods import METHODS
@@ -19,13 +32,23 @@ from histoloc.types import Range
 from histoloc.work_folder import read_yaml, write_text
 
 T = TypeVar("T")
+
+
+def _devices(text: str) -> str:
+    if not re.fullmatch(r"auto|[1-9]\d{0,3}|(\d{1,3},)+\d{0,3}", text, re.ASCII):
+        raise ValueError("must be auto, a number from 1, or numbers of GPUs such as 0,1")
+    return text
+
+
 SelectionRule = Literal["error-loss", "error-latest", "last", "pxap-masks"]
 ThresholdRule = Literal["fixed", "otsu", "valid"]
+Accelerator = Literal["auto", "cpu", "cuda", "gpu", "mps"]
+Devices = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_devices)]
 RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Checked):
     """How training goes; the defaults are those of the paper for GlaS.
 
     Attributes:
@@ -65,18 +88,18 @@ class TrainingConfig:
             needs every image in some epoch; above it they are decoded at each use.
     """
 
-    epochs: int = 80
-    batch: int = 4
+    epochs: Count = 80
+    batch: Count = 4
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 1e-3
-    head_lr: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    lr_factor: float = 0.9
-    lr_every: int = 10
-    lr_floor: float = 1e-7
+    lr: Positive = 1e-3
+    head_lr: Positive = 1.0
+    momentum: PartBelowOne = 0.9
+    weight_decay: NotNegative = 1e-4
+    lr_factor: ShareAboveNone = 0.9
+    lr_every: Count = 10
+    lr_floor: NotNegative = 1e-7
     schedule: Literal["step", "one-cycle"] = "step"
-    seed: int = 0
+    seed: Whole = 0
     selection: SelectionRule = "error-loss"
     range: Range | None = None
     threshold: ThresholdRule = "fixed"
@@ -84,17 +107,11 @@ class TrainingConfig:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     channels_last: bool = True
     compile: bool = False
-    accelerator: str = "auto"
-    devices: Annotated[str, Field(coerce_numbers_to_str=True)] = "auto"
-    nodes: int = 1
-    workers: int = -1
-    cache_gb: float = 4.0
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1 or self.lr_every < 1:
-            raise InputError("--epochs, --batch and --lr-every must be at least 1; correct them")
-        if not (self.lr > 0 and self.head_lr > 0):  # NaN fails too
-            raise InputError("--lr and --head-lr must be above 0; correct them")
+    accelerator: Accelerator = "auto"
+    devices: Devices = "auto"
+    nodes: Count = 1
+    workers: Annotated[Integer, Field(ge=-1)] = -1
+    cache_gb: NotNegative = 4.0
 
 
 @dataclass(frozen=True)
@@ -102,13 +119,13 @@ class Published:
     """A published table cell, shown beside ours: percentages, None where the paper has a dash."""
 
     source: str
-    cl_error: float | None = None
-    f1_plus: float | None = None
-    f1_minus: float | None = None
+    cl_error: Number | None = None
+    f1_plus: Number | None = None
+    f1_minus: Number | None = None
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked):
     """Everything that a run depends on; `run.yaml` holds it and replays it.
 
     Attributes:
@@ -129,7 +146,7 @@ class RunConfig:
 
     method: str
     data: Path
-    fold: int | None = None
+    fold: Whole | None = None
     options: Any = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     input: InputConfig = field(default_factory=InputConfig)
@@ -142,6 +159,7 @@ class RunConfig:
     teachers: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.options is None:
             object.__setattr__(self, "options", method_class(self.method).Options())
         if self.input.mean is None or self.input.std is None:
@@ -185,7 +203,8 @@ def strict(kind: type[T], values: Any, where: str) -> T:
 def _sentence(kind: Any, error: ValidationError) -> str:
     """The first fault of a mapping in words, unknown keys before wrong values."""
     unknown = ("unexpected_keyword_argument", "invalid_key")
-    first = min(error.errors(), key=lambda fault: fault["type"] not in unknown)
+    faults = error.errors()
+    first = min(faults, key=lambda fault: fault["type"] not in unknown)
     path = [str(part) for part in first["loc"][1:]]
     key, own = ".".join(path), first.get("ctx", {}).get("error")
     if first["type"] in unknown:
@@ -199,7 +218,7 @@ def _sentence(kind: Any, error: ValidationError) -> str:
         return f"{key or 'this'} must hold `key: value` pairs; correct it"
     if isinstance(own, InputError):  # raised by a dataclass about its own values: it says all there is to say
         return str(own)
-    return f"{key} = {first['input']!r} is wrong ({first['msg'][:1].lower()}{first['msg'][1:]}); correct it"
+    return f"{key} = {first['input']!r} is wrong ({reason(error, faults.index(first))}); correct it"
 
 
 def recipe_names() -> list[str]:

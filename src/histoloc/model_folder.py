@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from histoloc.methods import Method, Setting
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.options import ALL, MapOptions
 from histoloc.types import Range
-from histoloc.work_folder import atomic_path, write_json, write_text
+from histoloc.work_folder import atomic_path, read_json, write_json, write_text
 
 FORMAT = 2
 PRIORS = Path(__file__).parent / "priors"  # a model folder for each prior that is shipped
@@ -200,11 +199,8 @@ def load_model(folder: Path) -> tuple[Method, ModelConfig]:
 def read_model_config(folder: Path) -> ModelConfig:
     """Read and check `config.json` of a model folder or a run."""
     path = find_model(folder) / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); give a folder that histoloc wrote") from error
-    if not isinstance(values, dict) or "method" not in values or "weights_sha256" not in values:
+    values = read_json(path, "give a folder that histoloc wrote") or {}
+    if "method" not in values or "weights_sha256" not in values:
         raise InputError(f"{path}: not a histoloc model; give a folder that `histoloc train` wrote")
     if values.get("format") == 1:
         values = _from_format_1(values)

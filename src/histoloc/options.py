@@ -3,14 +3,14 @@
 Nothing here loads torch, so that `histoloc --help` is quick.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field
 
+from histoloc.bounds import Checked, Count, NotNegative, Number, Positive, Share, Whole
 from histoloc.errors import InputError
 from histoloc.runner import JobOptions
 from histoloc.types import Range
@@ -23,7 +23,7 @@ ALL = "all"  # as a class: one map of each
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapOptions:
+class MapOptions(Checked):
     """How maps are made and cut.
 
     Attributes:
@@ -36,15 +36,12 @@ class MapOptions:
         device: auto, cpu, cuda, cuda:1, mps.
     """
 
-    threshold: float | None = None
+    threshold: Share | None = None
     range: Range | None = None
     map_class: Annotated[str | None, Parameter(name="--class")] = None
     empty_class: str | None = None
     tissue: bool = True
     device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +55,11 @@ class PredictionOptions(MapOptions):
             names and rows of their own.
     """
 
-    mpp: float | None = None
-    scales: Annotated[tuple[float, ...], Parameter(consume_multiple=True, show_default=False)] = ()
+    mpp: Positive | None = None
+    scales: Annotated[tuple[Positive, ...], Parameter(consume_multiple=True, show_default=False)] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, mpp in [("mpp", self.mpp), *(("scales", scale) for scale in self.scales)]:
-            check_mpp(mpp, name)
         if self.mpp is not None and self.scales:
             raise InputError("--mpp says at which scale images are, --scales that nobody knows it; leave one out")
 
@@ -86,16 +81,9 @@ class EvaluationOptions(MapOptions):
     """
 
     split: Literal["train", "valid", "test"] = "test"
-    fold: int | None = None
-    maps: int = 200
-    heatmap_max: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.heatmap_max is not None and not 0 < self.heatmap_max < math.inf:
-            raise InputError(f"--heatmap-max {self.heatmap_max:g}: give the number that means 1, above 0")
-        if self.maps < 0:
-            raise InputError(f"--maps {self.maps} must be at least 0; correct it")
+    fold: Whole | None = None
+    maps: Whole = 200
+    heatmap_max: Positive | None = None
 
     @property
     def name(self) -> str:
@@ -131,18 +119,18 @@ class SlideOptions(JobOptions, MapOptions):
         resume: go on with what OUT has; --no-resume does its slides anew.
     """
 
-    mpp: float | None = None
-    slide_mpp: float | None = None
-    tile: int | None = None
-    overlap: float = 0.25
-    min_area_mm2: Annotated[float, Parameter(name="--min-area")] = 0.001
+    mpp: Positive | None = None
+    slide_mpp: Positive | None = None
+    tile: Count | None = None
+    overlap: Annotated[Share, Field(le=0.9)] = 0.25
+    min_area_mm2: Annotated[NotNegative, Parameter(name="--min-area")] = 0.001
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    batch: int | None = None
-    readers: int | None = None
+    batch: Count | None = None
+    readers: Count | None = None
     resume: bool = True
-    workers: int | None = 1
-    retries: int = 1
-    memory_gb: float = 4.0
+    workers: Count | None = 1
+    retries: Whole = 1
+    memory_gb: Annotated[Number, Field(ge=0.1)] = 4.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,21 +139,12 @@ class SlideOptions(JobOptions, MapOptions):
                 "--range image: stretches every image to its own least and greatest evidence, so that each tile of a "
                 "slide would show ROI and no two could be compared; leave --range out"
             )
-        if self.mpp is not None and not 0 < self.mpp < math.inf:
-            raise InputError(f"--mpp {self.mpp:g}: give a positive number of micrometres per pixel")
         if self.tile is not None and (self.tile < SMALLEST_TILE or self.tile % TILE_STEP):
             # Of a prime number of pixels, for one, nothing but the whole tile could be a cell of the map.
             nearest = max(SMALLEST_TILE, round(self.tile / TILE_STEP) * TILE_STEP)
             raise InputError(
                 f"--tile {self.tile}: give a multiple of {TILE_STEP} from {SMALLEST_TILE} up, as {nearest}"
             )
-        if not 0 <= self.overlap <= 0.9:
-            raise InputError(f"--overlap {self.overlap:g}: give the share of a tile's side, from 0 to 0.9")
-        if not 0 <= self.min_area_mm2 < math.inf:
-            raise InputError(f"--min-area {self.min_area_mm2:g}: give an area in mm² from 0 up")
-        for name, number in (("--batch", self.batch), ("--readers", self.readers)):
-            if number is not None and number < 1:
-                raise InputError(f"{name} {number}: give a whole number from 1")
         if self.scheduler is not None and not re.fullmatch(r"([a-z]+://)?.+:[0-9]+", self.scheduler):
             raise InputError(f"--scheduler {self.scheduler}: give an address with a port, as tcp://host:8786")
 
@@ -173,37 +152,3 @@ class SlideOptions(JobOptions, MapOptions):
     def of_result(self) -> dict[str, Any]:
         """The options on which the result depends."""
         return {name: value for name, value in vars(self).items() if name not in _MEANS}
-
-
-def check_mpp(mpp: float | None, name: str = "mpp") -> None:
-    """Refuse a scale that no image can have; `name` is that of the option.
-
-    Raises:
-        InputError: it is not above 0 and finite.
-    """
-    if mpp is not None and not 0 < mpp < math.inf:
-        raise InputError(f"--{name} {mpp} must be above 0 and finite (micrometres per pixel)")
-
-
-def check_threshold(threshold: float | None) -> None:
-    """Refuse a threshold that no map can be cut at.
-
-    Raises:
-        InputError: it lies outside [0, 1].
-    """
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise InputError(f"--threshold {threshold} must lie within [0, 1]")
-
-
-def check_options(options: Any) -> None:
-    """Check a dataclass against the bounds that its fields declare.
-
-    Raises:
-        InputError: names the first option that is outside.
-    """
-    try:
-        TypeAdapter(type(options)).validate_python(vars(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = str(first["loc"][0]).replace("_", "-")
-        raise InputError(f"--{flag} {first['input']} is wrong ({first['msg']}); correct it") from error

@@ -16,7 +16,7 @@ from histoloc.errors import InputError
 from histoloc.maps import largest_is_roi, otsu_threshold, resize, roi, roi_at_stride
 from histoloc.methods import Method
 from histoloc.model_folder import ModelConfig, empty_index, load_model, no_classes
-from histoloc.options import check_threshold
+from histoloc.options import MapOptions
 from histoloc.scale import View, tile_side, view
 from histoloc.slides.answer import slide_probabilities
 from histoloc.slides.reader import stored_mpp
@@ -230,7 +230,7 @@ class Predictor:
         Raises:
             InputError: it lies outside [0, 1], or the model's was chosen on maps of another range.
         """
-        check_threshold(value)
+        MapOptions(threshold=value)  # refuses what no map can be cut at
         own = self.config.threshold
         if value is None and own.rule == "valid" and own.range not in (None, self.calibration.range):
             raise InputError(

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import pandas as pd
 from tqdm import tqdm
 
+from histoloc.bounds import Checked, Count, Positive, Whole
 from histoloc.calibration import share_shift
-from histoloc.config import RunConfig, read_recipe, run_config
+from histoloc.config import Accelerator, RunConfig, read_recipe, run_config
 from histoloc.data.pixels import sample_mpp, sample_size
 from histoloc.data.sample import REGION, Sample
 from histoloc.data.table import read_table, write_table
@@ -27,7 +28,6 @@ from histoloc.model_folder import (
     save_model,
 )
 from histoloc.nn.average import averaged
-from histoloc.options import check_mpp
 from histoloc.prediction import load
 from histoloc.prior_card import card
 from histoloc.training import train
@@ -46,7 +46,7 @@ SMALLEST_SIDE = 96  # pixels of an image at the prior's scale
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
+class TrainingOptions(Checked):
     """Where and how long a prior is trained.
 
     Attributes:
@@ -58,11 +58,11 @@ class TrainingOptions:
         resume: go on with a training that was stopped. Images that were drawn are kept in any case.
     """
 
-    seed: int = 0
-    epochs: int | None = None
+    seed: Whole = 0
+    epochs: Count | None = None
     recipe: str = "prior"
-    drawers: int = 2
-    accelerator: str = "auto"
+    drawers: Count = 2
+    accelerator: Accelerator = "auto"
     resume: bool = False
 
 
@@ -80,9 +80,9 @@ class MakeOptions(TrainingOptions):
     """
 
     scene: PriorScene = "glands"
-    count: int = 1200
-    height: int = 320
-    width: int = 476
+    count: Count = 1200
+    height: Count = 320
+    width: Count = 476
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +98,11 @@ class AdaptOptions(TrainingOptions):
         epochs: passes over the images; by default so many that there are about 340 steps.
     """
 
-    fold: int | None = None
-    mpp: float | None = None
+    fold: Whole | None = None
+    mpp: Positive | None = None
     drawn: Path | None = None
-    count: int = 400
+    count: Count = 400
     recipe: str = "prior-adapt"
-
-    def __post_init__(self) -> None:
-        check_mpp(self.mpp)
 
 
 def make(out: Path, options: MakeOptions = MakeOptions(), *, progress: bool = True) -> Path:

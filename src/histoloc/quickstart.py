@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from histoloc.bounds import Count, Whole
 from histoloc.config import read_recipe, run_config
 from histoloc.data.table import read_table
 from histoloc.datasets.synthetic.dataset import synthetic_table
@@ -14,7 +15,9 @@ from histoloc.work_folder import INPUTS_FILE, check_inputs, inputs_of, locked, r
 RUNS = {"maxmin": "quickstart-sem", "gap": "quickstart-gap", "allones": None}
 
 
-def quickstart(out: Path = Path("quickstart"), *, seed: int = 0, count: int = 240, epochs: int | None = None) -> Path:
+def quickstart(
+    out: Path = Path("quickstart"), *, seed: Whole = 0, count: Count = 240, epochs: Count | None = None
+) -> Path:
     """Synthetic glands -> train max-min, GAP and all-ones -> evaluate -> report.html, in under five minutes.
 
     Args:

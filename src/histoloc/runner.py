@@ -6,7 +6,6 @@ import csv
 import errno
 import hashlib
 import json
-import math
 import os
 import signal
 import sys
@@ -20,11 +19,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import psutil
+from pydantic import Field
 
+from histoloc.bounds import Checked, Count, Number, Whole
 from histoloc.errors import InputError
 from histoloc.progress import Bar
 from histoloc.work_folder import atomic_path, claim, write_json
@@ -39,7 +40,7 @@ _UNSEEN = "its result is not to be seen at {}; let all workers have the same fol
 
 
 @dataclass(frozen=True)
-class JobOptions:
+class JobOptions(Checked):
     """Where items are done.
 
     Attributes:
@@ -52,10 +53,10 @@ class JobOptions:
         progress: show a bar.
     """
 
-    workers: int | None = None
+    workers: Count | None = None
     scheduler: str | None = None
-    retries: int = 2
-    memory_gb: float = 1.0
+    retries: Whole = 2
+    memory_gb: Annotated[Number, Field(ge=0.1)] = 1.0
     progress: bool = True
 
 
@@ -90,7 +91,7 @@ def _read_part(path: Path, mark: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         part = json.loads(path.read_text(encoding="utf-8"))
         return part if part == {**mark, "result": part["result"]} else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -133,7 +134,6 @@ def run_jobs(
     """
     out = Path(out).absolute()
     options = replace(options or JobOptions(), **changes)
-    _check(options)
     settings = _plain(settings)
     claim(out / "settings.json", settings)
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -161,13 +161,6 @@ def _do_with_bar(calls: Sequence[Call], total: int, options: JobOptions) -> dict
             bar.set_postfix_str(f"{sum(reason is not None for reason in reasons.values())} failed", refresh=False)
             bar.update(len(ended))
     return reasons
-
-
-def _check(options: JobOptions) -> None:
-    for name, least in (("workers", 1), ("retries", 0), ("memory_gb", 0.1)):
-        value = getattr(options, name)
-        if value is not None and not least <= value < math.inf:
-            raise InputError(f"{name.replace('_', '-')} {value:g}: give a number from {least:g} up")
 
 
 def _plain(value: Any) -> Any:

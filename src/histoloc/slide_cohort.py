@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from histoloc.model_folder import ModelConfig, empty_index, find_model, is_shipp
 from histoloc.options import SlideOptions
 from histoloc.runner import run_jobs
 from histoloc.scale import tile_side
-from histoloc.work_folder import WORK, atomic_path, locked
+from histoloc.work_folder import WORK, atomic_path, locked, read_json
 
 _RESERVED = {"parts", "slides.csv", "failed.csv", "settings.json"}  # what else lies in the out folder
 _REASONS = 3  # at most, where all slides failed
@@ -175,9 +174,8 @@ def _make_way(out: Path, settings: Mapping[str, Any], items: Iterable[str], resu
 
 def _read(file: Path) -> dict[str, Any]:
     """The values of a JSON file; none where it is absent or damaged."""
-    with suppress(OSError, ValueError):
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else {}
+    with suppress(InputError):
+        return read_json(file) or {}
     return {}
 
 

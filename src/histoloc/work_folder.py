@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -29,6 +30,9 @@ RUN_FILE, INPUTS_FILE = "run.yaml", "inputs.json"
 RESUMABLE = ("epochs", "workers", "cache_gb")
 # What `auto` may stand for. Not compared as written where the folder says what became of them.
 RESOLVED = ("accelerator", "precision", "devices", "nodes")
+
+LARGEST_JSON, LARGEST_YAML = 64 << 20, 128 << 10  # bytes of a file
+YAML_VALUES = 10_000
 
 T = TypeVar("T")
 
@@ -280,34 +284,74 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping.
 
     Raises:
-        InputError: absent, unreadable or no mapping.
+        InputError: absent, unreadable or no mapping; a key that is there twice, or more than 10,000 values.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = _text(path, LARGEST_YAML)
+        if text.count("[") + text.count("{") > 1000:  # the time for open ones grows with their square
+            raise ValueError("more than 1000 brackets")
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return _mapping(loader.construct_document(node) if node and _values(node, {}) else None)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give an existing YAML file") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must hold `key: value` lines; correct it")
-    return value
+    except TypeError as error:
+        raise InputError(f"{path}: must hold `key: value` lines; correct it") from error
+    except Exception as error:  # no parser confines itself to errors of one kind
+        raise InputError(f"{path}: not valid YAML ({_short(error)}); correct it") from error
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The values in a file of a work folder; None where there is no such file.
+class _Loader(yaml.SafeLoader):
+    """Of two equal keys YAML's own would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if double := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"the key {double[0]} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _values(node: Any, known: dict[int, float]) -> float:
+    """How many values a node holds where each alias is written out: one that holds itself, without end."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_values(p, known) for p in parts if isinstance(p, yaml.Node))
+    if known[id(node)] > YAML_VALUES:
+        raise ValueError(f"more than {YAML_VALUES} values, or an alias that holds itself")
+    return known[id(node)]
+
+
+def read_json(path: Path, remedy: str = "restore it, or name another folder") -> dict[str, Any] | None:
+    """The values in a JSON file; None where there is no such file.
 
     Raises:
         InputError: it cannot be read, or holds something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("no mapping of names to values")
+        return _mapping(json.loads(_text(path, LARGEST_JSON)))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore it, or name another folder") from error
-    return values
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({_short(error)}); {remedy}") from error
+
+
+def _text(path: Path, largest: int) -> str:
+    if path.is_file() and path.stat().st_size > largest:
+        raise ValueError(f"more than {largest >> 10} kB")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("no mapping of names to values")
+    json.dumps(value, default=str, ensure_ascii=False).encode()  # half a character of UTF-16 could not be written
+    return value
+
+
+def _short(error: Exception) -> str:
+    text = "nested too deeply" if isinstance(error, RecursionError) else str(error) or type(error).__name__
+    return " ".join(text.split())[:300]
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -141,8 +141,8 @@ def test_rows_that_need_masks_are_refused_before_anything_starts(tiny_table, tmp
     ("changes", "sentence"),
     [
         ({"seeds": "none"}, "--seeds none: training needs a seed"),
-        ({"maps": -1}, "--maps -1 must be at least 0"),
-        ({"epochs": 0}, "--epochs, --batch and --lr-every must be at least 1"),
+        ({"maps": -1}, "--maps -1 is wrong .must be at least 0"),
+        ({"epochs": 0}, "--epochs 0 is wrong .must be at least 1"),
         ({"backbone": "resnet18"}, "resnet18"),
         ({"weights": "nowhere.pth"}, "--weights nowhere.pth: there is no such file"),
         ({"data": Path("nowhere.csv")}, "nowhere.csv: there is no such table"),

@@ -72,13 +72,13 @@ def test_an_interrupted_command_says_so(monkeypatch, capsys):
     monkeypatch.setattr("histoloc.config.recipe_names", interrupted)
     with pytest.raises(SystemExit, match="130"):
         main(["recipes"])
-    assert "histoloc: interrupted; what was finished is kept" in capsys.readouterr().err
+    assert "histoloc: interrupted; what is complete is kept; the same command does the rest" in capsys.readouterr().err
 
 
 def test_fewer_than_no_maps_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", "run", "--data", "table.csv", "--maps", "-1"])
-    assert "--maps -1 must be at least 0; correct it" in capsys.readouterr().err
+    assert "--maps -1 is wrong (must be at least 0); correct it" in capsys.readouterr().err
 
 
 def options_in(text: str) -> set[str]:

@@ -65,7 +65,7 @@ def test_a_failed_cell_is_exit_code_1(asked):
         ("--folds 0-4", r"--folds 0-4: .*table\.csv has no folds"),
         ("--rows gpa", r"table1 has no row 'gpa' \(did you mean gap\?\)"),
         ("--devices 99", r"--devices 99: .* give auto, cpu, or numbers of GPUs"),
-        ("--workers 0", r"--workers 0 must be at least 1"),
+        ("--workers 0", r"--workers 0 is wrong .must be at least 1"),
         ("--preset slow", r"slow"),
         ("--data nowhere.csv", r"nowhere\.csv: there is no such table"),
         ("--sees 3", r"--sees"),

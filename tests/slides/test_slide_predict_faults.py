@@ -140,8 +140,8 @@ def test_mistaken_settings_do_not_bind_a_folder(gap_run, slide, tmp_path):
     ("options", "message"),
     [
         ({"tile": 509}, "--tile 509: give a multiple of 16 from 32 up, as 512"),
-        ({"tile": 0}, "--tile 0: give a multiple"),
-        ({"mpp": 0.0}, "--mpp 0: give a positive"),
+        ({"tile": 0}, "--tile 0 is wrong .must be at least 1"),
+        ({"mpp": 0.0}, "--mpp 0.0 is wrong .must be above 0"),
         ({"overlap": float("nan")}, "--overlap nan"),
         ({"device": "warp"}, "--device warp"),
         ({"scheduler": "nonsense"}, "--scheduler nonsense: give an address with a port"),

@@ -122,8 +122,6 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
     Raises:
         InputError: anything that would make a cell fail before it began.
     """
-    if choices.maps < 0:
-        raise InputError(f"--maps {choices.maps} must be at least 0; correct it")
     rows = with_teachers(choose_rows(kind, choices.rows), rows_of(kind))
     table = read_table(choices.data)
     table.check_classes()

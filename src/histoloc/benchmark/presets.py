@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from histoloc.benchmark.rows import shipped
+from histoloc.bounds import Checked, Count, Whole
 from histoloc.errors import InputError
 from histoloc.types import Range
 
@@ -15,7 +16,7 @@ PRESETS: dict[str, Mapping[str, Any]] = shipped("benchmark/presets")
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(Checked):
     """What a benchmark is asked for.
 
     Attributes:
@@ -51,14 +52,14 @@ class Choices:
     seeds: str = "0"
     rows: str | None = None
     preset: Literal["paper", "fast", "camelyon16"] = "paper"
-    workers: int | None = None
+    workers: Count | None = None
     devices: str = "auto"
     split: Literal["auto", "test", "valid"] = "auto"
-    epochs: int | None = None
+    epochs: Count | None = None
     backbone: str | None = None
-    stride: int | None = None
+    stride: Whole | None = None
     weights: str | None = None
-    maps: int = 200
+    maps: Whole = 200
     empty_class: str | None = None
     published: Literal["glas", "camelyon16", "none"] | None = None
     range: Range | None = None
@@ -96,6 +97,7 @@ class MapChoices(Choices):
     looked_at: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_numbers(self.looked_at or "none", "--looked-at")
 
     @property
@@ -122,7 +124,7 @@ class MapChoices(Choices):
 
 
 @dataclass(frozen=True)
-class PictureOptions:
+class PictureOptions(Checked):
     """Which pictures are written.
 
     Attributes:
@@ -137,8 +139,8 @@ class PictureOptions:
     row: str | None = None
     worst_of: str | None = None
     folds: str = "0-2"
-    seed: int = 0
-    count: int = 12
+    seed: Whole = 0
+    count: Count = 12
 
 
 def parse_numbers(text: str, flag: str) -> tuple[int | None, ...]:

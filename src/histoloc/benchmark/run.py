@@ -133,10 +133,8 @@ def worker_environments(devices: str, workers: int | None) -> list[dict[str, str
         workers: how many; None = one per GPU, one on a CPU.
 
     Raises:
-        InputError: no such GPU, or no worker.
+        InputError: no such GPU.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers {workers} must be at least 1; correct it")
     gpus = _gpus(devices)
     count = workers or len(gpus)
     # Not on every platform; where it is, it knows of what a batch system grants.

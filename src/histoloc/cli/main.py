@@ -1,13 +1,15 @@
 """The command line: each command calls one function and adds nothing."""
 
-import re
 import sys
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
 
+from histoloc.bounds import reason
 from histoloc.errors import InputError
 from histoloc.options import ALL, EvaluationOptions, PredictionOptions
 from histoloc.viewer.serve import view
@@ -45,18 +47,31 @@ PredictionFlags = Annotated[PredictionOptions, Parameter(name="*")]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; what the user did wrong ends with one sentence and exit code 2."""
+    """Run a command; what the user did wrong ends with one sentence, or a list, and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # terminals and logs without µ, ² and –
+            stream.reconfigure(errors="replace")
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except (InputError, CycloptsError) as error:
-        text = " ".join(str(error).split(chr(10)))
-        # Of what pydantic says of a value, the sentence alone.
-        text = re.sub(r"\d+ validation errors? for \S+\s+(.*?) \[type=.*", r"\1; correct it", text)
-        print(f"histoloc: {text}", file=sys.stderr)
+        print(f"histoloc: {_sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("histoloc: interrupted; what was finished is kept", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        remedy = str(interrupt) or "what is complete is kept; the same command does the rest"
+        print(f"histoloc: interrupted; {remedy}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _sentence(error: Exception) -> str:
+    """What is wrong, in our words where it is the value of an option."""
+    if isinstance(error, InputError):
+        return str(error)
+    cause, argument = error.__cause__, getattr(error, "argument", None)
+    why = reason(cause) if isinstance(cause, ValidationError) else str(cause)
+    if argument is not None and argument.tokens and why.startswith("must"):
+        value = " ".join(token.value for token in argument.tokens)
+        return f"{argument.tokens[0].keyword or argument.name} {value} is wrong ({why}); correct it"
+    return " ".join(str(error).split())
 
 
 @app.command

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from histoloc.bounds import Positive
 from histoloc.options import ALL, SlideOptions
 from histoloc.work_folder import safe_name
 
@@ -14,7 +15,7 @@ app = App(name="slides", help="Whole slides: what a file holds, where its tissue
 
 
 @app.command
-def info(slide: Path, *, mpp: float | None = None, properties: bool = False) -> None:
+def info(slide: Path, *, mpp: Positive | None = None, properties: bool = False) -> None:
     """Size, micrometres per pixel and levels of a slide.
 
     Args:
@@ -34,7 +35,7 @@ def info(slide: Path, *, mpp: float | None = None, properties: bool = False) -> 
 
 
 @app.command
-def tissue(slide: Path, *, out: Path, at: float = 8.0, mpp: float | None = None) -> None:
+def tissue(slide: Path, *, out: Path, at: Positive = 8.0, mpp: Positive | None = None) -> None:
     """A thumbnail with the outline of the tissue that would be cut into patches.
 
     Args:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
 
+from histoloc.bounds import Checked, Whole
 from histoloc.config import Published, RunConfig, TrainingConfig, plain, read_recipe
 from histoloc.data.transforms import InputConfig
 from histoloc.errors import InputError
@@ -24,7 +25,7 @@ from histoloc.options import EvaluationOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFlags:
+class RunFlags(Checked):
     """What a run is made from and where.
 
     Attributes:
@@ -47,7 +48,7 @@ class RunFlags:
 
     data: Path
     out: Path
-    fold: int | None = None
+    fold: Whole | None = None
     empty_class: str | None = None
     prior: str | None = None
     drawn: Path | None = None

@@ -1,17 +1,19 @@
 """From a decoded image to the network's input: one deterministic half, shared by all, and one random half."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
+from histoloc.bounds import Checked, Count, Interval, NotNegative, Number, Positive, Share, Whole
 from histoloc.errors import InputError
 
 HALF = (0.5, 0.5, 0.5)
@@ -19,7 +21,7 @@ NEAR = 0.01  # scales that differ by no more are the same
 
 
 @dataclass(frozen=True)
-class InputConfig:
+class InputConfig(Checked):
     """How images reach the network; the defaults are those of the paper for GlaS.
 
     Attributes:
@@ -41,41 +43,24 @@ class InputConfig:
         std: channel standard deviations divided by, likewise.
     """
 
-    small_side: int = 432
-    mpp: float | None = None
-    crop: int = 416
-    brightness: float = 0.5
-    contrast: float = 0.5
-    saturation: float = 0.5
-    hue: float = 0.05
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.5
+    small_side: Whole = 432
+    mpp: Positive | None = None
+    crop: Annotated[Count, Field(ge=32)] = 416
+    brightness: NotNegative = 0.5
+    contrast: NotNegative = 0.5
+    saturation: NotNegative = 0.5
+    hue: Annotated[NotNegative, Field(le=0.5)] = 0.05
+    horizontal_flip: Share = 0.5
+    vertical_flip: Share = 0.5
     quarter_turns: bool = False
-    zoom: tuple[float, float] = (1.0, 1.0)
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    zoom: Interval = (1.0, 1.0)
+    mean: tuple[Number, Number, Number] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
 
     def __post_init__(self) -> None:
-        if self.mpp is not None and not 0 < self.mpp < math.inf:
-            raise InputError(f"--mpp {self.mpp:g} must be above 0 (micrometres per pixel); correct it")
-        if self.crop < 32 or (self.mpp is None and self.small_side and self.crop > self.small_side):
-            raise InputError(
-                f"--crop {self.crop} must be at least 32 and at most --small-side {self.small_side}; "
-                "correct one of them"
-            )
-        if not 0 < self.zoom[0] <= self.zoom[1] < math.inf:
-            raise InputError(
-                f"--zoom {self.zoom[0]:g} {self.zoom[1]:g}: give two factors above 0, the smaller one first"
-            )
-        # Written so that NaN fails too.
-        if not all(0 < s < math.inf for s in self.std or HALF) or not all(map(math.isfinite, self.mean or HALF)):
-            raise InputError("--std must be above 0 and --mean finite; correct them")
-        if not all(0 <= j < math.inf for j in (self.brightness, self.contrast, self.saturation)):
-            raise InputError("--brightness, --contrast and --saturation must be at least 0; correct them")
-        if not (0 <= self.hue <= 0.5 and 0 <= self.horizontal_flip <= 1 and 0 <= self.vertical_flip <= 1):
-            raise InputError(
-                "--hue must be within [0, 0.5], --horizontal-flip and --vertical-flip within [0, 1]; correct them"
-            )
+        super().__post_init__()
+        if self.mpp is None and self.small_side and self.crop > self.small_side:
+            raise InputError(f"--crop {self.crop} must be at most --small-side {self.small_side}; correct one of them")
 
 
 def resample_to(pixels: Tensor, size: Sequence[int], *, nearest: bool = False) -> Tensor:

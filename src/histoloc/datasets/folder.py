@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histoloc.bounds import PartBelowOne, Positive, Whole
 from histoloc.data.groups import divide_groups, groups_by_pattern, torn_names
 from histoloc.data.images import IMAGE_EXTENSIONS
 from histoloc.data.labels import group_problems, label_problems
@@ -24,10 +25,10 @@ def folder_table(
     *,
     out: Path,
     masks: Path | None = None,
-    test: float = 0.2,
-    valid: float = 0.2,
-    seed: int = 0,
-    mpp: float | None = None,
+    test: PartBelowOne = 0.2,
+    valid: PartBelowOne = 0.2,
+    seed: Whole = 0,
+    mpp: Positive | None = None,
     group: str | None = None,
 ) -> TableResult:
     """One folder of images per class -> a table.

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from histoloc.bounds import Count, Whole
 from histoloc.data.groups import divide_groups
 from histoloc.data.table import write_table
 from histoloc.datasets.result import TableResult
@@ -36,7 +37,7 @@ FOLDS: tuple[tuple[int, ...], ...] = (
 
 
 def glas_table(
-    root: Path, *, out: Path, split: Literal["official", "patient"] = "official", seed: int = 0, folds: int = 5
+    root: Path, *, out: Path, split: Literal["official", "patient"] = "official", seed: Whole = 0, folds: Count = 5
 ) -> TableResult:
     """The GlaS challenge's folder -> a table with the published folds, or with patient-disjoint splits.
 

@@ -6,17 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from histoloc.bounds import Checked, Count, PartBelowOne, Positive, Share, ShareAboveNone, Whole
 from histoloc.errors import InputError
-
-Micrometres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-PartOfGroups = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileOptions:
+class TileOptions(Checked):
     """Which tiles are cut from one's own slides.
 
     Attributes:
@@ -33,20 +28,20 @@ class TileOptions:
         per_slide: at most so many tiles of a slide.
     """
 
-    mpp: Micrometres
+    mpp: Positive
     size: Count = 512
     stride: Count | None = None
     tissue: Share = 0.5
-    roi: Annotated[float, Field(gt=0, le=1)] = 0.5
+    roi: ShareAboveNone = 0.5
     empty_class: str | None = None
-    test: PartOfGroups = 0.2
-    valid: PartOfGroups = 0.2
-    seed: Seed = 0
+    test: PartBelowOne = 0.2
+    valid: PartBelowOne = 0.2
+    seed: Whole = 0
     per_slide: Count | None = None
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Checked):
     """What is sampled from Camelyon16, the same for all slides.
 
     Attributes:
@@ -62,15 +57,16 @@ class Sampling:
     """
 
     protocol: Literal["tmi", "own"] = "tmi"
-    size: Annotated[int, Field(ge=32)] = 512
+    size: Annotated[Count, Field(ge=32)] = 512
     stride: Count | None = None
-    mpp: Micrometres | None = None
-    p0: Annotated[float, Field(gt=0, le=1)] = 0.2
+    mpp: Positive | None = None
+    p0: ShareAboveNone = 0.2
     p1: Share = 0.5
     tissue: Share = 0.1
-    coarse: Annotated[int, Field(ge=0, le=12)] = 6
+    coarse: Annotated[Whole, Field(le=12)] = 6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.p0 > self.p1:
             raise InputError(f"p0 {self.p0:g}: is above p1 {self.p1:g}; give shares with p0 <= p1")
 
@@ -81,7 +77,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class CamelyonOptions:
+class CamelyonOptions(Checked):
     """What is made of the slides of Camelyon16.
 
     Attributes:
@@ -92,8 +88,8 @@ class CamelyonOptions:
         slide_mpp: micrometres per pixel of level 0 of slides that do not say it; the others keep their own.
     """
 
-    fold: int = 0
-    seed: Seed = 0
+    fold: Whole = 0
+    seed: Whole = 0
     patches_from: Path | None = None
     write: Literal["none", "png", "jpeg"] = "none"
-    slide_mpp: Micrometres | None = None
+    slide_mpp: Positive | None = None

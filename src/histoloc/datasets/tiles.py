@@ -16,7 +16,6 @@ from histoloc.datasets.patches import random_for
 from histoloc.datasets.result import TableResult
 from histoloc.datasets.slide_list import ListedSlide, class_without_roi, read_slides, split_groups
 from histoloc.errors import InputError
-from histoloc.options import check_options
 from histoloc.runner import JobOptions, run_jobs
 from histoloc.slides.annotations import rasterise, read_annotations
 from histoloc.slides.reader import open_slide
@@ -56,7 +55,6 @@ def slide_tiles(
             `out`, no slide gave a tile, or the class of tiles without ROI is not clear.
     """
     table, out = Path(table), Path(out)
-    check_options(options)
     slides = read_slides(table)
     if out.absolute() in (table.absolute(), *(slide.path for slide in slides)):
         raise InputError(f"{out}: is one of the given files; choose another --out")

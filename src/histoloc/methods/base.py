@@ -5,29 +5,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
+from histoloc.bounds import check_options
 from histoloc.errors import InputError
 from histoloc.losses import classification
 from histoloc.maps import normalise_per_image
 from histoloc.nn.backbone import Backbone, BackboneConfig, build_backbone
-from histoloc.options import check_options
 from histoloc.types import Batch, Calibration, Output, Range, Unit
 
 Supervision = Literal["image", "cue", "synthetic", "pixel"]
-
-# Bounds of options, declared where the option is.
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Scales = Annotated[tuple[Positive, ...], Field(min_length=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from histoloc.methods.base import Classifier, Count, Dropout, NotNegative, Positive, Setting
+from histoloc.bounds import Count, NotNegative, PartBelowOne, Positive
+from histoloc.methods.base import Classifier, Setting
 from histoloc.nn.pooling import WildcatHead, lse_score
 from histoloc.types import Output
 
@@ -115,7 +116,7 @@ class WildcatOptions:
     kmax: Positive = 0.1
     kmin: NotNegative = 0.1
     alpha: NotNegative = 0.6
-    dropout: Dropout = 0.0
+    dropout: PartBelowOne = 0.0
 
 
 class Wildcat(Classifier):

@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from histoloc.bounds import Count
 from histoloc.maps import at_least_float32, normalise_per_image
-from histoloc.methods.base import Classifier, Count, Setting
+from histoloc.methods.base import Classifier, Setting
 from histoloc.types import Output
 
 

@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from histoloc.bounds import Count, Positive, ShareAboveNone
 from histoloc.losses import classification
 from histoloc.maps import class_map, normalise_per_image, place
-from histoloc.methods.base import Count, Method, Positive, Setting
+from histoloc.methods.base import Method, Setting
 from histoloc.nn.backbone import Backbone, build_backbone
 from histoloc.types import Batch, Output
 
@@ -32,7 +33,7 @@ class EraseOptions:
     """
 
     rounds: Count = 3
-    erased_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    erased_share: Annotated[ShareAboveNone, Field(lt=1)] = 0.2
     stop_loss: Positive = 0.9
 
 

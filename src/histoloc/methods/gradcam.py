@@ -11,15 +11,15 @@ that was trained as another method:
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
+from histoloc.bounds import Count, NotNegative, Whole
 from histoloc.errors import InputError
-from histoloc.methods.base import Classifier, Count, NotNegative, Setting
+from histoloc.methods.base import Classifier, Setting
 from histoloc.nn.gradients import Network, layer_gradients
 from histoloc.types import Output
 
@@ -302,7 +302,7 @@ class SmoothGradCamPPOptions(GradCamOptions):
 
     samples: Count = 4
     noise: NotNegative = 0.3
-    noise_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    noise_seed: Whole = 0
 
 
 class SmoothGradCamPP(GradCamPP):

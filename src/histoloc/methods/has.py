@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from histoloc.methods.base import Count, Share
+from histoloc.bounds import Count, Share
 from histoloc.methods.cam import Gap
 from histoloc.types import Batch
 

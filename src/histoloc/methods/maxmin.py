@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from histoloc.bounds import Count, NotNegative, Number, PartBelowOne, Positive, Scales, ShareAboveNone
 from histoloc.errors import InputError
 from histoloc.losses import (
     absolute_size,
@@ -21,7 +21,7 @@ from histoloc.losses import (
     uniform_cross_entropy,
 )
 from histoloc.maps import normalise_batch, normalise_per_image, place, resize
-from histoloc.methods.base import Count, Dropout, NotNegative, Positive, Scales, Setting
+from histoloc.methods.base import Setting
 from histoloc.methods.mean_teacher import MeanTeacher
 from histoloc.nn.average import Average
 from histoloc.nn.backbone import Backbone, build_backbone
@@ -86,21 +86,21 @@ class MaxMinOptions:
     foreground_weight: NotNegative = 1.0
     localizer_weight: NotNegative = 1.0
     slope: Positive = 10.0
-    sigma_start: float = 0.5
-    sigma_step: float = 0.0
-    sigma_cap: float = 0.5
+    sigma_start: Number = 0.5
+    sigma_step: Number = 0.0
+    sigma_cap: Number = 0.5
     barrier_start: Positive = 5.0
-    barrier_factor: float = 1.01
-    barrier_cap: float = 10.0
+    barrier_factor: Positive = 1.01
+    barrier_cap: Positive = 10.0
     modalities: Count = 5
     kmax: Positive = 0.3
     kmin: NotNegative = 0.0
-    alpha: float = 0.6
-    dropout: Dropout = 0.1
-    scale: Annotated[float, Field(gt=0, le=1)] = 0.8
+    alpha: NotNegative = 0.6
+    dropout: PartBelowOne = 0.1
+    scale: ShareAboveNone = 0.8
     networks: Literal["shared", "two"] = "shared"
     localizer: Literal["wildcat", "decoder"] = "wildcat"
-    average: Dropout = 0.0
+    average: PartBelowOne = 0.0
     drawn_weight: NotNegative = 1.0
     consistency_weight: NotNegative = 1.0
     randomise: bool = False

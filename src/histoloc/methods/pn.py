@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from histoloc.bounds import Positive, Share
 from histoloc.errors import InputError
 from histoloc.losses import barrier_at, log_barrier, quadratic_penalty
-from histoloc.methods.base import Method, Positive, Setting, Share
+from histoloc.methods.base import Method, Setting
 from histoloc.nn.backbone import build_backbone
 from histoloc.types import Batch, Output, Unit
 
@@ -35,7 +36,7 @@ class PnOptions:
     weight: Positive = 10.0
     barrier_start: Positive = 5.0
     barrier_factor: Positive = 1.01
-    barrier_cap: float = 10.0
+    barrier_cap: Positive = 10.0
 
     def __post_init__(self) -> None:
         if self.lower >= self.upper:

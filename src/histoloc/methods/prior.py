@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from histoloc.bounds import Count, PartBelowOne, Positive, Scales
 from histoloc.errors import InputError
-from histoloc.methods.base import Count, Dropout, Positive, Scales, Setting, Supervision
+from histoloc.methods.base import Setting, Supervision
 from histoloc.methods.mean_teacher import MeanTeacher
 from histoloc.nn.average import Average
 from histoloc.nn.backbone import BackboneConfig, build_backbone
@@ -36,7 +37,7 @@ class PriorOptions:
     scales: Scales = (1.0,)
     structure_weight: Positive = 1.0
     randomise: bool = True
-    average: Dropout = 0.0
+    average: PartBelowOne = 0.0
 
 
 class Prior(MeanTeacher):

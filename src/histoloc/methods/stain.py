@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from skimage.color import hed_from_rgb
 from torch import Tensor
 
-from histoloc.methods.base import Method, NotNegative, Supervision
+from histoloc.bounds import NotNegative
+from histoloc.methods.base import Method, Supervision
 from histoloc.types import Batch, Output
 
 _DARKEST = 1e-6  # transmitted light below which scikit-image's rgb2hed counts no further

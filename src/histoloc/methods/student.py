@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from histoloc.bounds import NotNegative, Positive
 from histoloc.errors import InputError
 from histoloc.losses import classification
 from histoloc.maps import place
-from histoloc.methods.base import NotNegative, Positive, Setting, Supervision
+from histoloc.methods.base import Setting, Supervision
 from histoloc.methods.mean_teacher import MeanTeacher, Network
 from histoloc.methods.prior import PriorOptions
 from histoloc.nn.average import Average

@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from histoloc.bounds import NotNegative
 from histoloc.errors import InputError
 from histoloc.losses import soft_dice
 from histoloc.maps import place
-from histoloc.methods.base import Method, NotNegative, Setting, Supervision
+from histoloc.methods.base import Method, Setting, Supervision
 from histoloc.nn.backbone import BackboneConfig, build_backbone
 from histoloc.nn.decoder import SumDecoder, UNetDecoder
 from histoloc.types import Batch, Output, Unit

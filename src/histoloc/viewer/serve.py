@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from pydantic import Field
 
+from histoloc.bounds import Whole
 from histoloc.errors import InputError
 
 
 def view(
     folders: Annotated[list[Path], Parameter(allow_leading_hyphen=False, negative=())],
     *,
-    port: int = 8000,
+    port: Annotated[Whole, Field(le=65535)] = 8000,
     host: str = "127.0.0.1",
     open_browser: Annotated[bool, Parameter(name="--open", negative=())] = False,
 ) -> None:

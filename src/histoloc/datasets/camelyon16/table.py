@@ -21,7 +21,6 @@ from histoloc.datasets.options import CamelyonOptions, Sampling
 from histoloc.datasets.patches import calibrate, calibration_size, equal_numbers, random_for
 from histoloc.datasets.result import TableResult
 from histoloc.errors import InputError
-from histoloc.options import check_options
 from histoloc.runner import JobOptions, write_failed
 from histoloc.slides.reader import stored_mpp
 from histoloc.work_folder import locked
@@ -56,8 +55,6 @@ def camelyon16_table(
         InputError: folder, options or list cannot be used, another call is writing to `out`, or no slide gives a
             tumour patch of the training set. Slides that cannot be used are no error; they are in the result.
     """
-    check_options(sampling)
-    check_options(options)
     folder = find_slides(root, published=sampling.protocol == "tmi")
     check_fold(folder.slides, folder.folds, options.fold)
     slides = {slide.name: slide for slide in folder.slides}

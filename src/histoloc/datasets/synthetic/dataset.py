@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
+from histoloc.bounds import Count, Whole
 from histoloc.data.images import write_picture
 from histoloc.data.table import write_table
 from histoloc.datasets.result import TableResult
@@ -154,7 +155,13 @@ def draw(out: Path, index: int, scene: Scene, **how: Any) -> dict[str, Any]:
 
 
 def synthetic_table(
-    out: Path, *, count: int = 400, seed: int = 0, height: int = HEIGHT, width: int = WIDTH, scene: Scene = "glands"
+    out: Path,
+    *,
+    count: Count = 400,
+    seed: Whole = 0,
+    height: Count = HEIGHT,
+    width: Count = WIDTH,
+    scene: Scene = "glands",
 ) -> TableResult:
     """Procedural H&E glands with instance masks, or a simpler scene -> images and a table.
 
