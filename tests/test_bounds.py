@@ -1,6 +1,7 @@
 """Every option that is a number refuses what is none: on the command line, in YAML and in Python."""
 
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ ZERO = set(
     --background-weight --foreground-weight --localizer-weight --sigma-start --sigma-step --sigma-cap --kmin --alpha
     --dropout --average --drawn-weight --consistency-weight --noise --noise-seed --hidden --lower --upper --sigma
     --class-weight --map-weight --cross-entropy-weight --dice-weight --threshold --overlap --min-area --maps
-    --port""".split()
+    --port""".split()  # noqa: SIM905
 )
 BELOW = {"--mean", "--sigma-start", "--sigma-step", "--sigma-cap"}
 
@@ -53,7 +54,8 @@ OPTIONS = list(numbers())
 
 def accepted(argument: Any, value: str) -> bool:
     count = {"--mean": 3, "--std": 3, "--zoom": 2}.get(argument.name, 1)
-    argument.tokens[:] = [Token(keyword=argument.name, value=value, index=i) for i in range(count)]
+    argument = copy(argument)  # one that has a value keeps it
+    argument.tokens = [Token(keyword=argument.name, value=value, index=i) for i in range(count)]
     try:
         argument.convert_and_validate()
     except CycloptsError:
@@ -102,7 +104,7 @@ def test_yaml_refuses_a_part_of_a_whole_number(value):
 
 @pytest.mark.parametrize("value", ["foo", "0", "-1", "1.5", "0x1", "a,b", "²", "99999", ""])
 def test_devices_are_a_number_or_numbers(value):
-    with pytest.raises(InputError, match="devices = .* is wrong .must be auto, a number from 1, or numbers of GPUs"):
+    with pytest.raises(InputError, match=r"devices = .* is wrong .must be auto, a number from 1, or numbers of GPUs"):
         run_config({"method": "gap", "data": "t.csv", "training": {"devices": value}}, "run.yaml")
     assert run_config({"method": "gap", "data": "t.csv", "training": {"devices": "0,1"}}, "r").training.devices == "0,1"
 
