@@ -89,7 +89,7 @@ def _adapters(kind: type[Any]) -> dict[str, tuple[str, TypeAdapter[Any]]]:
     adapters: dict[str, tuple[str, TypeAdapter[Any]]] = {}
     for field in fields(kind):
         hint = hints[field.name]
-        names = [part.name[0] for part in get_args(hint) if isinstance(part, Parameter) and part.name]
+        names = [name for part in get_args(hint) if isinstance(part, Parameter) for name in part.name or ()]
         adapters[field.name] = ([*names, f"--{field.name.replace('_', '-')}"][0], TypeAdapter(hint))
     return adapters
 

@@ -21,6 +21,7 @@ from histoloc.measurement import measure, model_localizes
 from histoloc.model_folder import LearnedRange, Threshold, load_model, save_model
 from histoloc.options import MapOptions
 from histoloc.prediction import Predictor
+from histoloc.progress import Bar
 from histoloc.scale import training_scale
 from histoloc.types import Output
 
@@ -59,7 +60,7 @@ def learn_range(predictor: Predictor, samples: Sequence[Sample], *, progress: bo
     classes, empty = predictor.config.classes, predictor.calibration.empty
     by_class: dict[int, list[ImageEvidence]] = {}
     images = of_every_class(samples, MOST_IMAGES)
-    for sample in tqdm(images, "range of evidence", disable=not progress, leave=False):
+    for sample in Bar(images, "range of evidence", disable=not progress, leave=False):
         own = {classes.index(name) for name in sample.labels if name in classes} - {empty}
         output = predictor.output_of(read_pixels(sample), sample_mpp(sample))
         maps = output.evidence.shape[1]

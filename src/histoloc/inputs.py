@@ -9,7 +9,9 @@ IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
 SLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi"} | IMAGE_SUFFIXES
 
 
-def input_files(paths: Sequence[Path], suffixes: Collection[str], kind: str, *, deep: bool) -> dict[str, Path]:
+def input_files(
+    paths: Sequence[Path | str] | Path | str, suffixes: Collection[str], kind: str, *, deep: bool
+) -> dict[str, Path]:
     """Files by the name of what is made of them: files as they are, and of folders those that end so, but hidden ones.
 
     Args:
@@ -22,6 +24,7 @@ def input_files(paths: Sequence[Path], suffixes: Collection[str], kind: str, *, 
         InputError: nothing there, a folder without any, two files of one name.
     """
     files: dict[str, Path] = {}
+    paths = [paths] if isinstance(paths, Path | str) else paths
     for file in (file for path in paths for file in _files(Path(path), suffixes, kind, deep)):
         if file.stem in files:
             raise InputError(

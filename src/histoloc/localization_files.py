@@ -16,12 +16,20 @@ from histoloc.model_folder import map_classes
 from histoloc.options import ALL, PredictionOptions
 from histoloc.pictures import overlay
 from histoloc.prediction import load
+from histoloc.progress import Bar
 from histoloc.slides.reader import stored_mpp
 from histoloc.types import Localization
 from histoloc.work_folder import atomic_path, locked, safe_name
 
 
-def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = True, **options: Any) -> pd.DataFrame:
+def predict(
+    model: Path | str,
+    images: Sequence[Path | str] | Path | str,
+    out: Path | str,
+    *,
+    progress: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
     """Localize in files and folders of images; write mask, heatmap and overlay of each, and one CSV.
 
     Args:
@@ -39,7 +47,7 @@ def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = 
     Raises:
         InputError: nothing to do, two images of one name, an unreadable image, a folder that cannot be written.
     """
-    settings = PredictionOptions(**options)
+    model, out, settings = Path(model), Path(out), PredictionOptions(**options)
     if any((out / name).exists() for name in ("run.yaml", "config.json", "slide.json", "benchmark.json")):
         raise InputError(f"{out}: folder contains a run, a model or a slide's results; choose another --out")
     predictor = load(model, settings.device, range=settings.range, empty_class=settings.empty_class)
@@ -50,7 +58,7 @@ def predict(model: Path, images: Sequence[Path], out: Path, *, progress: bool = 
     notes: dict[str, list[str]] = {}
     sure: dict[float | None, list[float]] = {}
     with locked(out):
-        for name, file in tqdm(files.items(), "predicting", disable=not progress):
+        for name, file in Bar(files.items(), "predicting", disable=not progress):
             pixels = read_image(file)
             for mpp in settings.scales or (stored_mpp(file) if settings.mpp is None else settings.mpp,):
                 answer = predictor.infer(pixels, mpp, tissue=settings.tissue)

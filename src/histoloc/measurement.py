@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from histoloc.data.images import image_size, read_map, stored_map, write_map, write_mask, write_picture
 from histoloc.data.pixels import read_pixels, read_truth, sample_mpp
@@ -21,6 +20,7 @@ from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.model_folder import ModelConfig, build_method
 from histoloc.options import MapOptions
 from histoloc.prediction import Predictor
+from histoloc.progress import Bar
 from histoloc.types import Localization
 
 Pixels = Callable[[], NDArray[np.uint8]]  # reads those of a sample
@@ -80,7 +80,7 @@ def measure(
     measured = Measured(LocalizationMetrics(table.classes))
     folder, most = files or (Path(), 0)
     picture_rows = {int(i) for i in np.linspace(0, len(samples) - 1, min(most, len(samples))).round()}
-    for i, sample in enumerate(tqdm(samples, "evaluating", disable=not progress)):
+    for i, sample in enumerate(Bar(samples, "evaluating", disable=not progress)):
         pixels = cache(partial(read_pixels, sample))
         result = localizes(sample, pixels)
         truth = _truth(sample, result.mask.shape, empty_class, measured)

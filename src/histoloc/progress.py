@@ -1,5 +1,6 @@
 """How far a long loop is: a bar on a terminal, a line every half minute in a log."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +10,36 @@ LOG_SECONDS = 30.0
 
 
 class Bar(tqdm):
-    """tqdm, with its arguments; where nobody looks at a terminal it writes lines, and seldom."""
+    """tqdm, with its arguments; where nobody looks at a terminal it writes a line seldom, and one at the end."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        self._written = time.monotonic()
         super().__init__(*args, **options)
-        if not self.disable and not self.fp.isatty():
-            self.mininterval, self.miniters, self.dynamic_miniters = LOG_SECONDS, 1, False
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+        """Draw the bar; in a log only where the last line is old."""
+        if self.fp.isatty():
+            return super().display(msg, pos)
+        if msg is None and self.n > self.initial and time.monotonic() - self._written >= LOG_SECONDS:
+            self._written = time.monotonic()
+            print(self, file=self.fp, flush=True)
+        return True
+
+    def clear(self, nolock: bool = False) -> None:
+        """Take the bar off a terminal."""
+        if self.fp.isatty():
+            super().clear(nolock)
+
+    def close(self) -> None:
+        """End the bar; in a log with a line, where it would stay on a terminal."""
+        if self.disable or self.fp.isatty():
+            return super().close()
+        self.disable = True
+        self._decr_instances(self)
+        if self.leave and self.n > self.initial:
+            print(self, file=self.fp, flush=True)
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
-        """Redraw a line of a terminal; write a new one elsewhere."""
-        if file.isatty():
-            return tqdm.status_printer(file)
-        return lambda text: print(text, file=file, flush=True) if text.strip() else None
+        """What redraws a line of a terminal; nothing elsewhere."""
+        return tqdm.status_printer(file) if file.isatty() else lambda text: None

@@ -41,7 +41,11 @@ class Cohort(NamedTuple):
 
 
 def predict_slides(
-    model: Path, slides: Sequence[Path], out: Path, options: SlideOptions | None = None, **changes: Any
+    model: Path | str,
+    slides: Sequence[Path | str] | Path | str,
+    out: Path | str,
+    options: SlideOptions | None = None,
+    **changes: Any,
 ) -> Cohort:
     """Predict slides: for each a map, outlines, an answer and a picture, and one table over all.
 
@@ -60,7 +64,7 @@ def predict_slides(
         InputError: a model or slide that cannot be used, `out` begun with other options, or no slide that could be
             predicted.
     """
-    out = Path(out).absolute()
+    model, out = Path(model), Path(out).absolute()
     config = read_model_config(model)
     options = resolved(model, config, replace(options or SlideOptions(), **changes))
     # Of a shipped model the name, which each machine finds in its own installation.
@@ -137,13 +141,13 @@ def cohort_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows).round(6).sort_values(["score", "name"], ascending=[False, True], ignore_index=True)
 
 
-def _items(slides: Sequence[Path], slide_mpp: float | None) -> dict[str, dict[str, Any]]:
+def _items(slides: Sequence[Path | str] | Path | str, slide_mpp: float | None) -> dict[str, dict[str, Any]]:
     """What each task has to know, by the slide's name; without the out folder, so that this may be moved."""
-    files = input_files([Path(path).absolute() for path in slides], SLIDE_SUFFIXES, "slide", deep=False)
+    files = input_files(slides, SLIDE_SUFFIXES, "slide", deep=False)
     for name in _RESERVED & set(files):
         raise InputError(f"{files[name]}: the out folder needs the name {name!r} for itself; rename the slide")
     return {
-        name: {"slide": str(file), "mark": file_mark(file), "slide_mpp": slide_mpp, "name": name}
+        name: {"slide": str(file.absolute()), "mark": file_mark(file), "slide_mpp": slide_mpp, "name": name}
         for name, file in files.items()
     }
 

@@ -65,8 +65,6 @@ def predict_slide(
     with locked(folder):
         # First: what is there is of an earlier call, and would not belong to what comes.
         (folder / "slide.json").unlink(missing_ok=True)
-        for unfinished in folder.glob(".*.part*"):  # of a process that was killed
-            unfinished.unlink()
         path = Path(item["slide"])
         mpp = item["slide_mpp"] if stored_mpp(path) is None else None
         try:

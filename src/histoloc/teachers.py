@@ -23,6 +23,7 @@ from histoloc.methods.mean_teacher import MeanTeacher
 from histoloc.model_folder import images_seen, load_model, read_model_config
 from histoloc.prediction import Pixels, Predictor
 from histoloc.processes import gather
+from histoloc.progress import Bar
 from histoloc.work_folder import INPUTS_FILE, check_claim, read_json
 
 
@@ -159,7 +160,7 @@ def targets(config: RunConfig, table: Table, training: TrainSet, seen_as: InputC
     chosen, notes = lessons(open_teachers(config.teachers, table, fabric.device), samples)
     for note in notes if rank == 0 else ():
         tqdm.write(note, file=sys.stderr)
-    own = tqdm(range(rank, len(samples), world), "teachers' maps", disable=not training.progress, leave=False)
+    own = Bar(range(rank, len(samples), world), "teachers' maps", disable=not training.progress, leave=False)
     made = [taught(chosen[i], samples[i], seen_as, config.empty_class) for i in own]
     parts = gather(fabric, made)
     return [parts[i % world][i // world] for i in range(len(samples))]

@@ -16,6 +16,12 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from tqdm import tqdm
 
 from histoloc import processes
@@ -31,6 +37,7 @@ from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.model_folder import ModelConfig, Selection, build_method, save_images, save_model
 from histoloc.options import MapOptions
 from histoloc.prediction import Predictor
+from histoloc.progress import Bar
 from histoloc.teachers import images_behind, targets, teacher_inputs
 from histoloc.training_setup import (
     begin_with_prior,
@@ -110,6 +117,9 @@ def train(
             fit(fabric, config, table, out, inputs, progress=progress and fabric.is_global_zero)
             if fabric.is_global_zero:
                 _complete(out / "model", config, table, fabric.device, progress)
+        except KeyboardInterrupt:
+            remedy = f"complete epochs are kept; go on by histoloc train {config.method} --out {out} --resume"
+            raise KeyboardInterrupt(*([remedy] if (out / RUN_FILE).exists() else [])) from None
         finally:
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
@@ -156,7 +166,7 @@ def fit(
         # Not before everything could be built: a run that never started must not stand in the way of the next.
         _begin(out, config, inputs)
     total = method.stages * training.epochs * len(batches)
-    with tqdm(total=total, initial=len(point.rows) * len(batches), desc="training", disable=not progress) as bar:
+    with Bar(total=total, initial=len(point.rows) * len(batches), desc="training", disable=not progress) as bar:
         more = True
         while more:
             train_stage(job, point, saved, bar)
@@ -313,8 +323,14 @@ def _fabric(training: TrainingConfig, out: Path) -> Fabric:
     if precision == "auto":
         precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true"
     devices: Any = int(training.devices) if training.devices.isdigit() else training.devices
-    if devices == "auto" and not cuda:
-        devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    environment, started = _environment()
+    if started > 1 and devices not in ("auto", started):
+        raise InputError(
+            f"--devices {devices}: srun or torchrun started {started} processes on this machine; give --devices "
+            f"{started}, or let them start one"
+        )
+    if started > 1 or (devices == "auto" and not cuda):
+        devices = started
     try:
         logger = TensorBoardLogger(root_dir=out, name="tensorboard", version="") if find_spec("tensorboard") else None
         return Fabric(
@@ -323,12 +339,28 @@ def _fabric(training: TrainingConfig, out: Path) -> Fabric:
             num_nodes=training.nodes,
             precision=precision,
             loggers=logger,
+            plugins=[environment],
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"--accelerator {training.accelerator} --devices {training.devices}: not usable here ({error}); "
             "try --accelerator cpu --devices 1"
         ) from error
+
+
+def _environment() -> tuple[ClusterEnvironment, int]:
+    """What started this process, and how many of them on this machine.
+
+    A batch script runs alone although it has the variables of all tasks of its job; those of srun's own say how many
+    processes it started.
+    """
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment(), int(os.environ["LOCAL_WORLD_SIZE"])
+    tasks, machines = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
+    if tasks == 1:
+        return LightningEnvironment(), 1
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // machines))  # which --ntasks leaves out
+    return SLURMEnvironment(auto_requeue=False), tasks // machines
 
 
 def _targets(job: Job, stage: int) -> list[torch.Tensor] | None:

@@ -6,15 +6,18 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
 import yaml
 from filelock import FileLock, Timeout
 
@@ -34,6 +37,9 @@ RESOLVED = ("accelerator", "precision", "devices", "nodes")
 LARGEST_JSON, LARGEST_YAML = 64 << 20, 128 << 10  # bytes of a file
 YAML_VALUES = 10_000
 
+OLD_SECONDS = 86_400.0  # a part of another machine's process that has not changed for so long is nobody's
+_HOST = "".join(c if c.isalnum() else "_" for c in platform.node())
+
 T = TypeVar("T")
 
 # Of this call. A thread or process that was started elsewhere begins without.
@@ -51,9 +57,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         InputError: the folder cannot be made or written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{_HOST}-{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path.parent.resolve())
         yield temporary
         temporary.replace(path)
     except OSError as error:
@@ -63,6 +70,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the folder may be what is wrong; the first error is the one to tell
             temporary.unlink(missing_ok=True)
+
+
+@cache
+def _clear(folder: Path) -> None:
+    """Once per process and folder, remove what killed processes left of files that they wrote."""
+    for part in folder.glob(".*.part*"):
+        owner = re.fullmatch(r"\..+?\.(?:([^.]*)-)?(\d+)\.part(?:\.[^.]*)?", part.name)
+        with suppress(OSError):
+            here = owner is not None and owner[1] == _HOST
+            if owner and (not psutil.pid_exists(int(owner[2])) if here else _age(part) > OLD_SECONDS):
+                part.unlink()
+
+
+def _age(file: Path) -> float:
+    return time.time() - file.stat().st_mtime
 
 
 def safe_name(text: str) -> str:

@@ -22,6 +22,7 @@ from histoloc.errors import InputError
 from histoloc.methods import METHODS, Method
 from histoloc.nn.backbone import BackboneConfig
 from histoloc.options import EvaluationOptions
+from histoloc.work_folder import RUN_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,8 @@ class RunFlags(Checked):
         teachers: finished runs or model folders whose maps are learned from.
         recipe: name of a shipped recipe (`histoloc recipes`) or a YAML file, also a run's run.yaml; flags win over it.
         resume: go on with a run that was stopped, on the same kind of device, in the same precision and by as many
-            processes. The result has the same bits on a CPU in float32 (with as many threads, on a machine of the same
-            type), and agrees up to rounding elsewhere.
+            processes; what no flag says is as it was begun. The result has the same bits on a CPU in float32 (with as
+            many threads, on a machine of the same type), and agrees up to rounding elsewhere.
     """
 
     data: Path
@@ -63,13 +64,14 @@ TrainingFlags = Annotated[TrainingConfig, Parameter(name="*", group=Group("Train
 
 
 def _beside_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill what no flag gave: flag > `--recipe` > what `--prior` needs > default."""
+    """Fill what no flag gave: flag > run.yaml, where it is resumed > `--recipe` > what `--prior` needs > default."""
     tokens = {name: a.tokens[0].value for a in arguments for name in a.names if a.tokens}
-    recipe = tokens.get("--recipe")
+    resume = any(token.implicit_value is True for a in arguments if "--resume" in a.names for token in a.tokens)
+    recipe = _source(tokens.get("--recipe"), Path(tokens.get("--out", "")), resume)
     values = read_recipe(recipe) if recipe else {"method": commands[-1]}
     if values["method"] != commands[-1]:
         raise InputError(
-            f"--recipe {recipe} is for {values['method']}, not {commands[-1]}; use histoloc train {values['method']}"
+            f"{recipe}: is for {values['method']}, not {commands[-1]}; use histoloc train {values['method']}"
         )
     flat: dict[str, Any] = {}
     if prior := tokens.get("--prior") or values.get("prior"):
@@ -86,6 +88,12 @@ def _beside_flags(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
     # Nested below the commands: Cyclopts drops a flat key that is also a command, as `data` is.
     nested = functools.reduce(lambda inner, name: {name: inner}, reversed(commands), flags)
     Dict(nested, source=recipe or f"--prior {prior}")(app, commands, arguments)
+
+
+def _source(recipe: str | None, out: Path, resume: bool) -> str | None:
+    """Where the settings come from that no flag gives: the run that is resumed, or else the recipe."""
+    begun = resume and recipe is None and (out / RUN_FILE).is_file()
+    return str(out / RUN_FILE) if begun else recipe
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +123,8 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         from histoloc.training import train as run
 
         out, fold = flags.out, flags.fold
-        shipped = read_recipe(flags.recipe) if flags.recipe else {}
+        recipe = _source(flags.recipe, out, flags.resume)
+        shipped = read_recipe(recipe) if recipe else {}
         published = Published(**shipped["published"]) if shipped.get("published") else None
         names = {"recipe": shipped.get("recipe", flags.recipe), "published": published}
         names |= {key: getattr(flags, key) for key in ("empty_class", "prior", "drawn", "teachers")}

@@ -1,16 +1,21 @@
 """Training samples in the order and with the randomness that (seed, epoch, sample) fix."""
 
 import os
+import pickle
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from tqdm import tqdm
 
 from histoloc.data.pixels import read_pixels, read_truth, sample_mpp
 from histoloc.data.table import Sample, Table
@@ -18,6 +23,8 @@ from histoloc.data.transforms import Augment, InputConfig, bring_to_scale, load_
 from histoloc.errors import InputError
 from histoloc.progress import Bar
 from histoloc.types import Batch, Drawn
+
+SHARED = Path("/dev/shm")  # through which workers send batches, on Linux
 
 
 def seed_of(*parts: int) -> int:
@@ -90,6 +97,13 @@ class TrainSet(Dataset[Item]):
                 decoded = pool.map(self._decode, range(count))
                 self.cache = list(Bar(decoded, "reading images", count, disable=not self.progress, leave=False))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process that is not forked: tensors by value, since each shared one would need an open file."""
+        return {"values": pickle.dumps(self.__dict__)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(pickle.loads(state["values"]))
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -141,14 +155,20 @@ def collate(items: Sequence[Item], classes: int) -> Batch:
     first = torch.tensor([own[0] for own in indices])
     several = torch.stack([torch.zeros(classes).index_fill(0, torch.tensor(own), 1).bool() for own in indices])
     return Batch(
-        torch.stack(images),
+        _stacked(images),
         first,
-        None if masks[0] is None else torch.stack(masks),
+        None if masks[0] is None else _stacked(masks),
         names,
         several if any(len(own) > 1 for own in indices) else None,
-        None if targets[0] is None else torch.stack(targets),
-        None if drawn[0] is None else Drawn(*map(torch.stack, zip(*drawn, strict=True))),
+        None if targets[0] is None else _stacked(targets),
+        None if drawn[0] is None else Drawn(*map(_stacked, zip(*drawn, strict=True))),
     )
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    stacked = torch.stack(list(parts))
+    # Here, where an error is heard: in the thread that sends batches torch would lose it, and training would wait.
+    return stacked.share_memory_() if get_worker_info() else stacked
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -199,6 +219,7 @@ def make_loader(samples: TrainSet, batches: EpochBatches, workers: int, *, pin_m
     """Load the batches, in processes of their own where `workers` > 0; -1 chooses by the number of cores."""
     cores = os.cpu_count() or 1
     count = workers if workers >= 0 else (0 if cores <= 2 else min(4, cores - 1))
+    count = count if _enough_shared_memory(samples, batches, count) else 0
     return DataLoader(
         samples,
         batch_sampler=batches,
@@ -206,17 +227,43 @@ def make_loader(samples: TrainSet, batches: EpochBatches, workers: int, *, pin_m
         num_workers=count,
         persistent_workers=count > 0,
         pin_memory=pin_memory,
+        # Elsewhere processes begin without what this one has read, and are given a copy of it.
+        multiprocessing_context="fork" if count and sys.platform == "linux" else None,
     )
+
+
+def _enough_shared_memory(samples: TrainSet, batches: EpochBatches, workers: int) -> bool:
+    """Whether there is room for the batches that wait; a note says where there is none."""
+    if not (workers and SHARED.is_dir()):
+        return True
+    planes = 4 + (samples.targets is not None) + 4 * (samples.drawn is not None)
+    batch = 4 * planes * samples.config.crop**2 * -(-batches.batch // batches.world)
+    needed, free = batch * (3 * workers + 2), shutil.disk_usage(SHARED).free
+    if needed <= free:
+        return True
+    tqdm.write(
+        f"note: {SHARED} has {free / 1e6:.0f} MB free and {workers} workers may need {needed / 1e6:.0f} MB: images are "
+        "prepared without workers; in a container more is given by docker run --shm-size=1g",
+        file=sys.stderr,
+    )
+    return False
 
 
 def loaded(loader: Iterable[Any]) -> Iterator[Any]:
     """The loader's batches; what is wrong with a file is said as if it had been read in this process.
 
     Raises:
-        InputError: a file cannot be used.
+        InputError: a file cannot be used, or a worker died.
     """
     try:
         yield from loader
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise InputError(
+            f"a process that prepares images failed ({' '.join(str(error).split())[-200:]}), perhaps for want of "
+            "memory or shared memory; go on with --resume --workers 0"
+        ) from error
     except InputError as error:
         # A worker of the loader puts its traceback before the sentence.
         raise InputError(str(error).strip().rsplit("InputError: ", 1)[-1]) from error
