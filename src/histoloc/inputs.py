@@ -7,11 +7,10 @@ from histoloc.errors import InputError
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
 SLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi"} | IMAGE_SUFFIXES
+Paths = Sequence[Path | str] | Path | str
 
 
-def input_files(
-    paths: Sequence[Path | str] | Path | str, suffixes: Collection[str], kind: str, *, deep: bool
-) -> dict[str, Path]:
+def input_files(paths: Paths, suffixes: Collection[str], kind: str, *, deep: bool) -> dict[str, Path]:
     """Files by the name of what is made of them: files as they are, and of folders those that end so, but hidden ones.
 
     Args:

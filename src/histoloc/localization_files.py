@@ -1,6 +1,7 @@
 """`histoloc predict`: images in, map, mask and picture of each, and one table."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from histoloc.data.images import read_image, write_map, write_mask, write_picture
 from histoloc.errors import InputError
-from histoloc.inputs import IMAGE_SUFFIXES, input_files
+from histoloc.inputs import IMAGE_SUFFIXES, Paths, input_files
 from histoloc.model_folder import map_classes
 from histoloc.options import ALL, PredictionOptions
 from histoloc.pictures import overlay
@@ -23,12 +24,7 @@ from histoloc.work_folder import atomic_path, locked, safe_name
 
 
 def predict(
-    model: Path | str,
-    images: Sequence[Path | str] | Path | str,
-    out: Path | str,
-    *,
-    progress: bool = True,
-    **options: Any,
+    model: Path | str, images: Paths, out: Path | str, *, progress: bool = True, **options: Any
 ) -> pd.DataFrame:
     """Localize in files and folders of images; write mask, heatmap and overlay of each, and one CSV.
 
@@ -55,8 +51,7 @@ def predict(
     files = input_files(images, IMAGE_SUFFIXES, "image", deep=True)
     classes = map_classes(model, settings)
     rows: list[dict[str, object]] = []
-    notes: dict[str, list[str]] = {}
-    sure: dict[float | None, list[float]] = {}
+    notes, sure = defaultdict[str, list[str]](list), defaultdict[float | None, list[float]](list)
     with locked(out):
         for name, file in Bar(files.items(), "predicting", disable=not progress):
             pixels = read_image(file)
@@ -68,9 +63,9 @@ def predict(
                     parts += [safe_name(map_class)] if settings.map_class == ALL and map_class else []
                     _write_pictures(out, "_".join(parts), pixels, result)
                     rows.append({"image": str(file), **_row(result)})
-                    sure.setdefault(mpp, []).append(float(np.abs(2 * result.roi - 1).mean()))
+                    sure[mpp].append(float(np.abs(2 * result.roi - 1).mean()))
                     for note in result.notes:
-                        notes.setdefault(note, []).append(file.name)
+                        notes[note].append(file.name)
         table = pd.DataFrame(rows)
         with atomic_path(out / "predictions.csv") as temporary:
             table.to_csv(temporary, index=False)

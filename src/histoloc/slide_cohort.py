@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ import pandas as pd
 
 from histoloc.data.fingerprint import file_mark
 from histoloc.errors import InputError
-from histoloc.inputs import SLIDE_SUFFIXES, input_files
+from histoloc.inputs import SLIDE_SUFFIXES, Paths, input_files
 from histoloc.model_folder import ModelConfig, empty_index, find_model, is_shipped, read_model_config
 from histoloc.options import SlideOptions
 from histoloc.runner import run_jobs
@@ -42,7 +42,7 @@ class Cohort(NamedTuple):
 
 def predict_slides(
     model: Path | str,
-    slides: Sequence[Path | str] | Path | str,
+    slides: Paths,
     out: Path | str,
     options: SlideOptions | None = None,
     **changes: Any,
@@ -141,7 +141,7 @@ def cohort_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows).round(6).sort_values(["score", "name"], ascending=[False, True], ignore_index=True)
 
 
-def _items(slides: Sequence[Path | str] | Path | str, slide_mpp: float | None) -> dict[str, dict[str, Any]]:
+def _items(slides: Paths, slide_mpp: float | None) -> dict[str, dict[str, Any]]:
     """What each task has to know, by the slide's name; without the out folder, so that this may be moved."""
     files = input_files(slides, SLIDE_SUFFIXES, "slide", deep=False)
     for name in _RESERVED & set(files):

@@ -4,8 +4,8 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,7 +103,7 @@ def train(
     if not processes.launched_elsewhere(fabric):
         processes.check_batch(fabric, config, table)
     fabric.launch()
-    with ExitStack() as lock:
+    with ExitStack() as lock, _resumable(config, out):
 
         def claim() -> dict[str, Any]:
             processes.check_batch(fabric, config, table)
@@ -117,15 +117,22 @@ def train(
             fit(fabric, config, table, out, inputs, progress=progress and fabric.is_global_zero)
             if fabric.is_global_zero:
                 _complete(out / "model", config, table, fabric.device, progress)
-        except KeyboardInterrupt:
-            remedy = f"complete epochs are kept; go on by histoloc train {config.method} --out {out} --resume"
-            raise KeyboardInterrupt(*([remedy] if (out / RUN_FILE).exists() else [])) from None
         finally:
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
         if then is not None and fabric.is_global_zero:
             then()
     return out
+
+
+@contextmanager
+def _resumable(config: RunConfig, out: Path) -> Iterator[None]:
+    """Let Ctrl-C say how a run that has begun goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        remedy = f"complete epochs are kept; go on by histoloc train {config.method} --out {out} --resume"
+        raise KeyboardInterrupt(remedy if (out / RUN_FILE).exists() else "") from None
 
 
 def fit(
