@@ -71,6 +71,7 @@ def judge(kind: Kind, path: Path) -> str:
 def work(names: list[str], seed: int, folder: str, tasks: Any, results: Any) -> None:
     """In a process of its own: number after number; a number stands for the same file always."""
     made = kinds(Path(folder))
+    results.send("ready")
     while (number := tasks.recv()) is not None:
         name = names[number % len(names)]
         kind = made[name]
@@ -92,6 +93,7 @@ def run(files: int, seed: int, names: list[str], keep: Path | None, first: int =
                 (tasks_in, tasks), (results, results_out) = (context.Pipe(duplex=False) for _ in range(2))
                 process = context.Process(target=work, args=(names, seed, folder, tasks_in, results_out), daemon=True)
                 process.start()
+                results.recv()
             name, outcome = names[number % len(names)], "hangs: more than a minute"
             tasks.send(number)
             ends = time.monotonic() + 60

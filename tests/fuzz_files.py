@@ -17,6 +17,7 @@ from PIL import Image
 import mutations as m
 from fuzz_readers import (
     MODEL,
+    RGB,
     SLIDE_JSON,
     read_asap,
     read_config,
@@ -30,7 +31,6 @@ from fuzz_readers import (
     read_tensors,
 )
 
-RGB = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 MASK = np.zeros((64, 96), dtype=np.uint8)
 MASK[10:40, 20:70] = 255
 RAMP = np.tile(np.linspace(0, 255, 96).astype(np.uint8), (64, 1))

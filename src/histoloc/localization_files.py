@@ -29,7 +29,7 @@ def predict(
     """Localize in files and folders of images; write mask, heatmap and overlay of each, and one CSV.
 
     Args:
-        model: a model folder, a run, or the name of a shipped prior, as `prior:glands`.
+        model: a model folder, a run, or a shipped prior, as `prior:glands`.
         images: image files, or folders whose images are taken (sub-folders too).
         out: folder to write `NAME_mask.png`, `NAME_map.png`, `NAME_overlay.png` and `predictions.csv` into; for
             `map_class="all"` the pictures' names begin with `NAME_CLASS`, for `scales` with `NAME_0.5mpp`.
@@ -66,9 +66,8 @@ def predict(
                     sure[mpp].append(float(np.abs(2 * result.roi - 1).mean()))
                     for note in result.notes:
                         notes[note].append(file.name)
-        table = pd.DataFrame(rows)
         with atomic_path(out / "predictions.csv") as temporary:
-            table.to_csv(temporary, index=False)
+            (table := pd.DataFrame(rows)).to_csv(temporary, index=False)
     for note, (first, *others) in ((note, dict.fromkeys(names)) for note, names in notes.items()):
         tqdm.write(f"note: {first}{f' and {len(others)} more' if others else ''}: {note}")
     if settings.scales:
