@@ -86,9 +86,11 @@ def run(files: int, seed: int, names: list[str], keep: Path | None, first: int =
     """Judge so many files; a process that hangs or dies is begun anew."""
     counts: Counter[tuple[str, str]] = Counter()
     context = multiprocessing.get_context("spawn")
-    process, numbers = None, iter(range(first, first + files))
+    process: Any = None
+    tasks: Any = None
+    results: Any = None
     with tempfile.TemporaryDirectory() as folder:
-        for number in numbers:
+        for number in range(first, first + files):
             if process is None or not process.is_alive():
                 (tasks_in, tasks), (results, results_out) = (context.Pipe(duplex=False) for _ in range(2))
                 process = context.Process(target=work, args=(names, seed, folder, tasks_in, results_out), daemon=True)

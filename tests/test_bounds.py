@@ -78,7 +78,9 @@ def test_a_number_out_of_range_is_refused_at_its_option(argument, request):
         assert not accepted(argument, "1.5")
         assert not accepted(argument, "2.000001")
         assert accepted(argument, "64.0") or name.endswith(("--coarse", "--nodes"))
-    assert accepted(argument, "0") == (argument.name in ZERO or name in ("train--workers", "train--stride"))
+    assert accepted(argument, "0") == (
+        argument.name in ZERO or name in ("train--workers", "train--stride", "benchmark--stride")
+    )
     assert accepted(argument, "-1") == (argument.name in BELOW or name == "train--workers")
 
 

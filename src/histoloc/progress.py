@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -16,14 +16,13 @@ class Bar(tqdm):
         self._written = time.monotonic()
         super().__init__(*args, **options)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draw the bar; in a log only where the last line is old."""
         if self.fp.isatty():
-            return super().display(msg, pos)
-        if msg is None and self.n > self.initial and time.monotonic() - self._written >= LOG_SECONDS:
+            super().display(msg, pos)
+        elif msg is None and self.n > self.initial and time.monotonic() - self._written >= LOG_SECONDS:
             self._written = time.monotonic()
             print(self, file=self.fp, flush=True)
-        return True
 
     def clear(self, nolock: bool = False) -> None:
         """Take the bar off a terminal."""
@@ -34,8 +33,8 @@ class Bar(tqdm):
         """End the bar; in a log with a line, where it would stay on a terminal."""
         if self.disable or self.fp.isatty():
             return super().close()
-        self.disable = True
-        self._decr_instances(self)
+        self.disable, own = True, cast(Any, self)
+        own._decr_instances(self)
         if self.leave and self.n > self.initial:
             print(self, file=self.fp, flush=True)
 

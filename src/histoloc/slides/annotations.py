@@ -126,7 +126,8 @@ def _read_asap(path: Path) -> tuple[list[Feature], list[str]]:
         raise InputError(f"{path}: holds no annotations as ASAP writes them; export them from ASAP, or as GeoJSON")
 
     def parts(element: ElementTree.Element) -> tuple[Any, dict[str, Any]]:
-        points = [(float(c.attrib["X"]), float(c.attrib["Y"])) for c in element.findall("Coordinates/Coordinate")]
+        corners = sorted(element.findall("Coordinates/Coordinate"), key=lambda c: float(c.get("Order", 0)))
+        points = [(float(c.attrib["X"]), float(c.attrib["Y"])) for c in corners]
         return [[points]], {"label": element.get("PartOfGroup", "")}
 
     return read_features(path, elements, parts)
