@@ -130,7 +130,9 @@ def test_samples_travel_without_open_files(samples):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are not forked")
 def test_workers_are_forked_whatever_is_the_default(samples):
     loader = make_loader(samples, EpochBatches(12, 4, 0), 1, pin_memory=False)
-    assert loader.multiprocessing_context.get_start_method() == "fork"
+    context = loader.multiprocessing_context
+    assert context is not None
+    assert context.get_start_method() == "fork"
 
 
 # --- code pages and logs ---

@@ -37,7 +37,7 @@ def test_what_is_no_slide_ends_with_one_sentence(command, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["slides", command[0], str(tmp_path / "note.txt"), *command[1:]])
     assert stopped.value.code == 2
-    assert "note.txt: cannot be read" in capsys.readouterr().err
+    assert "note.txt: is no readable image" in capsys.readouterr().err
 
 
 def test_a_picture_without_scale_names_the_flag(tmp_path, capsys):
