@@ -179,6 +179,28 @@ def test_arrays_of_too_many_numbers_are_refused_by_their_header(tmp_path):
             read(tmp_path / "a.npy")
 
 
+DAMAGED = {
+    "a large tile": ("TileWidth", 2**25, r"67,108,864 pixels", {"tile": (16, 16), "compression": "zlib"}),
+    "a longer tile": ("TileLength", 2**25, r"67,108,864 pixels", {"tile": (16, 16), "compression": "zlib"}),
+    "more rows than strips": ("ImageLength", 4800, "fewer rows than it has", {}),
+    "no rows": ("ImageLength", 0, "shape|cannot be read", {}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_tiff_whose_pieces_do_not_make_its_picture_is_refused(tmp_path, name):
+    tag, value, message, options = DAMAGED[name]
+    rgb_tiff(tmp_path / "a.tif", RGB, **options)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages.first.tags[tag].overwrite(value, dtype="I")
+    for read in (read_image, read_mask):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "a.tif")
+    if name == "no rows":
+        with pytest.raises(InputError):
+            as_slide(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("compression", ["zlib", "lzma"])
 def test_a_strip_that_inflates_without_end_is_refused(tmp_path, compression, monkeypatch):
     monkeypatch.setattr(decoder, "_SAFE_INFLATED", 2**22)

@@ -75,6 +75,8 @@ def open_picture(path: Path) -> Iterator[Opened]:
             if getattr(image, "is_animated", False):
                 raise InputError(f"{path}: holds several pages or frames; export the one you mean as its own file")
             check_pixels(path, *image.size)
+            if image.format == "TIFF":
+                _check_pieces(path, image)
             yield image
 
 
@@ -86,6 +88,14 @@ def check_pixels(path: Path, width: int, height: int) -> None:
     """
     if width * height > LARGEST_IMAGE:
         raise InputError(f"{path}: {_TOO_LARGE}")
+
+
+def _check_pieces(path: Path, image: Image.Image) -> None:
+    """Refuse a TIFF whose tiles are larger than a picture may be, or whose strips leave a part of it black."""
+    check_pixels(path, tiff_tag(image, 322, 1), tiff_tag(image, 323, 1))
+    boxes = [piece.extents or (0, 0, 0, 0) for piece in getattr(image, "tile", ())]
+    if sum((right - left) * (lower - upper) for left, upper, right, lower in boxes) < image.width * image.height:
+        raise InputError(f"{path}: is damaged, it stores fewer rows than it has; copy it again")
 
 
 def check_inflated(path: Path, page: tifffile.TiffPage, data: bytes) -> None:
@@ -105,7 +115,7 @@ def check_inflated(path: Path, page: tifffile.TiffPage, data: bytes) -> None:
 def _checked(path: Path, values: object) -> NDArray[Any]:
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fbiu":
         raise InputError(f"{path}: is not one array of real numbers; save it as float32 with numpy.save")
-    check_pixels(path, values.size, 1)
+    check_pixels(path, values.size, max(1, values.itemsize // 4))
     one = values.squeeze() if values.ndim > 2 else values
     if one.ndim not in (2, 3) or one.size == 0:
         raise InputError(f"{path}: has the shape {values.shape}, not (height, width); save one picture")
@@ -117,7 +127,7 @@ def _wide_tiff(path: Path) -> NDArray[Any]:
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
-            check_pixels(path, page.size, len(file.pages))
+            check_pixels(path, max(page.size, page.nbytes // 4), len(file.pages))
             if page.tags.valueof(274, default=1) != 1:
                 raise InputError(f"{path}: is not stored upright (orientation tag); save it without the tag")
             if page.photometric == 0:

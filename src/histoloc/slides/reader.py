@@ -75,6 +75,8 @@ class Slide:
             self.format = source.format
             self.properties = source.properties
             self.width, self.height = source.sizes[0]
+            if 0 in source.sizes[0]:
+                raise InputError(f"{path}: is damaged, it has no pixels; copy it again")
             scales = [_downsample(source.sizes[0], size) for size in source.sizes]
             self._indices = [i for i, scale in enumerate(scales) if scale]  # another aspect ratio is no level
             self.levels = tuple(Level(*source.sizes[i], s, self.mpp * s) for i, s in enumerate(scales) if s)
