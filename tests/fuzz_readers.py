@@ -67,7 +67,8 @@ def by_others(path: Path) -> Iterator[np.ndarray]:
         if "transparency" in image.info:
             yield np.asarray(image.convert("RGBA"))
     with suppress(Exception):
-        yield tifffile.imread(path)
+        values = tifffile.imread(path)
+        yield np.moveaxis(values, 0, -1) if values.ndim == 3 and len(values) in (3, 4) else values
 
 
 def attempt(read: Callable[..., Any], *arguments: Any) -> Any:

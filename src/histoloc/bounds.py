@@ -79,7 +79,7 @@ def check_options(options: Any) -> None:
         try:
             object.__setattr__(options, name, adapter.validate_python(value))
         except ValidationError as error:
-            raise InputError(f"{flag} {value} is wrong ({reason(error)}); correct it") from error
+            raise InputError(f"{flag} {str(value)[:100]} is wrong ({reason(error)}); correct it") from error
 
 
 @cache

@@ -218,7 +218,9 @@ def _sentence(kind: Any, error: ValidationError) -> str:
         return f"{key or 'this'} must hold `key: value` pairs; correct it"
     if isinstance(own, InputError):  # raised by a dataclass about its own values: it says all there is to say
         return str(own)
-    return f"{key} = {first['input']!r} is wrong ({reason(error, faults.index(first))}); correct it"
+    value = repr(first["input"])
+    value = value if len(value) <= 100 else f"{value[:100]}..."
+    return f"{key} = {value} is wrong ({reason(error, faults.index(first))}); correct it"
 
 
 def recipe_names() -> list[str]:

@@ -93,9 +93,20 @@ def check_pixels(path: Path, width: int, height: int) -> None:
 def _check_pieces(path: Path, image: Image.Image) -> None:
     """Refuse a TIFF whose tiles are larger than a picture may be, or whose strips leave a part of it black."""
     check_pixels(path, tiff_tag(image, 322, 1), tiff_tag(image, 323, 1))
+    check_planes(path, tiff_tag(image, 284, 1))
     boxes = [piece.extents or (0, 0, 0, 0) for piece in getattr(image, "tile", ())]
     if sum((right - left) * (lower - upper) for left, upper, right, lower in boxes) < image.width * image.height:
         raise InputError(f"{path}: is damaged, it stores fewer rows than it has; copy it again")
+
+
+def check_planes(path: Path, layout: object) -> None:
+    """Refuse a TIFF that says in no known way how its colours lie.
+
+    Raises:
+        InputError: its PlanarConfiguration is not 1 or 2.
+    """
+    if layout not in (1, 2):
+        raise InputError(f"{path}: does not say whether its colours lie by pixel or by plane (tag 284); save it anew")
 
 
 def check_inflated(path: Path, page: tifffile.TiffPage, data: bytes) -> None:

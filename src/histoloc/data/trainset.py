@@ -261,7 +261,7 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
         if "worker" not in str(error):
             raise
         raise InputError(
-            f"a process that prepares images failed ({' '.join(str(error).split())[-200:]}), perhaps for want of "
+            f"a process that prepares images failed ({str(error).strip().splitlines()[-1]}), perhaps for want of "
             "memory or shared memory; go on with --resume --workers 0"
         ) from error
     except InputError as error:

@@ -19,7 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from histoloc.data.decoder import check_inflated, decoding
+from histoloc.data.decoder import check_inflated, check_planes, decoding
 from histoloc.data.images import blend_on_white, check_image, read_image
 from histoloc.errors import InputError
 
@@ -79,6 +79,7 @@ def open_source(path: Path) -> Source:
 
 def _check_page(path: Path, page: tifffile.TiffPage) -> None:
     """Refuse what is no 8-bit RGB; OpenSlide would cut 16 bits to 8."""
+    check_planes(path, page.tags.valueof(284, default=1))
     if page.dtype != np.uint8:
         raise InputError(f"{path}: has {page.bitspersample} bits per colour ({page.dtype}); save it as 8-bit RGB")
     if page.samplesperpixel < 3 or page.photometric not in (2, 6):

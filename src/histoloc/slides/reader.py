@@ -308,8 +308,8 @@ def _checked_mpp(path: Path, stored: tuple[float, float] | None, option_mpp: flo
 
 def _downsample(base: tuple[int, int], size: tuple[int, int]) -> float | None:
     """Scale of a level: the whole number that its rounded size allows, or else the mean; None: another picture."""
-    x, y = base[0] / size[0], base[1] / size[1]
-    whole = round((x + y) / 2)
+    x, y = (long / max(short, 1) for long, short in zip(base, size, strict=True))
+    whole = max(1, round((x + y) / 2))
     if all(abs(long / whole - short) < 1 for long, short in zip(base, size, strict=True)):
         return float(whole)
     # Sizes are whole pixels, so a tiny level may miss the aspect ratio by as much.
