@@ -109,12 +109,13 @@ def changed_tag(tag: int, value: int, **options) -> bytes:
         entry = at + 2 + 12 * number
         if struct.unpack_from("<H", raw, entry)[0] == tag:
             struct.pack_into("<H", raw, entry + 8, value)
-    return bytes(raw)
+            return bytes(raw)
+    raise AssertionError("no such tag")
 
 
 def test_colours_that_may_lie_in_two_ways_are_refused_everywhere(tmp_path):
     path = tmp_path / "a.tif"
-    path.write_bytes(changed_tag(284, 0))
+    path.write_bytes(changed_tag(284, 0, planarconfig="contig"))
     for read in (read_image, lambda p: open_slide(p, mpp=0.5)):
         with pytest.raises(InputError, match=r"a\.tif: does not say whether its colours lie by pixel or by plane"):
             read(path)
