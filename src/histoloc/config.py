@@ -263,7 +263,10 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
         values.setdefault("empty_class", options.pop("empty_class"))
     backbone = values.get("backbone") or {}
     if isinstance(values.get("method"), str) and isinstance(backbone, Mapping):
-        values["backbone"] = plain(method_class(values["method"]).default_backbone) | dict(backbone)
+        method = method_class(values["method"])
+        values["backbone"] = plain(method.default_backbone) | dict(backbone)
+        if isinstance(training := values.get("training") or {}, Mapping):
+            values["training"] = {**method.default_training, **training}
     config = strict(RunConfig, values, where)
     method_options = strict(method_class(config.method).Options, options, f"{where}, options of {config.method}")
     return dataclasses.replace(config, options=method_options)

@@ -372,18 +372,22 @@ def _targets(job: Job, stage: int) -> list[torch.Tensor] | None:
     """What the method learns from in this stage: of every training image, (1, h, w) uint8 for 0 to 1."""
     if job.config.teachers:
         return targets(job.config, job.table, job.samples, job.described.input, job.fabric)
-    if not stage:
-        return None
-    method, device = job.method.to(job.fabric.device).eval(), job.fabric.device
-    own: list[torch.Tensor] = []
-    for index in range(len(job.samples)):
-        pixels, _ = job.samples.whole(index)
-        with torch.no_grad():
-            target = method.targets(normalise(pixels, job.described.input)[None].to(device))
-        if target is None:
-            return None
-        own.append((target[0] * 255).round().to(torch.uint8).cpu())
-    return own
+    method, device, own = job.method.to(job.fabric.device).eval(), job.fabric.device, []
+    bar = tqdm(desc="targets", unit="image", delay=1, disable=not job.samples.progress, leave=False)
+
+    def image(index: int) -> torch.Tensor:
+        bar.update()
+        return normalise(job.samples.whole(index)[0], job.described.input).to(device)
+
+    with torch.no_grad(), bar:
+        if not stage:
+            own = method.first_targets(image, job.samples.labels.to(device)) or []
+        for index in range(len(job.samples) if stage else 0):
+            target = method.targets(image(index)[None])
+            if target is None:
+                return None
+            own.append(target[0])
+    return [(target * 255).round().to(torch.uint8).cpu() for target in own] or None
 
 
 def _weights(method: Method) -> dict[str, torch.Tensor]:

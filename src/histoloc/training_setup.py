@@ -85,7 +85,7 @@ def supervision(config: RunConfig) -> tuple[str, ...]:
 
     Masks of a table that does not say which scene its images were drawn of, in a column drawn_scene, count as people's.
     """
-    own = method_class(config.method).supervision
+    own = method_class(config.method).learns_from(config.options)
     sources = set(own)
     for source in (*([Path(config.prior)] if config.prior else []), *config.teachers):
         sources |= set(read_model_config(source).supervision)

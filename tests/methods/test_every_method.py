@@ -39,7 +39,13 @@ every_backbone = pytest.mark.parametrize("backbone", [CNN, VIT])
 
 def batch_for(method: Method, labels: list[int]) -> Batch:
     batch = noise_batch(labels, masks=bool({"pixel", "synthetic"} & method.supervision))
-    return batch._replace(target=batch.image[:, :1].sigmoid()) if method.taught else batch
+    return with_target(method, batch)
+
+
+def with_target(method: Method, batch: Batch) -> Batch:
+    """Of a method that learns from others' maps, or from those that its images give it."""
+    needed = method.taught or type(method).first_targets is not Method.first_targets
+    return batch._replace(target=batch.image[:, :1].sigmoid()) if needed else batch
 
 
 def one_of(batch: Batch, index: int) -> Batch:
@@ -234,7 +240,7 @@ def test_saved_and_loaded_predictions_have_equal_bits(name, tmp_path):
 @pytest.mark.parametrize("name", [name for name in TRAININGS if METHODS[name].classifies])
 def test_learns_eight_images_by_heart(name):
     batch, method = glands(8, 64), build(name)
-    batch = batch._replace(target=batch.image[:, :1].sigmoid()) if method.taught else batch
+    batch = with_target(method, batch)
     for module in method.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.5  # a few steps must do for the running statistics to follow

@@ -185,7 +185,7 @@ def cell_config(row: Row, fold: int | None, seed: int, choices: Choices, prior: 
     preset, method = PRESETS[choices.preset], method_class(row.method)
     backbone = choices.overrides
     epochs = {"epochs": backbone.pop("epochs")} if "epochs" in backbone else {}
-    own = {"lr": min(preset["training"]["lr"], method.highest_lr), **row.training}
+    own = {"lr": min(preset["training"]["lr"], method.highest_lr), **method.default_training, **row.training}
     of_prior = prior_values(row, prior) if row.prior and prior is not None else {}
     needed = method.with_empty_class if choices.empty_class is not None else {}
     values: dict[str, Any] = {

@@ -115,7 +115,7 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         options: Any = method.Options(),  # noqa: B008
         backbone: BackboneFlags = method.default_backbone,
         input: InputFlags = InputConfig(),  # noqa: B008
-        training: TrainingFlags = TrainingConfig(),  # noqa: B008
+        training: TrainingFlags = TrainingConfig(**method.default_training),  # noqa: B008
     ) -> None:
         from histoloc.data.table import read_table
         from histoloc.evaluation import keep_as_own, run_evaluation

@@ -127,6 +127,11 @@ class TrainSet(Dataset[Item]):
         assert item.mask is not None
         return item.image, item.mask
 
+    @property
+    def labels(self) -> Tensor:
+        """Which classes each sample has: (N, K) bool."""
+        return several_hot([self.table.label_indices(sample) for sample in self.samples], len(self.table.classes))
+
     def whole(self, index: int) -> tuple[Tensor, Tensor | None]:
         """A sample at training's scale without augmentation: (3, h, w) uint8 and its mask (1, h, w) uint8 or None."""
         return self.cache[index] if self.cache is not None else self._decode(index)
@@ -153,7 +158,7 @@ def collate(items: Sequence[Item], classes: int) -> Batch:
     """Stack samples into a batch."""
     images, indices, masks, targets, names, drawn = zip(*items, strict=True)
     first = torch.tensor([own[0] for own in indices])
-    several = torch.stack([torch.zeros(classes).index_fill(0, torch.tensor(own), 1).bool() for own in indices])
+    several = several_hot(indices, classes)
     return Batch(
         _stacked(images),
         first,
@@ -169,6 +174,11 @@ def _stacked(parts: Sequence[Tensor]) -> Tensor:
     stacked = torch.stack(list(parts))
     # Here, where an error is heard: in the thread that sends batches torch would lose it, and training would wait.
     return stacked.share_memory_() if get_worker_info() else stacked
+
+
+def several_hot(indices: Sequence[tuple[int, ...]], classes: int) -> Tensor:
+    """Class numbers of N samples -> (N, K) bool."""
+    return torch.stack([torch.zeros(classes).index_fill(0, torch.tensor(own), 1).bool() for own in indices])
 
 
 class EpochBatches(Sampler[list[Key]]):

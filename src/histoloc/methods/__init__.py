@@ -26,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
         "unet": "unet:UNet",
         "prior": "prior:Prior",
         "student": "student:Student",
+        "crossfit": "crossfit:CrossFit",
     }.items()
 }
 

@@ -3,7 +3,7 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -57,6 +57,7 @@ class Method(nn.Module, ABC):
             (drawn images with masks); nothing is learned where it is empty.
         classifies: whether the class scores mean anything.
         default_backbone: the feature extractor where the user names none.
+        default_training: how it is trained where the user says nothing else, as keys of TrainingConfig.
         with_empty_class: options that it needs besides where a class has no ROI.
         taught: whether it learns from other models' maps, as `batch.target`.
         with_prior: options that it needs besides where it begins with a prior.
@@ -73,6 +74,7 @@ class Method(nn.Module, ABC):
     supervision: ClassVar[frozenset[Supervision]] = frozenset({"image"})
     classifies: ClassVar[bool] = True
     default_backbone: ClassVar[BackboneConfig] = BackboneConfig()
+    default_training: ClassVar[Mapping[str, Any]] = {}
     with_empty_class: ClassVar[Mapping[str, Any]] = {}
     with_prior: ClassVar[Mapping[str, Any]] = {}
     taught: ClassVar[bool] = False
@@ -90,6 +92,11 @@ class Method(nn.Module, ABC):
         self.setting, self.options = setting, options
         self.empty_class = setting.empty_class
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def learns_from(cls, options: Any) -> frozenset[Supervision]:
+        """Its supervision, and what an option adds to it."""
+        return cls.supervision
 
     @classmethod
     def stages_for(cls, options: Any) -> int:
@@ -190,6 +197,18 @@ class Method(nn.Module, ABC):
             Whether the next stage is worth training.
         """
         return True
+
+    def first_targets(self, image: Callable[[int], Tensor], labels: Tensor) -> list[Tensor] | None:
+        """What the first stage learns from, by all training images, or None where it needs nothing.
+
+        Args:
+            image: gives training image 0, 1, ..., N - 1: (3, H, W), whole and normalised, without augmentation.
+            labels: (N, K) bool, on the device to compute on.
+
+        Returns:
+            (1, H, W) in [0, 1] of each image, which comes back as `batch.target`.
+        """
+        return None
 
     def targets(self, image: Tensor) -> Tensor | None:
         """What the coming stage learns from: (B, 3, H, W) -> (B, 1, H, W) in [0, 1], or None where it needs nothing.
