@@ -36,6 +36,7 @@ TINY = {
 ROWS = {row.name: row for row in rows_of("maps")}
 LEARNED = {"student": ["image"], "prior": ["synthetic"], "prior-adapted": ["synthetic"], "unet-sum": ["pixel"]}
 LEARNED |= {"gap": ["image"], "maxmin-sem": ["image"], "stain": [], "unet": ["pixel"]}
+LEARNED |= {"crossfit": ["image"], "crossfit-cue": ["cue", "image"]}
 LEARNED |= {"student-prior": ["image", "synthetic"], "maxmin-prior": ["image", "synthetic"]}
 
 
@@ -86,7 +87,9 @@ def done(choices) -> list[PlannedCell]:
 def test_rows_say_what_they_learn_from():
     """The strongest of method, prior and teachers: the table sorts by it before anything is measured."""
     for row in ROWS.values():
-        sources = set(METHODS[row.method].supervision) - ({"image"} if row.prior in ("alone", "adapted") else set())
+        options = METHODS[row.method].Options(**row.options)
+        sources = set(METHODS[row.method].learns_from(options))
+        sources -= {"image"} if row.prior in ("alone", "adapted") else set()
         sources |= {"synthetic"} if row.drawn or row.prior in ("alone", "adapted", "begin") else set()
         for name in row.teachers:
             sources |= set(METHODS[ROWS[name].method].supervision)

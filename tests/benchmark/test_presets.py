@@ -24,7 +24,7 @@ def test_a_cell_is_exactly_preset_and_row(row: Row, preset, training):
     method = METHODS[row.method]
     result = cell_config(row, 3, 7, Choices(Path("a/glas.csv"), Path("bench"), preset=preset))
     small_side, crop = SIDES[preset]
-    training = training | {"lr": min(training["lr"], method.highest_lr)} | dict(row.training)
+    training = {**training, "lr": min(training["lr"], method.highest_lr), **method.default_training, **row.training}
     assert result == RunConfig(
         row.method,
         Path("a/glas.csv"),
