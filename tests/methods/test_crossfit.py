@@ -149,6 +149,17 @@ def test_nuclei_around_a_lumen_stand_out():
     assert float(cue[~inside].max()) == float(cue.max())
 
 
+def test_what_a_ring_encloses_is_filled_to_the_rings_lowest_point():
+    ring = np.full((60, 60, 3), PINK)
+    distance = np.hypot(*(np.mgrid[:60, :60] - 29.5))
+    ring[(distance > 14) & (distance < 20)] = PURPLE
+    cue = nuclei_around_lumens(torch.from_numpy(ring).float().permute(2, 0, 1))[0, 0]
+    around = cue[(distance > 16) & (distance < 18)]
+    assert cue[30, 30] > cue[2, 2] + 1
+    assert float(cue[distance < 5].max() - cue[distance < 5].min()) < 1e-6
+    assert float(around.min()) - 0.2 < cue[30, 30] <= float(around.max())
+
+
 @pytest.mark.parametrize("colour", [PINK, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)])
 def test_an_image_of_one_colour_has_no_cue(colour):
     assert not nuclei_around_lumens(torch.tensor(colour).view(3, 1, 1).expand(3, 33, 41)).any()

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from scipy import ndimage
+from skimage.morphology import reconstruction
 from torch import Tensor
 
 from histoloc.methods.stain import haematoxylin, smooth
@@ -15,10 +16,11 @@ _TINY = 1e-6
 
 
 def nuclei_around_lumens(rgb: Tensor) -> Tensor:
-    """Epithelium of glands: nuclei that lie around a bright lumen.
+    """Glands: nuclei that lie around a bright lumen, and what they enclose.
 
     The sum of two contrasts, each standardised over the image: the smoothed amount of haematoxylin, and exp(-d / 12)
-    where d is the distance in pixels from the nearest bright area of 60 to 9,000 pixels.
+    where d is the distance in pixels from the nearest bright area of 60 to 9,000 pixels. What is lower than all ways
+    out of it to the image's edge is filled up to the lowest of these.
 
     Args:
         rgb: (3, H, W) in [0, 1].
@@ -32,7 +34,11 @@ def nuclei_around_lumens(rgb: Tensor) -> Tensor:
     sizes = np.bincount(areas.ravel())
     lumens = ((sizes >= _LUMENS[0]) & (sizes <= _LUMENS[1]))[areas] & (areas > 0)
     near = np.exp(-ndimage.distance_transform_edt(~lumens) / _NEAR) if lumens.any() else np.zeros(lumens.shape)
-    return standardised(nuclei) + standardised(torch.from_numpy(near)[None, None].to(nuclei))
+    both = standardised(nuclei) + standardised(torch.from_numpy(near)[None, None].to(nuclei))
+    values = both[0, 0].cpu().numpy()
+    edge = np.full_like(values, values.max())
+    edge[[0, -1]], edge[:, [0, -1]] = values[[0, -1]], values[:, [0, -1]]
+    return torch.from_numpy(reconstruction(edge, values, method="erosion")).to(nuclei)[None, None]
 
 
 def standardised(map: Tensor) -> Tensor:
