@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,19 @@ def test_a_text_file_of_cells_is_enough_to_go_on(done, choices, tmp_path):
     ).read_text()
     write_cells(file, cells, read_bench(other.out))
     assert file.read_text() == text
+
+
+def test_a_moved_table_is_the_same_and_one_with_another_mask_is_not(done, choices, tmp_path):
+    file, moved = tmp_path / "maps.jsonl", tmp_path / "elsewhere"
+    write_cells(file, done, read_bench(choices.out))
+    shutil.copytree(choices.data.parent, moved)
+    other = dataclasses.replace(choices, data=moved / choices.data.name, out=tmp_path / "bench")
+    cells, _ = plan("maps", other)
+    assert restore(file, cells) == len(done)
+    mask = next(sample.mask for sample in read_table(other.data).samples if sample.mask is not None)
+    mask.write_bytes(mask.read_bytes() + b" ")
+    cells, _ = plan("maps", dataclasses.replace(other, out=tmp_path / "again"))
+    assert restore(file, cells) == 0
 
 
 def test_teachers_of_unfinished_cells_are_not_taken_from_a_file(done, choices, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from histoloc.benchmark.cells import PlannedCell, portable
 from histoloc.benchmark.results import CELL_FILE, Bench
+from histoloc.data.fingerprint import fingerprint
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
 from histoloc.work_folder import read_json, write_json, write_text
@@ -23,7 +25,7 @@ OF_MACHINE = ("identity", "seconds")  # of metrics.json
 
 def write_cells(path: Path, cells: Sequence[PlannedCell], bench: Bench) -> None:
     """Write the finished cells of a benchmark; lines of other cells in the file stay."""
-    lines = {key(line): line for line in read_cells(path)}
+    lines, contents = {key(line): line for line in read_cells(path)}, _contents(cells)
     planned = {(cell.row.name, cell.fold, cell.seed): cell for cell in cells}
     for done in bench.cells:
         name = (done.row.name, done.fold, done.seed)
@@ -35,7 +37,7 @@ def write_cells(path: Path, cells: Sequence[PlannedCell], bench: Bench) -> None:
             images["name"] = [Path(text).name for text in images["name"]]
             lines[name] = {
                 **dict(zip(("row", "fold", "seed"), name, strict=True)),
-                "request": mark(planned[name]),
+                "request": mark(planned[name], contents[done.fold]),
                 "cell": done.cost,
                 "run": {k: done.settings[k] for k in SETTINGS if k in done.settings},
                 "metrics": metrics,
@@ -51,14 +53,14 @@ def restore(path: Path, cells: Sequence[PlannedCell]) -> int:
     A cell that was asked for otherwise, or is of other images, is left out; so is one whose model another one needs
     that is not finished.
     """
-    lines = {key(line): line for line in read_cells(path)}
+    lines, contents = {key(line): line for line in read_cells(path)}, _contents(cells)
     needed: set[tuple[str, int | None, int]] = set()
     count = 0
     for cell in sorted(cells, key=lambda cell: -cell.stage):
         name = (cell.row.name, cell.fold, cell.seed)
         if cell.finished and (name not in needed or (cell.model / "model").is_dir()):
             continue
-        if name not in needed and name in lines and _put(lines[name], cell):
+        if name not in needed and name in lines and _put(lines[name], cell, contents[cell.fold]):
             count += 1
         else:
             (cell.folder / CELL_FILE).unlink(missing_ok=True)
@@ -66,12 +68,12 @@ def restore(path: Path, cells: Sequence[PlannedCell]) -> int:
     return count
 
 
-def _put(line: dict[str, Any], cell: PlannedCell) -> bool:
+def _put(line: dict[str, Any], cell: PlannedCell, content: str) -> bool:
     """Write the files of a finished cell."""
     samples = read_table(cell.config.data, fold=cell.fold, check_files=False).split(cell.split)
     names = {Path(sample.name).name: sample.name for sample in samples}
     images = pd.read_csv(io.StringIO(line["images"]), dtype=str, keep_default_na=False)
-    if line["request"] != mark(cell) or sorted(images["name"]) != sorted(names) or len(names) < len(samples):
+    if line["request"] != mark(cell, content) or sorted(images["name"]) != sorted(names) or len(names) < len(samples):
         return False
     images["name"] = [names[name] for name in images["name"]]
     evaluation = cell.folder / "evaluation" / cell.split
@@ -83,11 +85,19 @@ def _put(line: dict[str, Any], cell: PlannedCell) -> bool:
     return True
 
 
-def mark(cell: PlannedCell) -> str:
-    """What a cell was asked for, wherever its files are."""
-    inputs = {name: cell.inputs[name] for name in ("rows", "classes", "counts")}
-    text = json.dumps([portable(cell.request), inputs], sort_keys=True)
+def mark(cell: PlannedCell, content: str) -> str:
+    """What a cell was asked for and of which images, wherever its files are."""
+    text = json.dumps([portable(cell.request), content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _contents(cells: Sequence[PlannedCell]) -> dict[int | None, str]:
+    """By fold, a fingerprint of the table's rows and of the images and masks, wherever they are."""
+    contents = {}
+    for fold, data in {cell.fold: cell.config.data for cell in cells}.items():
+        samples = read_table(data, fold=fold, check_files=False).samples
+        contents[fold] = fingerprint([replace(sample, name=Path(sample.name).name) for sample in samples])
+    return contents
 
 
 def key(line: dict[str, Any]) -> tuple[str, int | None, int]:
