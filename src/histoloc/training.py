@@ -27,7 +27,6 @@ from histoloc.calibration import calibrate
 from histoloc.config import RunConfig, TrainingConfig, read_run, write_run
 from histoloc.data.table import Table, read_table
 from histoloc.data.trainset import EpochBatches, TrainSet, loaded, make_loader, seed_of
-from histoloc.data.transforms import normalise
 from histoloc.errors import InputError
 from histoloc.measurement import measure, model_localizes
 from histoloc.methods import Method
@@ -36,7 +35,8 @@ from histoloc.model_folder import ModelConfig, Selection, build_method, save_ima
 from histoloc.options import MapOptions
 from histoloc.prediction import Predictor
 from histoloc.progress import Bar
-from histoloc.teachers import images_behind, targets, teacher_inputs
+from histoloc.targets import stage_targets
+from histoloc.teachers import images_behind, teacher_inputs
 from histoloc.training_setup import (
     begin_with_prior,
     check_splits,
@@ -185,7 +185,9 @@ def train_stage(job: Job, progress: Progress, saved: dict[str, Any], bar: Any) -
         method.load_state_dict(saved.get("network", method.state_dict()))
     # After the weights: what it sets travels with them.
     method.enter_stage(progress.stage)
-    job.samples.targets = _targets(job, progress.stage)
+    job.samples.targets = stage_targets(
+        job.config, job.samples, job.described.input, method, job.fabric, progress.stage
+    )
     loader = make_loader(job.samples, job.batches, training.workers, pin_memory=job.fabric.device.type == "cuda")
     network: Any = torch.compile(method) if training.compile else method
     network, optimizer = job.fabric.setup(network, make_optimizer(method, training))
@@ -366,28 +368,6 @@ def _environment() -> tuple[ClusterEnvironment, int]:
         return LightningEnvironment(), 1
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // machines))  # which --ntasks leaves out
     return SLURMEnvironment(auto_requeue=False), tasks // machines
-
-
-def _targets(job: Job, stage: int) -> list[torch.Tensor] | None:
-    """What the method learns from in this stage: of every training image, (1, h, w) uint8 for 0 to 1."""
-    if job.config.teachers:
-        return targets(job.config, job.table, job.samples, job.described.input, job.fabric)
-    method, device, own = job.method.to(job.fabric.device).eval(), job.fabric.device, []
-    bar = tqdm(desc="targets", unit="image", delay=1, disable=not job.samples.progress, leave=False)
-
-    def image(index: int) -> torch.Tensor:
-        bar.update()
-        return normalise(job.samples.whole(index)[0], job.described.input).to(device)
-
-    with torch.no_grad(), bar:
-        if not stage:
-            own = method.first_targets(image, job.samples.labels.to(device)) or []
-        for index in range(len(job.samples) if stage else 0):
-            target = method.targets(image(index)[None])
-            if target is None:
-                return None
-            own.append(target[0])
-    return [(target * 255).round().to(torch.uint8).cpu() for target in own] or None
 
 
 def _weights(method: Method) -> dict[str, torch.Tensor]:

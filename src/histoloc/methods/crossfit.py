@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from histoloc.bounds import Integer, NotNegative, Positive
 from histoloc.maps import place
-from histoloc.methods.base import NotNegative, Positive, Supervision
+from histoloc.methods.base import Supervision
 from histoloc.methods.cues import nuclei_around_lumens, standardised
 from histoloc.methods.student import Student, StudentOptions
 from histoloc.nn.backbone import build_backbone
@@ -34,13 +35,13 @@ class CrossFitOptions(StudentOptions):
         steepness: factor on an image's standardised evidence, before the sigmoid that makes it the target.
     """
 
-    parts: Annotated[int, Field(ge=2)] = 5
+    parts: Annotated[Integer, Field(ge=2)] = 5
     ridge: Positive = 1.0
     cue: Literal["none", "lumens"] = "none"
     cue_weight: NotNegative = 1.0
     steepness: Positive = 2.0
     sharpness: Positive = 1.0
-    flips: Annotated[int, Field(ge=1, le=4)] = 4
+    flips: Annotated[Integer, Field(ge=1, le=4)] = 4
 
 
 class CrossFit(Student):
