@@ -197,6 +197,6 @@ def decode(image: Image.Image) -> NDArray[Any]:
     ImageOps.exif_transpose(image, in_place=True)
     line = np.asarray(image.crop((0, 0, image.width, 1)))
     pixels = np.empty((image.height, *line.shape[1:]), line.dtype)
-    for y in range(0, image.height, 256):
-        pixels[y : y + 256] = image.crop((0, y, image.width, min(y + 256, image.height)))
+    for y in range(0, image.height, 16):
+        pixels[y : y + 16] = image.crop((0, y, image.width, min(y + 16, image.height)))
     return pixels
