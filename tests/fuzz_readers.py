@@ -262,7 +262,7 @@ def read_asap(path: Path) -> bool:
     items = dict(enumerate(ElementTree.parse(path).getroot().iter("Annotation")))
 
     def shape(element: Any) -> shapely.Geometry:
-        corners = sorted(element.iter("Coordinate"), key=lambda c: float(c.get("Order", 0)))
+        corners = sorted(element.findall("Coordinates/Coordinate"), key=lambda c: float(c.get("Order", 0)))
         return shapely.Polygon([(float(c.get("X", "nan")), float(c.get("Y", "nan"))) for c in corners])
 
     return same_areas(found, items, shape)

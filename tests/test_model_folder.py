@@ -102,7 +102,7 @@ def test_no_model(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ['{"architectures": ["BertModel"]}', "[1, 2]", '"gap"', "null"],
+    ['{"architectures": ["BertModel"]}', "{}", '{"method": "gap"}'],
 )
 def test_foreign_config(folder, content):
     (folder / "config.json").write_text(content)
@@ -110,10 +110,10 @@ def test_foreign_config(folder, content):
         load_model(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff", b"[1, 2]", b'"gap"', b"null"])
 def test_unreadable_config(folder, content):
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"config\.json: cannot be read as JSON"):
+    with pytest.raises(InputError, match=r"config\.json: cannot be read .*; give a folder that histoloc wrote"):
         load_model(folder)
 
 
@@ -128,6 +128,11 @@ def test_unreadable_config(folder, content):
         ({"colour": 1}, r"config\.json: unknown key colour"),
         ({"threshold": {"rule": "best"}}, r"threshold\.rule = 'best'"),
         ({"classes": 3}, "classes = 3"),
+        ({"mpp": True}, "mpp = True is wrong .must be a number"),
+        ({"mpp": float("nan")}, "mpp = nan is wrong .must be a finite number"),
+        ({"mpp": -0.5}, r"mpp = -0\.5 is wrong .must be above 0"),
+        ({"extent": [0, 64]}, r"extent\.0 = 0 is wrong .must be at least 1"),
+        ({"threshold": {"value": 2}}, r"threshold\.value = 2 is wrong .must be at most 1"),
         ({"input": {"crop": 8}}, r"input\.crop = 8 is wrong .must be at least 32"),
     ],
 )

@@ -205,7 +205,7 @@ def _sentence(kind: Any, error: ValidationError) -> str:
     unknown = ("unexpected_keyword_argument", "invalid_key")
     faults = error.errors()
     first = min(faults, key=lambda fault: fault["type"] not in unknown)
-    path = [str(part) for part in first["loc"][1:]]
+    path = [str(part)[:100] for part in first["loc"][1:]]
     key, own = ".".join(path), first.get("ctx", {}).get("error")
     if first["type"] in unknown:
         for name in path[:-1]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from histoloc.bounds import Checked, Count, Number, Positive, Share, Whole
 from histoloc.config import SelectionRule, ThresholdRule, method_class, plain, strict
 from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
@@ -32,8 +32,8 @@ class Threshold:
     """Where the ROI map is cut: rule, value (None for otsu, which finds one per image), masks and map that chose it."""
 
     rule: ThresholdRule = "fixed"
-    value: float | None = 0.5
-    masks_used: int = 0
+    value: Share | None = 0.5
+    masks_used: Whole = 0
     range: Range | None = None
 
     @property
@@ -47,13 +47,13 @@ class Selection:
     """How the epoch was chosen, which one, and how many validation masks were looked at for it."""
 
     rule: SelectionRule | None = None
-    epoch: int | None = None
-    masks_used: int = 0
+    epoch: Whole | None = None
+    masks_used: Whole = 0
     uses_masks: bool = False
 
 
 @dataclass(frozen=True)
-class LearnedRange:
+class LearnedRange(Checked):
     """How evidence becomes a ROI map that means the same in every image; learned from training images without masks.
 
     Attributes:
@@ -63,17 +63,17 @@ class LearnedRange:
         images: how many training images it was learned from.
     """
 
-    centre: tuple[float, ...]
-    slope: tuple[float, ...]
-    share: tuple[float, ...]
-    images: int
+    centre: tuple[Number, ...]
+    slope: tuple[Positive, ...]
+    share: tuple[Number, ...]
+    images: Whole
 
     def __post_init__(self) -> None:
-        numbers = (*self.centre, *self.slope)
-        if not numbers or len(self.centre) != len(self.slope) or not np.isfinite(numbers).all() or min(self.slope) <= 0:
+        super().__post_init__()
+        if not self.centre or len(self.centre) != len(self.slope):
             raise InputError(
-                f"learned: centre {list(self.centre)} and slope {list(self.slope)} must be equally many finite "
-                "numbers, each slope above 0; train again, or set learned to null"
+                f"learned: centre {list(self.centre)} and slope {list(self.slope)} must be equally many numbers; train "
+                "again, or set learned to null"
             )
 
 
@@ -107,12 +107,12 @@ class ModelConfig:
     options: Any = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     input: InputConfig = field(default_factory=InputConfig)
-    mpp: float | None = None
-    shorter_side: int | None = None
+    mpp: Positive | None = None
+    shorter_side: Count | None = None
     threshold: Threshold = field(default_factory=Threshold)
     selection: Selection = field(default_factory=Selection)
     empty_class: str | None = None
-    extent: tuple[int, int] | None = None
+    extent: tuple[Count, Count] | None = None
     range: Range | None = None
     learned: LearnedRange | None = None
     supervision: tuple[str, ...] = ()

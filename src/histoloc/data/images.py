@@ -180,6 +180,8 @@ def _is_light_first(values: NDArray[Any], palette: NDArray[np.int_]) -> bool:
     """Whether the darkest colour of a mask is a grey that does not belong to 0."""
     indices = np.union1d(values, 0)
     colours = palette[indices[indices < len(palette)]]
+    if not len(colours):  # of a damaged palette
+        return True
     darkest = colours[colours.sum(axis=1).argmin()]
     return bool((darkest != colours[0]).any()) and np.ptp(darkest) == 0
 

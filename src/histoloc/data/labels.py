@@ -16,8 +16,12 @@ _BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(c
 _Step = tuple[str, Callable[[str], str]]
 
 
+LONGEST_SHOWN = 100  # characters
+
+
 def show(text: str) -> str:
     """The text with code points in place of what is not seen or looks like something else: `a<U+00A0>b`."""
+    text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
     return "".join(f"<U+{ord(c):04X}>" if _is_unseen(c) or _looks_like_another(c) else c for c in text)
 
 

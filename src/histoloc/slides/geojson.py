@@ -117,7 +117,9 @@ def read_features(
             rings, attributes = parts(item)
             polygons = [polygon for part in rings if (polygon := _polygon(part, where, warnings)) is not None]
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"{where}: has no readable shape ({error!r}); export the annotations again") from error
+            raise InputError(
+                f"{where}: has no readable shape ({repr(error)[:200]}); export the annotations again"
+            ) from error
         if not rings:
             warnings.append(f"{where}: is no polygon; left out")
         if polygons:
