@@ -1,13 +1,16 @@
 """Masks and heatmaps have one meaning in every form, or are refused in a sentence that says what is open."""
 
+import re
 import struct
 
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
-from forms import MAPS, MASKS, NO_MAPS, TWO_MEANINGS, truth
+from forms import MAPS, MASKS, NO_MAPS, TWO_MEANINGS, tissue, truth
 from histoloc.data.images import image_size, read_map, read_mask
+from histoloc.data.table import read_table
 from histoloc.errors import InputError
 
 
@@ -32,6 +35,20 @@ def test_a_mask_that_leaves_open_what_is_background_is_refused(tmp_path, name):
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
     assert "; save" in str(caught.value) or "; export" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_lists_all_masks_whose_headers_are_wrong(tmp_path):
+    names = ["inverted.tif", "inverted 16 bits.tif", "inverted doubles.tif", "cmyk.tif", "pages.tif", "stack.npy"]
+    rows = ["image,label,mask,split,group"]
+    for number, name in enumerate(names):
+        Image.fromarray(tissue()).save(tmp_path / f"{number}.png")
+        TWO_MEANINGS[name][1](tmp_path / name, truth())
+        rows.append(f"{number}.png,{'ab'[number % 2]},{name},test,")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    with pytest.raises(InputError, match="6 problems") as caught:
+        read_table(tmp_path / "table.csv")
+    for name, line in zip(names, str(caught.value).splitlines()[1:], strict=True):
+        assert re.search(f"{name}: .*{TWO_MEANINGS[name][0]}", line)
 
 
 def test_classes_by_number_are_no_soft_edges(tmp_path):

@@ -116,20 +116,37 @@ def blend_on_white(pixels: NDArray[np.uint8], *, premultiplied: bool = False) ->
 def _read_channel(path: Path) -> _Channel:
     """Decode the one channel of a mask or map."""
     with open_picture(path) as file:
+        _check_channel(path, file)
         if isinstance(file, Image.Image):
             return _decode_channel(path, file)
-        if file.ndim != 2:
-            raise InputError(f"{path}: has the shape {file.shape}, not (height, width); save one map or mask")
         return _Channel(np.array(file), 8 * file.itemsize)
+
+
+def check_mask(path: Path) -> tuple[int, int]:
+    """Do the checks of `read_mask` that the header allows; (width, height) in pixels.
+
+    Raises:
+        InputError: as `read_mask`, except that what only pixels show passes unseen.
+    """
+    path = Path(path)
+    with open_picture(path) as file:
+        _check_channel(path, file)
+        return shown_size(path, file)
+
+
+def _check_channel(path: Path, file: Opened) -> None:
+    mode = colour_mode(file)
+    if mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "F", "array"):
+        raise InputError(f"{path}: has the colour mode {mode}; save numbers in one channel")
+    if isinstance(file, np.ndarray) and file.ndim != 2:
+        raise InputError(f"{path}: has the shape {file.shape}, not (height, width); save one map or mask")
+    if isinstance(file, Image.Image) and tiff_tag(file, 262, 1) == 0 and tiff_tag(file, 258, 0) > 1:
+        raise InputError(f"{path}: {INVERTED}")
 
 
 def _decode_channel(path: Path, image: Image.Image) -> _Channel:
     """As `_read_channel`, with the types that Pillow changes as the file has them; equal colours are one channel."""
     mode, bits, kind = colour_mode(image), tiff_tag(image, 258, 0), tiff_tag(image, 339, 1)
-    if mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "F"):
-        raise InputError(f"{path}: has the colour mode {mode}; save numbers in one channel")
-    if tiff_tag(image, 262, 1) == 0 and bits > 1:
-        raise InputError(f"{path}: {INVERTED}")
     lossy = image.format in _LOSSY or image.info.get("compression") in _LOSSY
     key, values, opaque = image.info.get("transparency"), decode(image), None
     if mode in ("LA", "RGBA"):

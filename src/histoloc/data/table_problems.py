@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from histoloc.data.images import check_image, image_size
+from histoloc.data.images import check_image, check_mask
 from histoloc.data.labels import EMPTY_WORDS, group_problems, label_problems, show
 from histoloc.data.sample import OUTLINES, REGION, SPLITS, Sample
 from histoloc.errors import InputError
@@ -138,7 +138,7 @@ def file_problems(sample: Sample) -> list[str]:
     outlines = region and mask is not None and mask.suffix.lower() in OUTLINES
     checks = (
         ("", sample.image, None if region else check_image),
-        (f"mask of {sample.name}: ", mask, None if outlines else image_size),
+        (f"mask of {sample.name}: ", mask, None if outlines else check_mask),
     )
     for what, path, check in checks:
         try:
