@@ -47,7 +47,7 @@ def right(metrics: dict) -> bool:
 
 DEPTHS = {
     "0 and 1.png": (np.uint8, 1, 255, 1),
-    "percent.tif": (np.uint8, 100, 255, 127),
+    "percent.tif": (np.uint8, 100, 255, 100),
     "8 of 16 bits.png": (np.uint16, 255, 65535, 255),
     "12 of 16 bits.tif": (np.uint16, 4095, 65535, 4095),
     "0 and 1.npy": (np.uint8, 1, 255, 1),
@@ -63,8 +63,9 @@ def test_which_number_means_1_is_asked_where_files_leave_it_open(folder, capsys,
         {"png": lambda f, v: Image.fromarray(v).save(f), "tif": tifffile.imwrite, "npy": np.save}[suffix](file, values)
     code, metrics, said = run(folder, capsys)
     assert (code, metrics) == (2, {})
-    assert f"no number in its {8 * dtype().itemsize}-bit heatmaps is above {one}, so 1 may be stored as {full}" in said
-    assert f"give --heatmap-max {full}, or the number that means 1, as --heatmap-max {proposal}" in said
+    number = f"the highest number in its {8 * dtype().itemsize}-bit heatmaps is {one}"
+    assert f"{number}, which may mean {one / full:.2g} or about 1; give --heatmap-max {full} for the former" in said
+    assert f"or the number that means 1, as --heatmap-max {proposal}" in said
     code, metrics, _ = run(folder, capsys, "--heatmap-max", str(one))
     assert code == 0
     assert right(metrics)

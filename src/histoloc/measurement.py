@@ -229,10 +229,11 @@ def _check_depth(folder: Path, files: Iterable[Path]) -> None:
             largest[bits] = max(largest[bits], int(values.max())) if bits else 0
     for bits, number in largest.items():
         if 0 < number < 2 ** (bits - 1):
+            full, fewer = 2**bits - 1, number if bits == 8 else 2 ** number.bit_length() - 1
             raise InputError(
-                f"{folder}: no number in its {bits}-bit heatmaps is above {number}, so 1 may be stored as "
-                f"{2**bits - 1} or as less; give --heatmap-max {2**bits - 1}, or the number that means 1, as "
-                f"--heatmap-max {2 ** number.bit_length() - 1}"
+                f"{folder}: the highest number in its {bits}-bit heatmaps is {number}, which may mean {number / full:.2g} "
+                f"or about 1; give --heatmap-max {full} for the former, or the number that means 1, as "
+                f"--heatmap-max {fewer}"
             )
 
 

@@ -96,7 +96,7 @@ def _check_pieces(path: Path, image: Image.Image) -> None:
     check_planes(path, tiff_tag(image, 284, 1))
     boxes = [piece.extents or (0, 0, 0, 0) for piece in getattr(image, "tile", ())]
     if sum((right - left) * (lower - upper) for left, upper, right, lower in boxes) < image.width * image.height:
-        raise InputError(f"{path}: is damaged, it stores fewer rows than it has; copy it again")
+        raise InputError(f"{path}: is damaged, some of its rows are missing; copy it again")
 
 
 def check_planes(path: Path, layout: object) -> None:
