@@ -231,9 +231,9 @@ def _check_depth(folder: Path, files: Iterable[Path]) -> None:
         if 0 < number < 2 ** (bits - 1):
             full, fewer = 2**bits - 1, number if bits == 8 else 2 ** number.bit_length() - 1
             raise InputError(
-                f"{folder}: the highest number in its {bits}-bit heatmaps is {number}, which may mean {number / full:.2g} "
-                f"or about 1; give --heatmap-max {full} for the former, or the number that means 1, as "
-                f"--heatmap-max {fewer}"
+                f"{folder}: the highest number in its {bits}-bit heatmaps is {number}, which may mean "
+                f"{number / full:.2g} or about 1; give --heatmap-max {full} for the former, or the number that "
+                f"means 1, as --heatmap-max {fewer}"
             )
 
 
