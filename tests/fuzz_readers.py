@@ -67,7 +67,7 @@ def by_others(path: Path) -> Iterator[np.ndarray]:
         if "transparency" in image.info:
             yield np.asarray(image.convert("RGBA"))
     with suppress(Exception):
-        values = tifffile.imread(path)
+        values = tifffile.imread(path).squeeze()
         yield np.moveaxis(values, 0, -1) if values.ndim == 3 and len(values) in (3, 4) else values
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from histoloc.data.fingerprint import file_mark
+from histoloc.data.table_problems import refuse
 from histoloc.errors import InputError
 from histoloc.inputs import SLIDE_SUFFIXES, Paths, input_files
 from histoloc.model_folder import ModelConfig, empty_index, find_model, is_shipped, read_model_config
@@ -22,7 +23,6 @@ from histoloc.scale import tile_side
 from histoloc.work_folder import WORK, atomic_path, locked, read_json
 
 _RESERVED = {"parts", "slides.csv", "failed.csv", "settings.json"}  # what else lies in the out folder
-_REASONS = 3  # at most, where all slides failed
 
 
 class Cohort(NamedTuple):
@@ -84,7 +84,7 @@ def predict_slides(
     result = run_jobs(task, items, out, settings=settings, options=options)
     _write_table(out / "slides.csv", _records(out, settings) | result.results)
     if not result.results:
-        raise InputError(_all_failed(out, result.failed))
+        refuse(out, [f"{name}: {reason}" for name, reason in result.failed.items()])
     notes = sorted({note for record in result.results.values() for note in record["notes"]})
     return Cohort(cohort_table(result.results), result.failed, (*_scale_notes(config, options), *notes))
 
@@ -101,13 +101,6 @@ def resolved(model: Path, config: ModelConfig, options: SlideOptions) -> SlideOp
     empty_index(empty_class, config.classes, str(model))
     tile, range = options.tile or tile_side(config), options.range or config.range
     return replace(options, mpp=float(mpp), tile=tile, range=range, empty_class=empty_class)
-
-
-def _all_failed(out: Path, failed: Mapping[str, str]) -> str:
-    """Some reasons; a cohort may have thousands."""
-    reasons = [f"{name}: {reason}" for name, reason in list(failed.items())[:_REASONS]]
-    more = len(failed) - len(reasons)
-    return "; ".join([*reasons, f"and {more} more, see {out / 'failed.csv'}"] if more else reasons)
 
 
 def _records(out: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

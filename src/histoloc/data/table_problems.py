@@ -88,7 +88,7 @@ def header_problems(columns: Sequence[str], required: Sequence[str], optional: S
             yield f"the column '{column}' is to be called '{column.lower()}'"
     if missing := [column for column in required if column not in columns]:
         hint = "; separate cells by commas, not semicolons" if any(";" in column for column in columns) else ""
-        yield f"missing columns: {', '.join(missing)}; the header has {', '.join(columns)}{hint}"
+        yield f"missing columns: {', '.join(missing)}; the header has {show(', '.join(columns))}{hint}"
 
 
 def sample_problems(samples: Sequence[Sample], classes: Sequence[str] | None) -> Iterator[str]:

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from histoloc.data.table import write_table
+from histoloc.data.table_problems import refuse
 from histoloc.datasets.options import TileOptions
 from histoloc.datasets.patches import random_for
 from histoloc.datasets.result import TableResult
@@ -68,8 +69,8 @@ def slide_tiles(
         tiles = {name: value["tiles"] for name, value in result.results.items()}
         rows, excluded = _rows(slides, tiles, options, empty)
         if not rows:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(result.failed.items())[:3])
-            raise InputError(f"{table}: no slide gave a tile ({reasons or 'all have less ROI than asked for'})")
+            refuse(table, [f"{name}: {reason}" for name, reason in result.failed.items()])
+            raise InputError(f"{table}: no slide gave a tile, all have less ROI than asked for; give a smaller --roi")
         frame = pd.DataFrame(rows)
         write_table(out, frame.drop(columns=[c for c in ("roi", "slide_mpp") if frame[c].isna().all()]))
     warnings = [warning for value in result.results.values() for warning in value["warnings"]]

@@ -13,13 +13,13 @@ import pandas as pd
 
 from histoloc.data.images import JPEG_QUALITY
 from histoloc.data.table import write_table
+from histoloc.data.table_problems import refuse
 from histoloc.datasets.camelyon16.folder import CamelyonFolder
 from histoloc.datasets.camelyon16.names import PatchName
 from histoloc.datasets.camelyon16.protocol import write_slide
 from histoloc.datasets.options import CamelyonOptions, Sampling
 from histoloc.datasets.result import TableResult
 from histoloc.datasets.slide_list import ListedSlide
-from histoloc.errors import InputError
 from histoloc.runner import JobOptions, Task, run_jobs
 from histoloc.work_folder import WORK, atomic_path, write_json
 
@@ -127,8 +127,7 @@ def _write_files(build: Build) -> None:
         shutil.rmtree(build.out / WORK / "files")  # somebody deleted what an earlier call had written
         build.run("files", write_slide, items)
     if len(build.failed) > failed:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(build.failed.items())[failed:])
-        raise InputError(f"{build.out}: patches or masks cannot be written ({reasons}); correct this and run again")
+        refuse(build.out, [f"{name}: {reason}" for name, reason in list(build.failed.items())[failed:]])
 
 
 def _provenance(build: Build) -> dict[str, Any]:
