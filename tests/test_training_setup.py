@@ -45,7 +45,7 @@ def test_a_prior_that_does_not_fit_is_refused(tiny, prior_run):
     with pytest.raises(InputError, match=r"the prior's backbone and decoder do not fit gap .* a method with a decoder"):
         begin_with_prior(build_method(gap, load_backbone=False), gap, str(prior_run))
     wider = replace(described, options=type(described.options)(channels=32))
-    with pytest.raises(InputError, match=r"do not fit prior \(decoder\..*\)"):
+    with pytest.raises(InputError, match=r"has 64 channels and that of prior 32; give a prior .* --channels 32"):
         begin_with_prior(build_method(wider, load_backbone=False), wider, str(prior_run))
     grey = replace(described, input=replace(described.input, mean=(0.1, 0.1, 0.1)))
     with pytest.raises(

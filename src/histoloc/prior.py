@@ -189,7 +189,7 @@ def adapt(
         facts = kept | {
             "adapted_from": given.weights_sha256,
             "images": count,
-            "command": _command("adapt", o, AdaptOptions()),
+            "command": _command(f"adapt {Path(prior).name} --data {Path(data).name}", o, AdaptOptions()),
             "saw": f"{before}; then {count} real images without labels and masks"
             + (f", beside images of {o.drawn.name} with masks" if o.drawn else ""),
         }

@@ -17,6 +17,7 @@ from histoloc.errors import InputError
 from histoloc.methods import Method
 from histoloc.model_folder import ModelConfig, Threshold, empty_index, load_model, read_model_config
 from histoloc.nn.average import averaged
+from histoloc.nn.decoder import CHANNELS
 from histoloc.scale import ALIKE, training_scale
 from histoloc.teachers import check_sources
 from histoloc.work_folder import INPUTS_FILE, check_inputs, inputs_of, read_json
@@ -176,6 +177,12 @@ def begin_with_prior(method: Method, described: ModelConfig, prior: str) -> tupl
     source, config = load_model(Path(prior))
     weights, own = located(averaged(source.state_dict())), located(method.state_dict())
     wrong = [name for name in {**weights, **own} if name not in weights or name not in own]
+    theirs, ours = (getattr(of.options, "channels", CHANNELS) for of in (config, described))
+    if weights and not wrong and theirs != ours:
+        raise InputError(
+            f"--prior {prior}: its decoder has {theirs} channels and that of {described.method} {ours}; give a prior "
+            f"that was trained with --channels {ours}"
+        )
     wrong += [name for name in weights if name in own and weights[name].shape != own[name].shape]
     if wrong or not weights:
         raise InputError(
@@ -189,10 +196,10 @@ def begin_with_prior(method: Method, described: ModelConfig, prior: str) -> tupl
             f"{config.input.std}; give the same --mean and --std"
         )
     method.load_state_dict(weights, strict=False)
-    theirs, ours = config.mpp, described.mpp
-    if theirs is None or ours is None or max(theirs, ours) <= ALIKE * min(theirs, ours):
+    scale, own_scale = config.mpp, described.mpp
+    if scale is None or own_scale is None or max(scale, own_scale) <= ALIKE * min(scale, own_scale):
         return ()
-    return (f"the prior looks at {theirs:.4g} µm/px and this training at {ours:.4g}: give --mpp {theirs:.4g}",)
+    return (f"the prior looks at {scale:.4g} µm/px and this training at {own_scale:.4g}: give --mpp {scale:.4g}",)
 
 
 def located(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

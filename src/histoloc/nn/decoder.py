@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from histoloc.nn.backbone import Backbone
 
 _WIDEST, _NARROWEST = 128, 16  # channels of the deepest block, and of the shallowest; halved from block to block
+CHANNELS = 64  # of a SumDecoder where nobody says another number
 _FINEST = 4  # input pixels per position up to which maps are enlarged where the backbone has no finer level
 
 
@@ -70,7 +71,7 @@ class SumDecoder(nn.Module):
     a 1x1 convolution of the finest level gives the maps. A ViT has a single level, which is not enlarged.
     """
 
-    def __init__(self, backbone: Backbone, maps: int, channels: int = 64) -> None:
+    def __init__(self, backbone: Backbone, maps: int, channels: int = CHANNELS) -> None:
         super().__init__()
         self.stride = backbone.level_strides[0]  # input pixels per position of the maps
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, kernel_size=1) for c in backbone.level_channels)
