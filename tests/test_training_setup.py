@@ -99,3 +99,16 @@ def test_drawn_images_are_seen_at_the_scale_of_the_others(tiny):
     assert item.drawn is not None
     assert item.drawn[0].shape == item.image.shape
     assert item.mask is None
+
+
+def test_a_network_with_a_learned_range_gives_its_map_and_not_its_scores(tiny, tmp_path):
+    run = train(tiny("crossfit", epochs=1), tmp_path / "crossfit", progress=False)
+    source, config = load_model(run)
+    assert config.learned is not None
+    described = replace(config, method="student", options=None, learned=None)
+    method = build_method(described, load_backbone=False)
+    begin_with_prior(method, described, str(run))
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = config.learned.slope[0] * (source(image).evidence - config.learned.centre[0])
+        torch.testing.assert_close(method.eval()(image).evidence, expected, rtol=1e-4, atol=1e-4)

@@ -195,6 +195,10 @@ def begin_with_prior(method: Method, described: ModelConfig, prior: str) -> tupl
             f"--prior {prior}: was trained on images normalised by mean {config.input.mean} and std "
             f"{config.input.std}; give the same --mean and --std"
         )
+    if method.unit == "logit" and config.learned is not None:  # its map is not the sigmoid of its scores
+        centre, slope = config.learned.centre[0], config.learned.slope[0]
+        weights["decoder.head.weight"] = slope * weights["decoder.head.weight"]
+        weights["decoder.head.bias"] = slope * (weights["decoder.head.bias"] - centre)
     method.load_state_dict(weights, strict=False)
     scale, own_scale = config.mpp, described.mpp
     if scale is None or own_scale is None or max(scale, own_scale) <= ALIKE * min(scale, own_scale):
