@@ -167,15 +167,25 @@ def read_csv(path: Path) -> bool:
     table = attempt(read_table, path)
     if table is None:
         return False
-    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), skipinitialspace=True))
-    cells = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
-    head = cells[0]
-    labels = [row[head.index("label")] for row in cells[1:]]
-    expect([sample.label for sample in table.samples] == labels, "labels")
-    if "split" in head:
-        splits = [row[head.index("split")] or None for row in cells[1:]]
-        expect([sample.split for sample in table.samples] == splits, "splits")
+    raw = path.read_bytes()
+    marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+    text = raw.decode(next((name for mark, name in marks.items() if raw.startswith(mark)), "utf-8-sig"))
+    for separator in ",;\t":
+        rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, delimiter=separator)
+        cells = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+        head = [name.casefold() for name in cells[0]]
+        if {"image", "label"} <= set(head):
+            break
+    for column in ("label", "split"):
+        if column in head:
+            place = head.index(column)
+            values = [row[place] if place < len(row) else "" for row in cells[1:]]
+            expect([getattr(sample, column) or "" for sample in table.samples] == values, column)
     return True
+
+
+def numbers_in(value: Any) -> list[float]:
+    return [float(number) for number in (value if isinstance(value, list) else [value])]
 
 
 def read_run_yaml(path: Path) -> bool:
@@ -189,7 +199,7 @@ def read_run_yaml(path: Path) -> bool:
             for key, value in (recipe.get(section) or {}).items():
                 got = getattr(getattr(config, section), key)
                 plain: Any = list(got) if isinstance(got, tuple) else got
-                expect(str(plain) == str(value) or float(plain) == float(value), f"{section}.{key}")
+                expect(str(plain) == str(value) or numbers_in(plain) == numbers_in(value), f"{section}.{key}")
     return True
 
 
