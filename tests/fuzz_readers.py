@@ -196,7 +196,8 @@ def read_run_yaml(path: Path) -> bool:
     if recipe is not None:
         config = run_config({"data": "x.csv", **recipe}, path.name)
         for section in ("training", "input", "backbone"):
-            for key, value in (recipe.get(section) or {}).items():
+            said = {key: value for key, value in (recipe.get(section) or {}).items() if value is not None}
+            for key, value in said.items():
                 got = getattr(getattr(config, section), key)
                 plain: Any = list(got) if isinstance(got, tuple) else got
                 expect(str(plain) == str(value) or numbers_in(plain) == numbers_in(value), f"{section}.{key}")
