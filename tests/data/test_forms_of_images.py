@@ -201,6 +201,19 @@ def test_a_tiff_whose_pieces_do_not_make_its_picture_is_refused(tmp_path, name):
             as_slide(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_pages_in_a_circle_have_an_end(tmp_path, tile):
+    rgb_tiff(tmp_path / "a.tif", RGB, tile=tile)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        place = file.pages.first.offset + 2 + 12 * len(file.pages.first.tags)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[place : place + 4] = content[4:8]  # the next page is the first
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(InputError, match="several pages"):
+        read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(as_slide(tmp_path / "a.tif"), RGB)
+
+
 @pytest.mark.parametrize("compression", ["zlib", "lzma"])
 def test_a_strip_that_inflates_without_end_is_refused(tmp_path, compression, monkeypatch):
     monkeypatch.setattr(decoder, "_SAFE_INFLATED", 2**22)

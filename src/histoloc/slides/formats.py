@@ -178,7 +178,7 @@ def _levels(path: Path, file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     """Page 0 and its reductions, finest first, among the pages and below page 0; not labels and masks."""
     if not file.pages:
         raise EOFError("no pages")
-    base, *others = (page.aspage() for page in file.pages)
+    base, *others = (file.pages[i].aspage() for i in range(len(file.pages)))  # a chain in a circle has no end
     others += [page.aspage() for page in base.pages or ()]
     alike = [page for page in others if (page.dtype, page.samplesperpixel) == (base.dtype, base.samplesperpixel)]
     alike = [page for page in alike if page.compression in tifffile.TIFF.DECOMPRESSORS]
