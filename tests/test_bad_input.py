@@ -175,6 +175,7 @@ CASES: Cases = {
     "unknown empty class": (
         lambda s: s.train("maxmin", empty_class="normal", normalisation="none"), "--empty-class 'normal'"),
     "unusable device": (lambda s: s.train(accelerator="tpux"), "tpux.* for --accelerator"),
+    "numbers of GPUs on a CPU": (lambda s: s.train(devices="0,1"), "--accelerator cpu --devices 0,1: not usable here"),
     "unknown recipe": (lambda s: s.train(recipe="glas-gp"), "glas-gp.*glas-gap"),
     "recipe of another method": (lambda s: s.train(recipe="glas-sem"), "histoloc train maxmin"),
     "absent recipe": (lambda s: s.train(recipe=s.folder / "no.yaml"), "no.yaml"),

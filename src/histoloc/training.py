@@ -348,7 +348,7 @@ def _fabric(training: TrainingConfig, out: Path) -> Fabric:
             loggers=logger,
             plugins=[environment],
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(
             f"--accelerator {training.accelerator} --devices {training.devices}: not usable here ({error}); "
             "try --accelerator cpu --devices 1"
