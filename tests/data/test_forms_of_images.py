@@ -209,9 +209,8 @@ def test_pages_in_a_circle_have_an_end(tmp_path, tile):
     content = bytearray((tmp_path / "a.tif").read_bytes())
     content[place : place + 4] = content[4:8]  # the next page is the first
     (tmp_path / "a.tif").write_bytes(content)
-    with pytest.raises(InputError, match="several pages"):
-        read_image(tmp_path / "a.tif")
-    np.testing.assert_array_equal(as_slide(tmp_path / "a.tif"), RGB)
+    for read in (read_image, as_slide):
+        np.testing.assert_array_equal(read(tmp_path / "a.tif"), RGB)
 
 
 @pytest.mark.parametrize("compression", ["zlib", "lzma"])
