@@ -13,7 +13,7 @@ from pydantic import Field
 from histoloc.bounds import Checked, Count, NotNegative, Number, Positive, Share, Whole
 from histoloc.errors import InputError
 from histoloc.runner import JobOptions
-from histoloc.types import Range
+from histoloc.types import Origin, Range
 from histoloc.work_folder import safe_name
 
 SMALLEST_TILE, TILE_STEP = 32, 16  # pixels of the working scale
@@ -105,6 +105,8 @@ class SlideOptions(JobOptions, MapOptions):
     Attributes:
         mpp: micrometres per pixel at which tiles are read; by default the model's own.
         slide_mpp: micrometres per pixel of level 0, where the slides do not say it.
+        origin: where coordinates begin, of maps and outlines too, where a scanner left a margin (MRXS, SCN): bounds, of
+            what was scanned, as in QuPath; or level0, of the whole level, as in OpenSlide.
         tile: side of a tile in pixels of that scale, a multiple of 16; by default as large as the model's training
             images, at most 512.
         overlap: share of a tile that its neighbour sees too, from 0 to 0.9.
@@ -121,6 +123,7 @@ class SlideOptions(JobOptions, MapOptions):
 
     mpp: Positive | None = None
     slide_mpp: Positive | None = None
+    origin: Origin = "bounds"
     tile: Count | None = None
     overlap: Annotated[Share, Field(le=0.9)] = 0.25
     min_area_mm2: Annotated[NotNegative, Parameter(name="--min-area")] = 0.001

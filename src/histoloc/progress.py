@@ -1,9 +1,11 @@
-"""How far a long loop is: a bar on a terminal, a line every half minute in a log."""
+"""How far a long loop is: a bar on a terminal, a line every half minute in a log; and what memory it took."""
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, cast
 
+import psutil
 from tqdm import tqdm
 
 LOG_SECONDS = 30.0
@@ -42,3 +44,13 @@ class Bar(tqdm):
     def status_printer(file: Any) -> Callable[[str], None]:
         """What redraws a line of a terminal; nothing elsewhere."""
         return tqdm.status_printer(file) if file.isatty() else lambda text: None
+
+
+def peak_memory() -> int:
+    """Greatest resident memory of this process so far, in bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

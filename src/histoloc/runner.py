@@ -36,6 +36,7 @@ LOOK_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 _LONGEST_NAME = 150  # of a part, well below what file systems allow
 _NO_ANSWER_S = 20
+_LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENAMETOOLONG)
 _UNSEEN = "its result is not to be seen at {}; let all workers have the same folders"
 
 
@@ -48,7 +49,7 @@ class JobOptions(Checked):
             guards against running out of memory. Ignored with a scheduler.
         scheduler: address of a running Dask scheduler (tcp://host:8786), which must see the same folders, and whose
             workers have limits of their own.
-        retries: how often an item that failed is tried again, from 0.
+        retries: how often an item is tried again, from 0, where the system or a process failed and not the item.
         memory_gb: a worker process that grows beyond 95 % of it is ended, and its item tried again.
         progress: show a bar.
     """
@@ -82,6 +83,10 @@ class Call:
     log: Path | None = None
 
 
+class _Lasting(str):
+    """A reason that another try would not change."""
+
+
 class _DiskFull(InputError):
     """There is no room for what a task made. It is no fault of the item's, and the next one would find none either."""
 
@@ -113,9 +118,9 @@ def run_jobs(
 
     The result of an item becomes `out/parts/KEY.json`, written atomically when all else of the task is done, together
     with the item and a fingerprint of the settings. An item that has changed since is done again, other settings are
-    refused. A task that fails is tried again; then the item is listed with its reason in `out/failed.csv` (which is
-    absent where all went well) and the others go on. A worker process that dies loses only its item, which is tried
-    again with nothing beside it. Only a full disk ends the call: what is done is kept.
+    refused. A task that fails is tried again, unless nothing can change; then the item is listed with its reason in
+    `out/failed.csv` (which is absent where all went well) and the others go on. A worker process that dies loses only
+    its item, which is tried again with nothing beside it. Only a full disk ends the call: what is done is kept.
 
     Args:
         task: `task(item, settings)` gives a result fit for JSON. It may be called twice for the same item, in any
@@ -221,7 +226,7 @@ def do_calls(
                 reason, died = _outcome(future, slot, tries[call.key])
                 if call.log is not None:
                     slot.release()
-                if reason is None or tries[call.key] > retries:
+                if reason is None or isinstance(reason, _Lasting) or tries[call.key] > retries:
                     ended[call.key] = reason
                 else:
                     (alone if died else waiting).appendleft(call)
@@ -262,8 +267,16 @@ def _attempt(call: Call) -> str | None:
         if call.log is not None:
             traceback.print_exc()
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        return " ".join(reason.split())
+        return (str if _may_pass(error) else _Lasting)(" ".join(reason.split()))
     return None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another try may end otherwise: the system failed, or ran out of something."""
+    cause = error.__cause__ if isinstance(error, InputError) else error
+    if isinstance(cause, OSError):  # those of decoders, of a damaged file, have no number
+        return cause.errno not in _LASTING and (cause.errno is not None or cause is error)
+    return cause is error and isinstance(error, MemoryError | RuntimeError)
 
 
 @dataclass(eq=False)
@@ -381,13 +394,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def peak_memory() -> int:
-    """Greatest resident memory of this process so far, in bytes."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from histoloc.data.fingerprint import file_mark
 from histoloc.data.table_problems import refuse
 from histoloc.errors import InputError
 from histoloc.inputs import SLIDE_SUFFIXES, Paths, input_files
@@ -20,6 +19,7 @@ from histoloc.model_folder import ModelConfig, empty_index, find_model, is_shipp
 from histoloc.options import SlideOptions
 from histoloc.runner import run_jobs
 from histoloc.scale import tile_side
+from histoloc.slides.dicom import series_of, slide_mark
 from histoloc.work_folder import WORK, atomic_path, locked, read_json
 
 _RESERVED = {"parts", "slides.csv", "failed.csv", "settings.json"}  # what else lies in the out folder
@@ -69,7 +69,7 @@ def predict_slides(
     options = resolved(model, config, replace(options or SlideOptions(), **changes))
     # Of a shipped model the name, which each machine finds in its own installation.
     place = model if is_shipped(model) else find_model(model).absolute()
-    settings = {"model": str(place), "weights_sha256": config.weights_sha256, **options.of_result}
+    settings = {"weights_sha256": config.weights_sha256, **options.of_result}
     items = _items(slides, options.slide_mpp)
     # Here, and not above: PyTorch takes seconds to load, and what is wrong should be seen before.
     from histoloc.prediction import choose_device, load
@@ -80,7 +80,7 @@ def predict_slides(
     predictor = load(model, "cpu", range=options.range, empty_class=options.empty_class)
     predictor.check(options.threshold, options.map_class)
     _make_way(out, settings, items, options.resume)
-    task = partial(predict_slide, options=options, out=str(out))
+    task = partial(predict_slide, model=str(place), options=options, out=str(out))
     result = run_jobs(task, items, out, settings=settings, options=options)
     _write_table(out / "slides.csv", _records(out, settings) | result.results)
     if not result.results:
@@ -137,10 +137,12 @@ def cohort_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 def _items(slides: Paths, slide_mpp: float | None) -> dict[str, dict[str, Any]]:
     """What each task has to know, by the slide's name; without the out folder, so that this may be moved."""
     files = input_files(slides, SLIDE_SUFFIXES, "slide", deep=False)
+    first = {series_of(file) or file: name for name, file in reversed(files.items())}  # a DICOM series is one slide
+    files = {name: file for name, file in files.items() if name in first.values()}
     for name in _RESERVED & set(files):
         raise InputError(f"{files[name]}: the out folder needs the name {name!r} for itself; rename the slide")
     return {
-        name: {"slide": str(file.absolute()), "mark": file_mark(file), "slide_mpp": slide_mpp, "name": name}
+        name: {"slide": str(file.absolute()), "mark": slide_mark(file), "slide_mpp": slide_mpp, "name": name}
         for name, file in files.items()
     }
 

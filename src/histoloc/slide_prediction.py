@@ -23,13 +23,12 @@ from histoloc.data.images import write_picture
 from histoloc.errors import InputError
 from histoloc.options import SlideOptions
 from histoloc.prediction import Predictor, load
-from histoloc.progress import Bar
-from histoloc.runner import peak_memory
+from histoloc.progress import Bar, peak_memory
 from histoloc.slides.answer import OF_ALL_TILES, OF_NO_CLASSIFIER, OF_TOP_TILES, slide_probabilities, uncertainty
 from histoloc.slides.export import reductions, small_level, write_ome_tiff, write_tiles
 from histoloc.slides.grid import TileGrid, tile_grid
 from histoloc.slides.overview import overview
-from histoloc.slides.reader import Slide, open_slide, stored_mpp
+from histoloc.slides.reader import Slide, open_slide
 from histoloc.slides.regions import Outline, find_outlines, lowest_roi, write_regions
 from histoloc.slides.stitch import MapFile, Tiles, as_bytes, stitch, tissue_rows, write_map
 from histoloc.slides.tiles import TISSUE_MPP, EvidenceFile, Network, evidence_of_tiles
@@ -41,7 +40,7 @@ _PICTURE = 1600  # longer side of the overview's thumbnails, pixels
 
 
 def predict_slide(
-    item: Mapping[str, Any], settings: Mapping[str, Any], *, options: SlideOptions, out: str
+    item: Mapping[str, Any], settings: Mapping[str, Any], *, model: str, options: SlideOptions, out: str
 ) -> dict[str, Any]:
     """Predict one slide and write what `histoloc slides predict` leaves in its folder.
 
@@ -50,7 +49,8 @@ def predict_slide(
     Args:
         item: `slide`, its path; `mark`, by which its content is known; `slide_mpp`, the µm/px of its level 0 or None;
             `name`, of the folder in `out` that is written.
-        settings: `model`, its folder; `weights_sha256`; and the options on which the result depends.
+        settings: `weights_sha256` of the model, and the options on which the result depends.
+        model: its folder, or the name of a shipped one.
         options: with scale, tile, class without ROI and range as they are used.
         out: the out folder.
 
@@ -66,10 +66,9 @@ def predict_slide(
         # First: what is there is of an earlier call, and would not belong to what comes.
         (folder / "slide.json").unlink(missing_ok=True)
         path = Path(item["slide"])
-        mpp = item["slide_mpp"] if stored_mpp(path) is None else None
         try:
-            with open_slide(path, mpp=mpp, option="--slide-mpp") as slide:
-                result = _infer(slide, item, settings, options, folder)
+            with open_slide(path, mpp=item["slide_mpp"], option="--slide-mpp", origin=options.origin) as slide:
+                result = _infer(slide, item, settings, model, options, folder)
                 record = _write(result, item["name"], settings)
             seconds, memory = round(time.perf_counter() - started, 2), round(peak_memory() / 1e6, 1)
             record["cost"] = result.cost | {"seconds": seconds, "peak_memory_mb": memory}
@@ -110,7 +109,7 @@ class _Result:
 
 
 def _infer(
-    slide: Slide, item: Mapping[str, Any], settings: Mapping[str, Any], options: SlideOptions, folder: Path
+    slide: Slide, item: Mapping[str, Any], settings: Mapping[str, Any], model: str, options: SlideOptions, folder: Path
 ) -> _Result:
     """Give the tiles of the slide to the network."""
     assert options.mpp is not None
@@ -120,7 +119,7 @@ def _infer(
     tissue = find_tissue(slide, at) if options.tissue else None
     if tissue is not None and not tissue.any():
         raise InputError(f"{slide.path}: no tissue was found; look at `histoloc slides tissue`, or give --no-tissue")
-    predictor = opened_model(settings["model"], settings["weights_sha256"], options)
+    predictor = opened_model(model, settings["weights_sha256"], options)
     device, precision = predictor.device, _precision(options.precision, predictor.device)
     batch = options.batch or (2 if device.type == "cpu" else 16)
     network = Network(partial(predictor.evidence, precision=precision), predictor.stride, batch)
@@ -259,7 +258,8 @@ def _record(
         probabilities = dict(zip(config.classes, of_slide.tolist(), strict=True))
         score = float(of_slide.max() if calibration.empty is None else 1 - of_slide[calibration.empty])
         rule = OF_ALL_TILES if calibration.empty is None else OF_TOP_TILES
-    notes = [f"{method.title} on a slide: {method.in_tiles}"] if method.in_tiles else []
+    notes = list(slide.notes)
+    notes += [f"{method.title} on a slide: {method.in_tiles}"] if method.in_tiles else []
     if calibration.empty is None and result.options.map_class is None and result.evidence.maps > 1:
         notes.append(
             "no class is named as having no ROI, so each map is that of the class which the slide was given; name it "
@@ -267,7 +267,7 @@ def _record(
         )
     return {
         "format": FORMAT, "name": name, "slide": str(slide.path),
-        "slide_mpp": slide.mpp if slide.user_mpp else None,
+        "slide_mpp": slide.mpp if slide.user_mpp else None, "origin": result.options.origin,
         "width": slide.width, "height": slide.height, "mpp": slide.mpp,
         "class": label, "probabilities": probabilities, "score": score, "aggregation": rule,
         "calibration": {key: getattr(calibration, key) for key in ("range", "centre", "slope")},

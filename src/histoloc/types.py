@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Unit = Literal["probability", "logit", "score"]
 Range = Literal["probability", "learned", "image"]
+Origin = Literal["bounds", "level0"]  # where coordinates on a slide begin: at what was scanned, at the whole level
 
 
 class Drawn(NamedTuple):

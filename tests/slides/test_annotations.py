@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from shapely import MultiPolygon, Polygon
 
 from histoloc.errors import InputError
-from histoloc.slides.annotations import Annotations, Region, rasterise, read_annotations
+from histoloc.slides.annotations import CAMELYON_ROI, Annotations, Region, rasterise, read_annotations
 from histoloc.slides.geojson import Feature, read_geojson, write_geojson
 
 SQUARE = [(10, 20), (110, 20), (110, 120), (10, 120)]
@@ -38,7 +38,7 @@ def asap(path, *annotations):
 
 
 def drawn(*polygons, holes=()):
-    regions = [Region(p, Feature(p)) for p in polygons] + [Region(p, Feature(p), hole=True) for p in holes]
+    regions = [Region(p, Feature(p)) for p in polygons] + [Region(p, Feature(p), "hole") for p in holes]
     return Annotations(tuple(regions))
 
 
@@ -64,15 +64,17 @@ def test_camelyon_groups(tmp_path):
     file = asap(
         tmp_path / "tumor_001.xml", ("_0", SQUARE), ("_1", BOW_TIE[:3]), ("Tumor", SQUARE), ("_2", HOLE), ("x", HOLE)
     )
-    annotations = read_annotations(file)
-    assert [(r.feature.label, r.hole) for r in annotations.regions] == [
-        ("_0", False), ("_1", False), ("Tumor", False), ("_2", True),
+    annotations = read_annotations(file, roi=CAMELYON_ROI)
+    assert [(r.feature.label, r.role) for r in annotations.regions] == [
+        ("_0", "roi"), ("_1", "roi"), ("Tumor", "roi"), ("_2", "hole"),
     ]  # fmt: skip
     assert annotations.regions[0].polygon.equals(Polygon(SQUARE))
     assert annotations.bounds().tolist() == [[10, 20, 110, 120], [0, 0, 20, 20], [10, 20, 110, 120]]
     (warning,) = annotations.warnings
     assert str(file) in warning
-    assert "unknown classes are left out: 'x' (1); known are Tumor, _0, _1, _2" in warning
+    assert warning == f"{file}: left out, as no ROI: x (1)"
+    with pytest.raises(InputError, match=r"has outlines of _0 \(1\), _1 \(1\), Tumor \(1\), x \(1\), and which"):
+        read_annotations(file)
 
 
 def test_other_classes_can_be_the_roi(tmp_path):
@@ -80,7 +82,7 @@ def test_other_classes_can_be_the_roi(tmp_path):
     annotations = read_annotations(file, roi=["carcinoma"], holes=["lumen"])
     assert rasterise(annotations, 0, 0, 200, 200).sum() == 100 * 100 - 20 * 20
     assert annotations.warnings == ()
-    with pytest.raises(InputError, match=r"no annotation of a ROI \(it has 'carcinoma' \(1\), 'lumen' \(1\), known"):
+    with pytest.raises(InputError, match=r"has outlines of carcinoma \(1\), lumen \(1\), and which .* --roi-class"):
         read_annotations(file)
 
 
@@ -125,9 +127,9 @@ def test_files_without_annotations_are_refused(tmp_path):
         "text.xml": (whole.replace('X="10"', 'X="ten"', 1), r"text\.xml, annotation 0: has no readable shape"),
         "lost.xml": (whole.replace('X="10"', "", 1), "annotation 0: has no readable shape"),
         "inf.xml": (whole.replace('X="10"', 'X="inf"', 1), "annotation 0: has no readable shape .*not finite"),
-        "hole.xml": (whole.replace('"_0"', '"_2"'), r"hole\.xml: holds no annotation of a ROI"),
+        "hole.xml": (whole.replace('"_0"', '"_2"'), r"hole\.xml: holds no outline of a ROI"),
         "half.geojson": ('{"type": "FeatureCollection", "features": [{"ty', r"half\.geojson: is no readable GeoJSON"),
-        "none.geojson": ('{"type": "FeatureCollection", "features": []}', "no annotation of a ROI"),
+        "none.geojson": ('{"type": "FeatureCollection", "features": []}', "no outline of a ROI"),
         "list.json": ("3", "holds no list of features"),
         "wrong.json": ('[{"type": "Feature", "geometry": {"type": "Polygon"}}]', "annotation 0: has no readable shape"),
         "flat.json": (
@@ -204,12 +206,16 @@ def test_geojson_as_qupath_writes_it(tmp_path, content):
         ", annotation 2: is no polygon; left out",
         ", annotation 4: an outline has fewer than three vertices; left out",
     ]
-    annotations = read_annotations(file)
+    annotations = read_annotations(file, roi=["Tumor", "stroma", "Tumor: Positive"])
     assert [r.feature.label for r in annotations.regions] == ["Tumor", "Stroma", "Tumor: Positive"]
     assert rasterise(annotations, 10, 20, 100, 100).sum() == 100 * 100 - 400
+    with pytest.raises(
+        InputError, match=r"has outlines of Tumor \(1\), Stroma \(1\), Tumor: Positive \(1\), and which"
+    ):
+        read_annotations(file)
     chosen = read_annotations(file, roi=["Tumor"])
     assert [r.feature.label for r in chosen.regions] == ["Tumor"]
-    assert "'Stroma' (1), 'Tumor: Positive' (1)" in chosen.warnings[-1]
+    assert "left out, as no ROI: Stroma (1), Tumor: Positive (1)" in chosen.warnings[-1]
 
 
 def test_geojson_round_trip(tmp_path):
@@ -237,10 +243,10 @@ def test_xml_becomes_geojson(tmp_path):
     annotations = read_annotations(asap(tmp_path / "a.xml", ("_0", SQUARE), ("_0", BOW_TIE), ("_2", HOLE)))
     features = [Feature(region.polygon, region.feature.label) for region in annotations.regions]
     write_geojson(tmp_path / "a.geojson", features)
-    again = read_annotations(tmp_path / "a.geojson", holes=["_2"])
+    again = read_annotations(tmp_path / "a.geojson")
     assert again.warnings == ()
-    assert [(r.feature.label, r.hole, r.polygon) for r in again.regions] == [
-        (r.feature.label, r.hole, r.polygon) for r in annotations.regions
+    assert [(r.feature.label, r.role, r.polygon) for r in again.regions] == [
+        (r.feature.label, r.role, r.polygon) for r in annotations.regions
     ]
     np.testing.assert_array_equal(rasterise(again, 0, 0, 120, 130), rasterise(annotations, 0, 0, 120, 130))
 

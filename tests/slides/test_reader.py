@@ -222,9 +222,10 @@ def test_scale_of_ome_imagej_and_the_user(tmp_path):
         with open_slide(tmp_path / name) as slide:
             assert slide.mpp == pytest.approx(0.25)
             assert not slide.user_mpp
-        with open_slide(tmp_path / name, mpp=0.5) as slide:
-            assert slide.mpp == 0.5
-            assert describe(slide)["mpp_from"] == "user"
+        with open_slide(tmp_path / name, mpp=0.5, option="--slide-mpp") as slide:
+            assert (slide.mpp, describe(slide)["mpp_from"]) == (pytest.approx(0.25), "file")
+            (note,) = slide.notes
+            assert note.startswith(f"{name}: says 0.25 µm/px, but --slide-mpp 0.5; its own 0.25 are used")
 
 
 def tiff(path: Path, **options) -> Path:

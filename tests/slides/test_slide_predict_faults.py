@@ -1,5 +1,6 @@
 """What users do to `histoloc slides predict` besides using it: mistyped options, removed files, two calls at once."""
 
+import errno
 import json
 import shutil
 import time
@@ -114,6 +115,38 @@ def test_an_out_folder_may_be_moved(gap_run, slide, tmp_path, calls):
     del calls[:]
     predict_slides(gap_run, [slide], tmp_path / "there", SlideOptions(**OPTIONS))
     assert calls == []
+
+
+def test_the_model_may_be_moved(gap_run, slide, tmp_path, calls):
+    shutil.copytree(gap_run / "model", tmp_path / "here")
+    predict_slides(tmp_path / "here", [slide], tmp_path / "out", **OPTIONS)
+    assert str(tmp_path / "here") not in json.dumps(told(tmp_path / "out" / "a"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    del calls[:]
+    predict_slides(tmp_path / "there", [slide], tmp_path / "out", **OPTIONS)
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "times"),
+    [
+        (InputError("is broken"), 1),
+        (OSError(errno.EIO, "Input/output error"), 3),
+        (FileNotFoundError(errno.ENOENT, "No such file"), 1),
+    ],
+    ids=["damaged", "disk", "absent"],
+)
+def test_only_what_may_change_is_tried_again(gap_run, slide, tmp_path, monkeypatch, failure, times):
+    tries: list[Path] = []
+
+    def opened(path: Path, **_: Any) -> None:
+        tries.append(path)
+        raise failure
+
+    monkeypatch.setattr(slide_prediction, "open_slide", opened)
+    with pytest.raises(InputError, match=r"a: .*(is broken|Input/output|No such file)"):
+        predict_slides(gap_run, [slide], tmp_path, SlideOptions(**changed(retries=2)))
+    assert len(tries) == times
 
 
 def test_slides_given_one_by_one_end_in_one_table(gap_run, slide, tmp_path):

@@ -117,6 +117,18 @@ def test_raw_requests_get_4xx(server: tuple[int, Path], data: bytes) -> None:
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.parametrize("body", [b"", b"5 byte", b"x" * 100_000], ids=len)
+@pytest.mark.parametrize("target", [b"/", b"/api/list", b"/tiles/a/picture/0/0_0"])
+def test_a_head_with_a_body_leaves_no_trace(server: tuple[int, Path], target: bytes, body: bytes) -> None:
+    port, log = server
+    start = f"Host: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    answer = send(port, b"HEAD " + target + b" HTTP/1.1\r\n" + start + body)
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    assert head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 404"))
+    assert rest == b""
+    assert log.read_text().count("\n") == 1
+
+
 def test_the_page_is_served_and_the_console_quiet(server: tuple[int, Path]) -> None:
     port, log = server
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)

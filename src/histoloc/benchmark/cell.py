@@ -15,7 +15,7 @@ from histoloc.evaluation import run_evaluation
 from histoloc.model_folder import load_model
 from histoloc.options import EvaluationOptions
 from histoloc.prior import AdaptOptions, adapt
-from histoloc.runner import peak_memory
+from histoloc.progress import peak_memory
 from histoloc.training import train
 from histoloc.work_folder import check_inputs, inputs_of, locked, write_json
 

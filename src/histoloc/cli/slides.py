@@ -1,6 +1,7 @@
 """`histoloc slides`: look at whole slides."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,11 @@ from histoloc.options import ALL, SlideOptions
 from histoloc.work_folder import safe_name
 
 app = App(name="slides", help="Whole slides: what a file holds, where its tissue is, and what a model says of it.")
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 @app.command
@@ -27,6 +33,7 @@ def info(slide: Path, *, mpp: Positive | None = None, properties: bool = False) 
 
     with open_slide(slide, mpp=mpp) as opened:
         facts = describe(opened)
+        _tell(opened.notes)
     levels, of_scanner = facts.pop("levels"), facts.pop("properties")
     for number, level in enumerate(levels):
         facts[f"level {number}"] = f"{level['width']} x {level['height']} px, {level['mpp']:.4g} µm/px"
@@ -50,6 +57,7 @@ def tissue(slide: Path, *, out: Path, at: Positive = 8.0, mpp: Positive | None =
     from histoloc.slides.tissue import tissue_picture
 
     with open_slide(slide, mpp=mpp) as opened:
+        _tell(opened.notes)
         mask = find(opened, mpp=at)
         picture = tissue_picture(opened, mask)
         mm2 = opened.width * opened.height * (opened.mpp / 1000) ** 2 * float(mask.mean())
@@ -87,8 +95,7 @@ def predict(
     for name in map_classes(model, options):
         place = out / safe_name(str(name)) if options.map_class == ALL else out
         cohort = predict_slides(model, slides, place, replace(options, map_class=name))
-        for note in cohort.notes:
-            print(f"note: {note}", file=sys.stderr)
+        _tell(cohort.notes)
         print(cohort.table[["name", "class", "score", "roi_mm2", "roi_share", "regions"]].to_string(index=False))
         print(place / "slides.csv")
         for slide, reason in cohort.failed.items():

@@ -1,6 +1,7 @@
 """The pixels and the truth of a sample: an image file with its mask, or a region of a slide with its outlines."""
 
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def read_truth(sample: Sample) -> NDArray[np.bool_] | None:
     if sample.mask.suffix.lower() not in OUTLINES:
         return read_mask(sample.mask)
     slide, x, y, width, height, mpp = _region(sample)
-    return rasterise(_outlines(sample.mask, slide.size), x, y, width, height, mpp / slide.mpp)
+    return rasterise(_outlines(sample.mask, slide.size, slide.bounds), x, y, width, height, mpp / slide.mpp)
 
 
 def _region(sample: Sample) -> tuple[Slide, int, int, int, int, float]:
@@ -100,9 +101,12 @@ def _region(sample: Sample) -> tuple[Slide, int, int, int, int, float]:
 
 @lru_cache(maxsize=_OPEN_SLIDES)
 def _slide(path: Path, mpp: float | None, process: int) -> Slide:
-    return open_slide(path, mpp=mpp, option="slide_mpp in the table")
+    slide = open_slide(path, mpp=mpp, option="slide_mpp in the table")
+    for note in slide.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return slide
 
 
 @lru_cache(maxsize=_OPEN_SLIDES)
-def _outlines(path: Path, size: tuple[int, int]) -> Annotations:
-    return read_annotations(path, size=size)
+def _outlines(path: Path, size: tuple[int, int], bounds: tuple[int, int]) -> Annotations:
+    return read_annotations(path, size=size, bounds=bounds)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from histoloc.bounds import Checked, Count, PartBelowOne, Positive, Share, ShareAboveNone, Whole
 from histoloc.errors import InputError
+from histoloc.types import Origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,13 @@ class TileOptions(Checked):
         tissue: least share of tissue in a tile.
         roi: least share of annotated area for the label of an annotated slide; tiles without any get the class without
             ROI, what is in between is left out.
+        roi_class: a class of outlines that is ROI; may be given several times. By default every one but holes (_2,
+            normal, Exclusion), Ignore*, Region*, other names with a star, and outlines without a class around others;
+            where several are left, they have to be named.
+        hole_class: a class of outlines that is cut out of the ROI; may be given several times.
+        origin: where coordinates of outlines begin, if the scanner left a margin (MRXS, SCN): bounds, of what was
+            scanned, as in QuPath; or level0, of the whole level, as in OpenSlide. By default bounds in GeoJSON and
+            level0 in XML.
         empty_class: name of the class without ROI; by default that of the slides without annotation.
         test: share of groups for the test split, stratified by class.
         valid: share of groups for the validation split.
@@ -33,6 +41,9 @@ class TileOptions(Checked):
     stride: Count | None = None
     tissue: Share = 0.5
     roi: ShareAboveNone = 0.5
+    roi_class: tuple[str, ...] = ()
+    hole_class: tuple[str, ...] = ()
+    origin: Origin | None = None
     empty_class: str | None = None
     test: PartBelowOne = 0.2
     valid: PartBelowOne = 0.2

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from histoloc.data.labels import group_problems, label_problems
-from histoloc.data.sample import SPLITS
+from histoloc.data.sample import SPLITS, parts
 from histoloc.data.table import read_cells
 from histoloc.data.table_problems import refuse
 from histoloc.datasets.patches import random_for
 from histoloc.errors import InputError
+from histoloc.slides.dicom import series_of
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,11 @@ class ListedSlide:
         path: absolute.
         label: name of the class.
         annotations: absolute path of the outlines of its ROI (ASAP XML, GeoJSON), or None.
-        mpp: micrometres per pixel of level 0, which overrule the file, or None.
+        mpp: micrometres per pixel of level 0, where the slide does not say it, or None.
         group: what must not be on two sides of a split.
         part: the set that the data set itself puts it into; empty where it leaves that open.
+        roi_class: the classes of outlines that are ROI; none for the defaults of `read_annotations`.
+        hole_class: further classes that are cut out of it.
     """
 
     name: str
@@ -38,6 +41,8 @@ class ListedSlide:
     mpp: float | None = None
     group: str = ""
     part: str = ""
+    roi_class: tuple[str, ...] = ()
+    hole_class: tuple[str, ...] = ()
 
     def item(self, **more: Any) -> dict[str, Any]:
         """What a task has to know of it, fit for JSON; a file that was exchanged makes it another item."""
@@ -56,25 +61,27 @@ class ListedSlide:
 
 
 def read_slides(table: Path) -> list[ListedSlide]:
-    """Read a table of slides: columns slide, label and, optionally, annotation, group, mpp; others are ignored.
+    """Read a table of slides: columns slide, label and, optionally, those below; others are ignored.
 
-    A slide without group is a group of its own.
+    annotation; group (a slide without one is a group of its own); mpp; roi_class and hole_class (several are `a|b`).
 
     Raises:
         InputError: names the first 20 problems: missing columns or files, empty cells, slides listed twice.
     """
     table = Path(table)
-    rows = read_cells(table, ("slide", "label"), ("annotation", "group", "mpp"))
+    rows = read_cells(table, ("slide", "label"), ("annotation", "group", "mpp", "roi_class", "hole_class"))
     scales = pd.to_numeric(rows["mpp"], errors="coerce")
     rows["scale"] = scales.where((scales > 0) & (scales < math.inf))
     folder = table.absolute().parent
     slides: list[ListedSlide] = []
     problems: list[str] = []
-    first: dict[Path, int] = {}
-    for line, slide, label, annotation, group, mpp, scale in rows.itertuples(name=None):
+    first: dict[object, int] = {}
+    for line, slide, label, annotation, group, mpp, roi, holes, scale in rows.itertuples(name=None):
         name, path = Path(slide).as_posix() if slide else "", folder / slide
-        outlines = folder / annotation if annotation else None
-        slides.append(ListedSlide(name, path, label, outlines, None if pd.isna(scale) else scale, group or name))
+        outlines, own = folder / annotation if annotation else None, None if pd.isna(scale) else scale
+        classes = (tuple(filter(None, parts(cell))) for cell in (roi, holes))
+        slides.append(ListedSlide(name, path, label, outlines, own, group or name, "", *classes))
+        same = series_of(path) or path.resolve()
         rules = {
             "the cell slide is empty; name a file or delete the row": not slide,
             "there is no such file; correct the path": slide and not path.is_file(),
@@ -82,9 +89,9 @@ def read_slides(table: Path) -> list[ListedSlide]:
             f"there is no annotation {annotation}; correct the path or empty the cell": outlines
             and not outlines.is_file(),
             f"mpp '{mpp}' is no positive number; give micrometres per pixel or leave it empty": mpp and pd.isna(scale),
-            f"is the same slide as line {first.get(path.resolve())}; delete one of the rows": path.resolve() in first,
+            f"is the same slide as line {first.get(same)}; delete one of the rows": same in first,
         }
-        first.setdefault(path.resolve(), line)
+        first.setdefault(same, line)
         problems += [f"line {line} ({name or 'no slide'}): {problem}" for problem, broken in rules.items() if broken]
     problems += label_problems(Counter(slide.label for slide in slides if slide.label))
     problems += group_problems(Counter(slide.group for slide in slides if slide.group != slide.name))

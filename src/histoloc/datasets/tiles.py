@@ -1,12 +1,14 @@
 """Tables of the user's own slides: tiles on a grid over the tissue, labelled by slide or by annotation."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+import shapely
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
@@ -18,11 +20,11 @@ from histoloc.datasets.result import TableResult
 from histoloc.datasets.slide_list import ListedSlide, class_without_roi, read_slides, split_groups
 from histoloc.errors import InputError
 from histoloc.runner import JobOptions, run_jobs
-from histoloc.slides.annotations import rasterise, read_annotations
-from histoloc.slides.reader import open_slide
+from histoloc.slides.annotations import ROLES, Role, annotations_text, rasterise, read_annotations
+from histoloc.slides.reader import Slide, open_slide
 from histoloc.slides.tissue import share
 from histoloc.slides.tissue import tissue as find_tissue
-from histoloc.work_folder import locked
+from histoloc.work_folder import locked, write_text
 
 TISSUE_MPP = 8.0  # of the tissue mask
 
@@ -39,60 +41,92 @@ def slide_tiles(
     Slides that fail are listed in failed.csv with their reasons; the table is made without them, the exit code is 1.
 
     Tiles lie on a grid from the slide's upper left corner, where there is enough tissue. A tile gets its slide's label.
-    Where the table has annotations, a tile of an annotated slide gets it only if its share of ROI is at least `roi`, a
-    tile without any ROI gets the class of the slides without annotation, and what is in between is left out.
+    A tile of an annotated slide gets it only if its share of ROI is at least `roi`, a tile without any ROI the class of
+    the slides without annotation, and what is in between is left out. So are tiles that touch `Ignore*`, or leave
+    `Region*` where there is one. Outlines that were taken become masks, in a folder .outlines beside the table.
 
     Sets are made of whole groups, by label and seed alone. Splits, `roi` and `per_slide` may change between calls.
 
     Args:
         table: CSV with the columns slide and label and, optionally, annotation (ASAP XML, GeoJSON), group (patient; by
-            default the slide) and mpp (of level 0, for slides that do not say it); paths are relative to it.
+            default the slide), mpp (of level 0, for slides that do not say it), roi_class and hole_class (in place of
+            the options; `a|b`); paths are relative to it.
         out: the table to write (CSV); what is done is kept beside it, in a folder .jobs, with failed.csv.
         options: which tiles are cut.
         jobs: where slides are worked on.
 
     Raises:
-        InputError: the table or a number cannot be used, the earlier call had another grid, another call is at the same
-            `out`, no slide gave a tile, or the class of tiles without ROI is not clear.
+        InputError: the table or a number cannot be used, the earlier call had another grid, another call is at `out`,
+            no slide gave a tile, or the class of tiles without ROI is not clear.
     """
     table, out = Path(table), Path(out)
     slides = read_slides(table)
     if out.absolute() in (table.absolute(), *(slide.path for slide in slides)):
         raise InputError(f"{out}: is one of the given files; choose another --out")
     empty = class_without_roi(table, slides, options.empty_class)
-    grid = {"mpp": float(options.mpp), "size": options.size, "stride": options.stride or options.size}
-    settings = grid | {"tissue": float(options.tissue)}
+    settings = {"mpp": float(options.mpp), "size": options.size, "stride": options.stride or options.size}
+    settings |= {"tissue": float(options.tissue)}
     place = out.with_name(f"{out.stem}.jobs")
     with locked(place):
-        items = {slide.name: slide.item() for slide in slides}
+        items = {slide.name: _item(slide, options) for slide in slides}
         result = run_jobs(tiles_of_slide, items, place, settings=settings, options=jobs)
-        tiles = {name: value["tiles"] for name, value in result.results.items()}
-        rows, excluded = _rows(slides, tiles, options, empty)
+        rows, excluded = _rows(slides, result.results, out, options, empty)
         if not rows:
             refuse(table, [f"{name}: {reason}" for name, reason in result.failed.items()])
             raise InputError(f"{table}: no slide gave a tile, all have less ROI than asked for; give a smaller --roi")
         frame = pd.DataFrame(rows)
         write_table(out, frame.drop(columns=[c for c in ("roi", "slide_mpp") if frame[c].isna().all()]))
     warnings = [warning for value in result.results.values() for warning in value["warnings"]]
-    remarks = [f"{excluded} tiles with less ROI than asked for are left out"] if excluded else []
-    return TableResult(out, warnings, remarks, result.failed)
+    rest = [f"{excluded} tiles with less ROI than asked for are left out"] if excluded else []
+    return TableResult(out, warnings, _outline_remarks(result.results.values()) + rest, result.failed)
+
+
+def _item(slide: ListedSlide, options: TileOptions) -> dict[str, Any]:
+    """What the task of a slide has to know."""
+    roi, holes = slide.roi_class or options.roi_class, slide.hole_class or options.hole_class
+    return slide.item() if slide.annotations is None else slide.item(roi=roi, holes=holes, origin=options.origin)
+
+
+def _outline_remarks(results: Collection[Mapping[str, Any]]) -> list[str]:
+    """What was taken of outlines, and how many."""
+    number: Counter[tuple[Role, str]] = Counter()
+    for result in results:
+        for role, label, count in result["outlines"]:
+            number[role, label] += count
+    lists = {
+        text: ", ".join(f"{label or 'no class'} ({n})" for (r, label), n in sorted(number.items()) if r == role)
+        for role, text in ROLES.items()
+    }
+    unlabelled = sum(result["unlabelled"] for result in results)
+    remarks = [f"outlines, {text}: {classes}" for text, classes in lists.items() if classes]
+    return remarks + ([f"{unlabelled} tiles touch Ignore* or leave Region* and are left out"] if unlabelled else [])
 
 
 def _rows(
-    slides: Sequence[ListedSlide], tiles: Mapping[str, list[dict[str, Any]]], options: TileOptions, empty: str | None
+    slides: Sequence[ListedSlide],
+    results: Mapping[str, dict[str, Any]],
+    out: Path,
+    options: TileOptions,
+    empty: str | None,
 ) -> tuple[list[dict[str, Any]], int]:
-    """Rows of the table, and the number of tiles that are left out for their share of ROI."""
+    """Rows of the table, with the masks that they name, and the number of tiles left out for their share of ROI."""
+    outlines = out.absolute().with_name(f"{out.stem}.outlines")
     labels: dict[str, set[str]] = defaultdict(set)
     for slide in slides:
         labels[slide.group].add(slide.label)
     splits = split_groups(labels, valid=options.valid, test=options.test, seed=options.seed)
     rows: list[dict[str, Any]] = []
     excluded = 0
-    for slide in slides:
-        own = tiles.get(slide.name, [])
-        labelled = _labelled(slide, own, options, empty)
-        excluded += len(own) - len(labelled)
-        rows += [_row(slide, splits[slide.group], options) | tile for tile in _sample(slide, labelled, options)]
+    for slide in (slide for slide in slides if slide.name in results):
+        result = results[slide.name]
+        labelled = _labelled(slide, result["tiles"], options, empty)
+        excluded += len(result["tiles"]) - len(labelled)
+        mask = None
+        if result["mask"] is not None:
+            mask = outlines / f"{quote(slide.name, safe=' ()+,=@')}.geojson"
+            write_text(mask, result["mask"])
+        common = _row(slide, splits[slide.group], options) | {"mask": mask, "slide_mpp": result["slide_mpp"]}
+        rows += [common | tile for tile in _sample(slide, labelled, options)]
     return rows, excluded
 
 
@@ -125,11 +159,9 @@ def _row(slide: ListedSlide, split: str, options: TileOptions) -> dict[str, Any]
         **columns,
         **size,
         "image": slide.path,
-        "mask": slide.annotations,
         "split": split,
         "group": slide.group,
         "mpp": options.mpp,
-        "slide_mpp": slide.mpp,
     }
 
 
@@ -137,45 +169,67 @@ def tiles_of_slide(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
     """The tiles of one slide: a task of `run_jobs`.
 
     Args:
-        item: see `ListedSlide.item`.
+        item: see `ListedSlide.item`; for a slide with annotations also `roi`, `holes` and `origin` of
+            `read_annotations`.
         settings: `mpp`, `size` and `stride` in pixels of it, and the least share of `tissue`.
 
     Returns:
         `tiles`, row by row, each with `x` and `y` in pixels of level 0 and the shares `tissue` and `roi` (None
-        without annotation), and `warnings`.
+        without annotation); `unlabelled`, how many touch `Ignore*` or leave `Region*`; `outlines`, what was taken of
+        them, and `mask`, the same as GeoJSON; `slide_mpp` where the slide does not say it; and `warnings`.
 
     Raises:
         InputError: the slide or its annotation cannot be read, or no tile has enough tissue.
     """
     mpp, size = settings["mpp"], settings["size"]
-    annotations = None
     with open_slide(Path(item["slide"]), mpp=item.get("slide_mpp"), option="mpp in the table") as slide:
-        slide.level_for(mpp)  # refuses a scale that the slide does not have, before anything is read
-        scale = mpp / slide.mpp
-        xs, ys = (_grid(length, size * scale, settings["stride"] * scale) for length in slide.size)
-        if not xs.size or not ys.size:
-            raise InputError(
-                f"{slide.path}: is {slide.width / scale:.0f}x{slide.height / scale:.0f} px at {mpp:g} µm/px, smaller "
-                f"than a tile of {size} px; choose a smaller --size or --mpp"
-            )
-        coarse = max(TISSUE_MPP, slide.mpp)
-        shares = share(find_tissue(slide, coarse), coarse, xs[None], ys[:, None], size * scale, size * scale, slide)
-        places = np.argwhere(shares >= settings["tissue"])
-        if not len(places):
-            raise InputError(
-                f"{slide.path}: no tile has {100 * settings['tissue']:g} % of tissue, the best has "
-                f"{100 * shares.max():.1f} %; look at it with `histoloc slides tissue`"
-            )
+        xs, ys, shares = _tissue_shares(slide, settings)
+        annotations = None
         if item["annotations"] is not None:
-            annotations = read_annotations(Path(item["annotations"]), size=slide.size)
+            classes = {"roi": item["roi"], "holes": item["holes"], "origin": item["origin"]}
+            annotations = read_annotations(Path(item["annotations"]), size=slide.size, bounds=slide.bounds, **classes)
+    scale = mpp / slide.mpp
+    rows, columns = np.nonzero(shares >= settings["tissue"])
+    x, y, share = xs[columns], ys[rows], shares[rows, columns].round(6)
+    labelled = np.ones(len(x), bool)
+    if annotations is not None:
+        labelled = annotations.with_label(shapely.box(x, y, x + size * scale, y + size * scale))
     tiles: list[dict[str, Any]] = []
-    for row, column in places:
-        x, y, roi = int(xs[column]), int(ys[row]), None
-        if annotations is not None:
-            # Of the very mask that training reads, so that no tile without ROI has a pixel of it.
-            roi = float(rasterise(annotations, x, y, size, size, scale).mean())
-        tiles.append({"x": x, "y": y, "tissue": round(float(shares[row, column]), 6), "roi": roi})
-    return {"tiles": tiles, "warnings": [] if annotations is None else list(annotations.warnings)}
+    for place in zip(x[labelled].tolist(), y[labelled].tolist(), share[labelled].tolist(), strict=True):
+        # Of the very mask that training reads, so that no tile without ROI has a pixel of it.
+        roi = None if annotations is None else float(rasterise(annotations, *place[:2], size, size, scale).mean())
+        tiles.append(dict(zip(("x", "y", "tissue", "roi"), (*place, roi), strict=True)))
+    return {
+        "tiles": tiles,
+        "unlabelled": int((~labelled).sum()),
+        "mask": None if annotations is None else annotations_text(annotations, slide.bounds),
+        "outlines": [] if annotations is None else annotations.counts,
+        "slide_mpp": slide.mpp if slide.user_mpp else None,
+        "warnings": [*slide.notes, *(() if annotations is None else annotations.warnings)],
+    }
+
+
+def _tissue_shares(
+    slide: Slide, settings: Mapping[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The grid's edges along x and along y, and the share of tissue of each tile (rows, columns)."""
+    mpp, size = settings["mpp"], settings["size"]
+    slide.level_for(mpp)  # refuses a scale that the slide does not have, before anything is read
+    scale = mpp / slide.mpp
+    xs, ys = (_grid(length, size * scale, settings["stride"] * scale) for length in slide.size)
+    if not xs.size or not ys.size:
+        raise InputError(
+            f"{slide.path}: is {slide.width / scale:.0f}x{slide.height / scale:.0f} px at {mpp:g} µm/px, smaller "
+            f"than a tile of {size} px; choose a smaller --size or --mpp"
+        )
+    coarse = max(TISSUE_MPP, slide.mpp)
+    shares = share(find_tissue(slide, coarse), coarse, xs[None], ys[:, None], size * scale, size * scale, slide)
+    if shares.max() < settings["tissue"]:
+        raise InputError(
+            f"{slide.path}: no tile has {100 * settings['tissue']:g} % of tissue, the best has "
+            f"{100 * shares.max():.1f} %; look at it with `histoloc slides tissue`"
+        )
+    return xs, ys, shares
 
 
 def _grid(length: int, side: float, step: float) -> NDArray[np.int64]:

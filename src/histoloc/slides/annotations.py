@@ -1,8 +1,10 @@
 """What pathologists drew on a slide: ASAP's XML and QuPath's GeoJSON, and its mask at any region and scale."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +18,21 @@ from PIL import Image, ImageDraw
 from shapely import MultiPolygon, Polygon, STRtree
 
 from histoloc.errors import InputError
-from histoloc.slides.geojson import Feature, read_features, read_geojson
+from histoloc.slides.geojson import Feature, geojson_text, read_features, read_geojson, read_limited
+from histoloc.types import Origin
 
 Mask = NDArray[np.bool_]
 Holes = Literal["subtract", "ignore"]
+Role = Literal["roi", "hole", "ignore", "limit"]
 
-CAMELYON_ROI = ("Tumor", "_0", "_1")
-CAMELYON_HOLES = ("_2",)
+CAMELYON_ROI = ("_0", "_1", "metastases", "metastasis", "tumor", "tumour")  # side by side in one file
+_ROLES: dict[str, Role] = {
+    "ignore*": "ignore", "region*": "limit", **dict.fromkeys(("_2", "exclusion", "normal"), "hole")
+}  # fmt: skip
+ROLES: dict[Role, str] = {
+    "roi": "ROI", "hole": "cut out", "ignore": "cut out and without a label", "limit": "where tiles are taken"
+}  # fmt: skip
+_MOST_CROSSINGS = 5000  # of the outlines of a file with themselves: a second of repairs
 
 
 @dataclass(frozen=True)
@@ -31,13 +41,15 @@ class Region:
 
     Attributes:
         polygon: valid, inside the slide, in pixels of level 0.
-        feature: the shape as the file has it (rounded where that was asked for), with its class.
-        hole: whether the shape is cut out of the ROI instead of being added to it.
+        feature: the shape as the file has it (moved to the slide's level 0 and rounded where that was asked for), with
+            its class.
+        role: roi; hole, what is cut out of it; ignore, what is cut out and has no label either; limit, where tiles are
+            taken.
     """
 
     polygon: Polygon | MultiPolygon
     feature: Feature
-    hole: bool = False
+    role: Role = "roi"
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,12 @@ class Annotations:
     regions: tuple[Region, ...]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def counts(self) -> list[tuple[Role, str, int]]:
+        """What was taken for what: (role, class, how many)."""
+        numbers: Counter[tuple[Role, str]] = Counter((region.role, region.feature.label) for region in self.regions)
+        return [(*key, number) for key, number in numbers.items()]
+
     @cached_property
     def tree(self) -> STRtree:
         """Index of the regions by where they are."""
@@ -59,18 +77,30 @@ class Annotations:
 
     def bounds(self) -> NDArray[np.float64]:
         """Bounding boxes (left, top, right, bottom) of the regions that are ROI: (N, 4), pixels of level 0."""
-        return shapely.bounds([region.polygon for region in self.regions if not region.hole]).reshape(-1, 4)
+        return shapely.bounds([region.polygon for region in self.regions if region.role == "roi"]).reshape(-1, 4)
+
+    def with_label(self, boxes: NDArray[np.object_]) -> NDArray[np.bool_]:
+        """Which of (N,) boxes in pixels of level 0 lie where tiles are taken, and touch nothing that has no label."""
+        union = {role: shapely.union_all([r.polygon for r in self.regions if r.role == role]) for role in ROLES}
+        within = np.full(len(boxes), union["limit"].is_empty) | shapely.covers(union["limit"], boxes)
+        return within & (shapely.area(shapely.intersection(union["ignore"], boxes)) == 0)
 
 
 def read_annotations(
     path: Path,
     *,
     size: tuple[int, int] | None = None,
-    roi: Collection[str] | None = None,
-    holes: Collection[str] | None = None,
+    bounds: tuple[int, int] = (0, 0),
+    origin: Origin | None = None,
+    roi: Collection[str] = (),
+    holes: Collection[str] = (),
     rounded: bool = False,
 ) -> Annotations:
     """Read the annotations of a slide from ASAP XML (`.xml`) or GeoJSON (`.geojson`, `.json`).
+
+    Classes (in XML: groups) are compared without regard to case. Without `roi`, every class is ROI but holes (`_2`,
+    `normal`, `Exclusion`), `Ignore*` (cut out), `Region*` (where tiles are taken), other names that end with `*`, and
+    shapes without a class around others. Of several classes left, unless they are Camelyon's, the ROI must be named.
 
     Splines are polygons of their control points. Polygons that cross themselves are repaired, those that leave the
     slide are clipped; the warnings name them and what is left out.
@@ -78,48 +108,102 @@ def read_annotations(
     Args:
         path: of the file.
         size: (width, height) of the slide in pixels of level 0; None clips nothing.
-        roi: the classes (in XML: groups) that are ROI. By default, in XML those of Camelyon, `Tumor`, `_0` and
-            `_1`; in GeoJSON every class that is no hole, and shapes without a class.
-        holes: the classes that are cut out of the ROI; by default `_2` in XML and none in GeoJSON.
+        bounds: `Slide.bounds`, what is the pixel 0, 0 where `origin` is `bounds`.
+        origin: where coordinates begin; by default `bounds` in GeoJSON, as QuPath has it, and `level0` in XML.
+        roi: the classes that are ROI; all others that are no holes are then left out.
+        holes: further classes that are cut out of the ROI.
         rounded: round vertices to whole pixels, as the published Camelyon16 patches were made.
 
     Raises:
-        InputError: the file is absent, cut in half, of another format, or nothing in it is ROI.
+        InputError: the file is absent, damaged, too large, of another format, nothing in it is ROI, or it is unclear.
     """
+    features, warnings = _features(path)
+    begins = origin or ("level0" if path.suffix.lower() == ".xml" else "bounds")
+    features = [_moved(feature, bounds if begins == "bounds" else (0, 0), rounded) for feature in features]
+    shapes = _cleaned(path, features, size, warnings)
+    roles = _roles(path, shapes, roi, holes)
+    parents = _parents([shape for shape in shapes if roles[shape[0].label]], roi)
+    regions = [
+        Region(polygon, feature, role)
+        for feature, polygon in shapes
+        if (role := roles[feature.label]) and feature.index not in parents
+    ]
+    if not any(region.role == "roi" for region in regions):
+        raise InputError(
+            f"{path}: holds no outline of a ROI on the slide, of these: {_listed(f.label for f in features)}; name "
+            "classes that are ROI by --roi-class, or give no annotation for a slide without ROI"
+        )
+    rest = Counter(f.label for f, _ in shapes) - Counter(region.feature.label for region in regions)
+    warnings += [f"{path}: left out, as no ROI: {_listed(rest.elements())}"] if rest else []
+    return Annotations(tuple(regions), tuple(warnings))
+
+
+def _features(path: Path) -> tuple[list[Feature], list[str]]:
     kind = path.suffix.lower()
     if kind not in (".xml", ".geojson", ".json"):
         raise InputError(f"{path}: annotations are ASAP XML (.xml) or GeoJSON (.geojson, .json); export one of these")
-    features, warnings = _read_asap(path) if kind == ".xml" else read_geojson(path)
-    if kind == ".xml":
-        roi, holes = CAMELYON_ROI if roi is None else roi, CAMELYON_HOLES if holes is None else holes
-    holes = () if holes is None else holes
-    unknown: Counter[str] = Counter()
-    regions: list[Region] = []
-    for feature in features:
-        if feature.label not in holes and roi is not None and feature.label not in roi:
-            unknown[feature.label] += 1
-            continue
-        if rounded:
-            feature = replace(feature, geometry=shapely.transform(feature.geometry, np.rint))
-        polygon = _cleaned(feature.geometry, size, f"{path}, annotation {feature.index}", warnings)
-        if polygon is not None:
-            regions.append(Region(polygon, feature, feature.label in holes))
-    known = ", ".join((*(roi or ()), *holes))
-    labels = ", ".join(f"'{label}' ({count})" for label, count in unknown.items())
-    if unknown:
-        warnings.append(f"{path}: annotations of unknown classes are left out: {labels}; known are {known}")
-    if all(region.hole for region in regions):
-        holds = f"it has {labels}, known are {known}" if unknown else "; ".join(warnings) or "it is empty"
-        raise InputError(f"{path}: holds no annotation of a ROI ({holds}); give no annotations for a slide without ROI")
-    return Annotations(tuple(regions), tuple(warnings))
+    return _read_asap(path) if kind == ".xml" else read_geojson(path)
+
+
+def _moved(feature: Feature, by: tuple[int, int], rounded: bool) -> Feature:
+    if by == (0, 0) and not rounded:
+        return feature
+    return replace(
+        feature, geometry=shapely.transform(feature.geometry, lambda p: np.rint(p + by) if rounded else p + by)
+    )
+
+
+def annotations_text(annotations: Annotations, bounds: tuple[int, int]) -> str:
+    """What is ROI and what is cut out of it as GeoJSON, which `read_annotations` reads so without any option."""
+    shapes = [(region.role, region.polygon) for region in annotations.regions if region.role != "limit"]
+    moved = [(role, shapely.transform(polygon, lambda points: points - bounds)) for role, polygon in shapes]
+    return geojson_text(Feature(polygon, "ROI" if role == "roi" else "Exclusion") for role, polygon in moved)
+
+
+def _listed(labels: Iterable[str]) -> str:
+    return ", ".join(f"{label or 'no class'} ({count})" for label, count in Counter(labels).items()) or "none"
+
+
+def _roles(
+    path: Path, shapes: Sequence[tuple[Feature, Any]], roi: Collection[str], holes: Collection[str]
+) -> dict[str, Role | None]:
+    """What each class of a file is; see `read_annotations`."""
+    wanted, cut = ({name.strip().casefold() for name in names} for names in (roi, holes))
+    if both := wanted & cut:
+        raise InputError(f"the class {min(both)} is named as ROI and as a hole; name it once")
+    labels = dict.fromkeys(feature.label for feature, _ in shapes)
+    roles: dict[str, Role | None] = {label: _role(label.strip().casefold(), wanted, cut) for label in labels}
+    labels = [feature.label for feature, _ in shapes if feature.label and roles[feature.label] == "roi"]
+    names = {label.strip().casefold() for label in labels}
+    if not wanted and len(names) > 1 and not names <= set(CAMELYON_ROI):
+        raise InputError(
+            f"{path}: has outlines of {_listed(labels)}, and which of them are ROI is not clear; name these by "
+            "--roi-class, what is cut out of them by --hole-class, or in the columns roi_class and hole_class"
+        )
+    return roles
+
+
+def _role(name: str, wanted: Collection[str], cut: Collection[str]) -> Role | None:
+    if name in wanted:
+        return "roi"
+    if name in cut:
+        return "hole"
+    return _ROLES[name] if name in _ROLES else None if wanted or name.endswith("*") else "roi"
+
+
+def _parents(shapes: Sequence[tuple[Feature, Polygon | MultiPolygon]], roi: Collection[str]) -> set[int | None]:
+    """Indices of the shapes without a class that lie around shapes with one."""
+    classified = [polygon for feature, polygon in shapes if feature.label]
+    if not classified or "" in roi:
+        return set()
+    points = STRtree([polygon.representative_point() for polygon in classified])
+    return {f.index for f, polygon in shapes if not f.label and len(points.query(polygon, predicate="intersects"))}
 
 
 def _read_asap(path: Path) -> tuple[list[Feature], list[str]]:
     try:
-        root = ElementTree.parse(path).getroot()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such annotation file; correct the path") from error
-    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
+        root = ElementTree.fromstring(read_limited(path))
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise InputError(f"{path}: is no readable XML, it may be cut off ({error}); copy or export it again") from error
     elements = root.findall("Annotations/Annotation")
     if not elements:
@@ -127,29 +211,57 @@ def _read_asap(path: Path) -> tuple[list[Feature], list[str]]:
 
     def parts(element: ElementTree.Element) -> tuple[Any, dict[str, Any]]:
         corners = sorted(element.findall("Coordinates/Coordinate"), key=lambda c: float(c.get("Order", 0)))
-        points = [(float(c.attrib["X"]), float(c.attrib["Y"])) for c in corners]
-        return [[points]], {"label": element.get("PartOfGroup", "")}
+        points = [(float(corner.attrib["X"]), float(corner.attrib["Y"])) for corner in corners]
+        group = element.get("PartOfGroup", "None")
+        has_area = element.get("Type", "Polygon") in ("Polygon", "Spline", "Rectangle")
+        return [[points]] if has_area else [], {"label": "" if group == "None" else group}
 
     return read_features(path, elements, parts)
 
 
 def _cleaned(
-    geometry: Polygon | MultiPolygon, size: tuple[int, int] | None, where: str, warnings: list[str]
-) -> Polygon | MultiPolygon | None:
-    """A valid polygon within the slide; None where nothing of an area is left."""
-    cleaned: shapely.Geometry = geometry
-    if not cleaned.is_valid:
-        warnings.append(f"{where}: is no valid polygon ({shapely.is_valid_reason(cleaned)}); repaired")
-        cleaned = shapely.make_valid(cleaned)
-    if size is not None and not shapely.box(0, 0, *size).covers(cleaned):
-        warnings.append(f"{where}: leaves the slide of {size[0]}x{size[1]} px; clipped")
-        cleaned = cleaned.intersection(shapely.box(0, 0, *size))
-    parts = shapely.get_parts(shapely.get_parts(cleaned))
-    polygons = list(parts[shapely.area(parts) > 0])  # repairing and clipping may leave lines and points behind
-    if not polygons:
-        warnings.append(f"{where}: has no area on the slide; left out")
-        return None
-    return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
+    path: Path, features: Sequence[Feature], size: tuple[int, int] | None, warnings: list[str]
+) -> list[tuple[Feature, Polygon | MultiPolygon]]:
+    """Each with a valid polygon within the slide; without those of which nothing of an area is left."""
+    shapes: list[tuple[Feature, Polygon | MultiPolygon]] = []
+    slide = None if size is None else shapely.box(0, 0, *size)
+    damaged = [feature.geometry for feature in features if not feature.geometry.is_valid]
+    if _crossings(damaged) > _MOST_CROSSINGS:
+        raise InputError(f"{path}: its outlines cross themselves more than {_MOST_CROSSINGS:,} times; draw them again")
+    for feature in features:
+        geometry: shapely.Geometry = feature.geometry
+        where = f"{path}, annotation {feature.index}"
+        if not geometry.is_valid:
+            warnings.append(f"{where}: is no valid polygon ({shapely.is_valid_reason(geometry)}); repaired")
+            geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
+        if slide is not None and not slide.covers(geometry):
+            warnings.append(f"{where}: leaves the slide of {slide.bounds[2]:.0f}x{slide.bounds[3]:.0f} px; clipped")
+            geometry = geometry.intersection(slide)
+        parts = shapely.get_parts(shapely.get_parts(geometry))
+        polygons = list(parts[shapely.area(parts) > 0])  # repairing and clipping may leave lines and points behind
+        if polygons:
+            shapes.append((feature, polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)))
+        else:
+            warnings.append(f"{where}: has no area on the slide; left out")
+    return shapes
+
+
+def _crossings(geometries: Sequence[shapely.Geometry]) -> int:
+    """How often their edges cross or touch others of the same shape, counted until it is too often."""
+    number = 0
+    for geometry in geometries:
+        points, ring = shapely.get_coordinates(shapely.get_rings(geometry), return_index=True)
+        edges = np.stack([points[:-1], points[1:]], axis=1)[
+            (ring[1:] == ring[:-1]) & (points[1:] != points[:-1]).any(1)
+        ]
+        lines = np.atleast_1d(np.asarray(shapely.linestrings(edges)))
+        tree, step = STRtree(lines), max(20, 500_000 // max(1, len(lines)))
+        for first in range(0, len(lines), step):
+            some = lines[first : first + step]
+            number += tree.query(some, predicate="intersects").shape[1] - 3 * len(some)  # itself and its neighbours
+            if number > 2 * _MOST_CROSSINGS:  # each pair is met twice
+                return number // 2
+    return number // 2
 
 
 def rasterise(
@@ -192,19 +304,19 @@ def rasterise(
     area = shapely.box(x - downsample, y - downsample, right + downsample, bottom + downsample)
     touching = [annotations.regions[i] for i in sorted(annotations.tree.query(area))]
     if outlined:
-        return _draw_outlined([region for region in touching if not region.hole], (x, y), (width, height), downsample)
+        return _draw_outlined([r for r in touching if r.role == "roi"], (x, y), (width, height), downsample)
     mask = np.zeros((height, width), bool)
-    for region in sorted(touching, key=lambda region: region.hole):
+    for region in sorted((r for r in touching if r.role != "limit"), key=lambda region: region.role != "roi"):
         if holes == "subtract":
-            _fill(mask, _rings(region.polygon, with_holes=True), (x, y), downsample, value=not region.hole)
-        elif not region.hole:
+            _fill(mask, _rings(region.polygon), (x, y), downsample, value=region.role == "roi")
+        elif region.role == "roi":
             # Without the holes between them, outlines may lie in one another; together they would cancel.
             for ring in _rings(region.polygon, with_holes=False):
                 _fill(mask, [ring], (x, y), downsample, value=True)
     return mask
 
 
-def _rings(geometry: Polygon | MultiPolygon, *, with_holes: bool) -> list[NDArray[np.float64]]:
+def _rings(geometry: Polygon | MultiPolygon, *, with_holes: bool = True) -> list[NDArray[np.float64]]:
     rings = [ring for p in shapely.get_parts(geometry) for ring in (p.exterior, *(p.interiors if with_holes else ()))]
     return [shapely.get_coordinates(ring) for ring in rings]
 

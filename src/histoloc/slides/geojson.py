@@ -13,6 +13,9 @@ from shapely import MultiPolygon, Polygon
 from histoloc.errors import InputError
 from histoloc.work_folder import write_text
 
+_MOST_BYTES = 10**8  # Python's objects take ten times as much
+_MOST_POLYGONS = 100_000
+
 Kind = Literal["annotation", "detection"]
 Color = tuple[int, int, int]
 Ring = Sequence[Sequence[float]]
@@ -67,7 +70,7 @@ def _as_json(feature: Feature) -> dict[str, Any]:
 
 
 def read_geojson(path: Path) -> tuple[list[Feature], list[str]]:
-    """Read polygons from GeoJSON: a FeatureCollection, a list of features or one feature.
+    """Read polygons from GeoJSON: a FeatureCollection, a list of features, one feature or one geometry.
 
     The class is `properties.classification.name`; classes derived from others (`names`) are joined by `: `, as
     QuPath shows them. Colours are not read.
@@ -77,19 +80,36 @@ def read_geojson(path: Path) -> tuple[list[Feature], list[str]]:
         which are left out.
 
     Raises:
-        InputError: the file is absent, no JSON (cut in half, for instance), or not of this form.
+        InputError: the file is absent, too large, no JSON (cut in half, for instance), or not of this form.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such annotation file; correct the path") from error
-    except (ValueError, OSError, RecursionError) as error:
+        content = json.loads(read_limited(path).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no readable GeoJSON, it may be cut off ({error}); export it again") from error
     if isinstance(content, dict):
-        content = content.get("features") if content.get("type") == "FeatureCollection" else [content]
+        of_one = [content] if "type" in content else None
+        content = content.get("features") if content.get("type") == "FeatureCollection" else of_one
     if not isinstance(content, list):
-        raise InputError(f"{path}: holds no list of features; export the annotations from QuPath as GeoJSON")
+        raise InputError(f"{path}: holds no list of features; export the annotations as GeoJSON, as QuPath does")
     return read_features(path, content, _parts)
+
+
+def read_limited(path: Path) -> bytes:
+    """The content of a file of outlines.
+
+    Raises:
+        InputError: it is absent, cannot be read, or is larger than 100 MB.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise InputError(
+                f"{path}: is larger than {_MOST_BYTES // 10**6} MB; simplify the outlines and export again"
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such annotation file; correct the path") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); copy it again") from error
 
 
 def read_features(
@@ -107,19 +127,22 @@ def read_features(
         (features, warnings), as `read_geojson`.
 
     Raises:
-        InputError: a shape is damaged.
+        InputError: a shape is damaged, or there are more than 100,000 polygons.
     """
     features: list[Feature] = []
     warnings: list[str] = []
+    number = 0
     for index, item in enumerate(items):
         where = f"{path}, annotation {index}"
         try:
             rings, attributes = parts(item)
             polygons = [polygon for part in rings if (polygon := _polygon(part, where, warnings)) is not None]
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(
-                f"{where}: has no readable shape ({repr(error)[:200]}); export the annotations again"
-            ) from error
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
+            raise InputError(f"{where}: has no readable shape ({reason}); export the annotations again") from error
+        number += len(polygons)
+        if number > _MOST_POLYGONS:
+            raise InputError(f"{path}: holds more than {_MOST_POLYGONS:,} polygons; export only outlines of the ROI")
         if not rings:
             warnings.append(f"{where}: is no polygon; left out")
         if polygons:
@@ -140,19 +163,28 @@ def _polygon(rings: Sequence[Ring], where: str, warnings: list[str]) -> Polygon 
 
 
 def _parts(item: dict[str, Any]) -> tuple[list[list[Ring]], dict[str, Any]]:
-    if item["type"] != "Feature":
-        raise ValueError(f"type is {item['type']}, not Feature")
-    geometry: Any = item["geometry"] or {"type": "nothing"}
-    properties = item.get("properties") or {}
+    geometry, properties = item, {}
+    if item["type"] == "Feature":
+        geometry, properties = item["geometry"] or {"type": "nothing"}, item.get("properties") or {}
     entry = properties.get("classification") or {}
-    if isinstance(entry, str):
-        entry = {"name": entry}
+    if isinstance(entry, str):  # GeoPandas writes what is nested as text
+        entry = json.loads(entry) if entry.startswith("{") else {"name": entry}
     numbers = properties.get("measurements")
     attributes = {
         "label": ": ".join([entry["name"]] if entry.get("name") else entry.get("names") or []),
         "measurements": numbers if isinstance(numbers, dict) else {},  # QuPath before 0.4 wrote a list
         "kind": "detection" if properties.get("objectType") in ("detection", "cell", "tile") else "annotation",
     }
-    if geometry["type"] == "Polygon":
-        return [geometry["coordinates"]], attributes
-    return geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [], attributes
+    return _polygons(geometry), attributes
+
+
+def _polygons(geometry: dict[str, Any]) -> list[list[Ring]]:
+    match geometry["type"]:
+        case "Polygon":
+            return [geometry["coordinates"]]
+        case "MultiPolygon":
+            return geometry["coordinates"]
+        case "GeometryCollection":
+            return [rings for part in geometry["geometries"] for rings in _polygons(part)]
+        case _:
+            return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from histoloc.errors import InputError
-from histoloc.slides.formats import Source, open_source
+from histoloc.slides.formats import COARSEST_MPP, MPP_NOTE, NEAR, Source, open_source
+from histoloc.types import Origin
 
-NEAR = 0.01  # a level within 1 % of the wanted scale is read as it is
 UPSAMPLING = 1.1  # scales down to level 0's divided by this are made by interpolation, finer ones refused
-COARSEST_MPP = 20.0  # tags that say more are of screens and printers: 72 dpi would be 353 µm/px
 _BLOCK = 2048  # side in pixels of what is decoded at a time, which bounds the memory
 
 
@@ -50,6 +49,8 @@ class Slide:
         height: of level 0 in pixels.
         mpp: micrometres per pixel of level 0.
         user_mpp: whether the mpp was given by the user, rather than by the file.
+        notes: where the file, or the file and the user, say two scales; one sentence each.
+        bounds: (x, y) of the part that was scanned, in pixels of the whole level 0; (0, 0) where the file does not say.
         levels: the stored resolutions, finest first.
         format: OpenSlide's vendor name, or tiff, png, jpeg and the like.
         properties: what the file says of itself.
@@ -60,6 +61,7 @@ class Slide:
         path: Path,
         mpp: float | None = None,
         option: str = "--mpp",
+        origin: Origin = "level0",
         *,
         opened: Callable[[Path], Source] = open_source,
     ) -> None:
@@ -70,16 +72,22 @@ class Slide:
         self._closed = False
         source = self._source()
         try:
-            self.user_mpp = mpp is not None
-            self.mpp = _checked_mpp(path, source.mpp, mpp, option)
-            self.format = source.format
-            self.properties = source.properties
-            self.width, self.height = source.sizes[0]
-            if 0 in source.sizes[0]:
+            self.format, self.properties = source.format, source.properties
+            self.mpp, self.user_mpp, self.notes = _scale(path, source, mpp, option)
+            whole = source.sizes[0]
+            if 0 in whole:
                 raise InputError(f"{path}: is damaged, it has no pixels; copy it again")
-            scales = [_downsample(source.sizes[0], size) for size in source.sizes]
+            x, y, width, height = _bounds(source.properties, whole)
+            self.bounds = x, y
+            scales = [_downsample(whole, size) for size in source.sizes]
             self._indices = [i for i, scale in enumerate(scales) if scale]  # another aspect ratio is no level
-            self.levels = tuple(Level(*source.sizes[i], s, self.mpp * s) for i, s in enumerate(scales) if s)
+            self._stored = tuple(Level(*source.sizes[i], s, self.mpp * s) for i, s in enumerate(scales) if s)
+            self._shift, (self.width, self.height), self.levels = (0, 0), whole, self._stored
+            if origin == "bounds" and (width, height) != whole:
+                self._shift, self.width, self.height = (x, y), width, height
+                scales = (level.downsample for level in self._stored)
+                sizes = ((max(1, round(width / scale)), max(1, round(height / scale))) for scale in scales)
+                self.levels = tuple(Level(*size, *level[2:]) for size, level in zip(sizes, self._stored, strict=True))
         except BaseException:
             self.close()
             raise
@@ -178,8 +186,8 @@ class Slide:
         if not (math.isfinite(x) and math.isfinite(y)):
             raise InputError(f"{self.path}: a region cannot begin at {x}, {y}; give pixels of level 0")
         index, ratio = self._level_at(mpp)
-        level = self.levels[index]
-        left, top = x / level.downsample, y / level.downsample
+        level = self._stored[index]
+        left, top = (x + self._shift[0]) / level.downsample, (y + self._shift[1]) / level.downsample
         pixels = np.full((height, width, 3), 255, np.uint8)
         step = max(1, int(_BLOCK / ratio))
         for row in range(0, height, step):
@@ -206,7 +214,7 @@ class Slide:
 
     def _read_level(self, index: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Pixels of a level, white outside of it."""
-        level = self.levels[index]
+        level = self._stored[index]
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, level.width), min(y + height, level.height)
         pixels = np.full((height, width, 3), 255, np.uint8)
         if x0 < x1 and y0 < y1:
@@ -239,21 +247,24 @@ class Slide:
         return self.read(0, 0, *self.size_at(mpp), mpp)
 
 
-def open_slide(path: Path, *, mpp: float | None = None, option: str = "--mpp") -> Slide:
+def open_slide(path: Path, *, mpp: float | None = None, option: str = "--mpp", origin: Origin = "level0") -> Slide:
     """Open a slide: a format of OpenSlide, any 8-bit RGB TIFF, PNG, JPEG or BMP.
 
+    Its scale is that of the file: of the scanner's properties, of OME, or else of ImageJ's unit or resolution tags,
+    unless these are coarser than 20 µm/px, as the 72 dpi that programs write by default are.
+
     Args:
-        path: the file.
-        mpp: micrometres per pixel of level 0; it overrules the file. None takes it from the file: from the
-            scanner's properties, OME, ImageJ's unit, or resolution tags, unless these are coarser than
-            20 µm/px, as the 72 dpi that programs write by default are.
+        path: the file; of a DICOM series any one.
+        mpp: micrometres per pixel of level 0, where the file does not say it; where it does, `notes` say so.
         option: what gives it, for messages: the command's option, or a column of a table.
+        origin: `bounds` shows only what was scanned, as QuPath does, where the file says it (MRXS, SCN): its upper left
+            corner is the pixel 0, 0. `level0` shows the whole level, as OpenSlide does.
 
     Raises:
         InputError: the file is absent, truncated or no slide, its scale is unknown, or its pixels are not
             square (x and y differ by more than 1 %) and no mpp is given.
     """
-    return Slide(Path(path).absolute(), mpp, option)
+    return Slide(Path(path).absolute(), mpp, option, origin)
 
 
 def stored_mpp(path: Path) -> float | None:
@@ -286,24 +297,43 @@ def describe(slide: Slide) -> dict[str, Any]:
     }
 
 
-def _checked_mpp(path: Path, stored: tuple[float, float] | None, option_mpp: float | None, option: str) -> float:
-    if option_mpp is not None:
-        if not 0 < option_mpp < math.inf:
-            raise InputError(f"{option} {option_mpp:g}: give a positive number of micrometres per pixel")
-        return float(option_mpp)
+def _scale(path: Path, source: Source, mpp: float | None, option: str) -> tuple[float, bool, tuple[str, ...]]:
+    """Micrometres per pixel, whether they are the user's, and what contradicts them."""
+    if mpp is not None and not 0 < mpp < math.inf:
+        raise InputError(f"{option} {mpp:g}: give a positive number of micrometres per pixel")
+    stored, problem = source.mpp, ""
     if stored is None or not all(0 < value < math.inf for value in stored):
-        raise InputError(f"{path}: does not say how large its pixels are; give {option}, the micrometres per pixel")
-    x, y = stored
-    if max(stored) > COARSEST_MPP:
-        raise InputError(
-            f"{path}: says {max(stored):.4g} µm/px, a resolution of screens or paper; give the right {option}"
+        problem = f"does not say how large its pixels are; give {option}, the micrometres per pixel"
+    elif max(stored) > COARSEST_MPP:
+        problem = f"says {max(stored):.4g} µm/px, a resolution of screens or paper; give the right {option}"
+    elif max(stored) > min(stored) * (1 + NEAR):
+        x, y = stored
+        problem = (
+            f"its pixels are not square ({x:.4g} and {y:.4g} µm); resample the slide, or give {option} if the file is "
+            "wrong"
         )
-    if max(stored) > min(stored) * (1 + NEAR):
-        raise InputError(
-            f"{path}: its pixels are not square ({x:.4g} and {y:.4g} µm); resample the slide, or give {option} if "
-            f"the file is wrong"
-        )
-    return (x + y) / 2
+    if stored is None or problem:
+        if mpp is None:
+            raise InputError(f"{path}: {problem}")
+        return float(mpp), True, ()
+    own = (stored[0] + stored[1]) / 2
+    others = [source.properties[MPP_NOTE]] if MPP_NOTE in source.properties else []
+    others += [f"{option} {mpp:.4g}"] if mpp is not None and abs(mpp / own - 1) > NEAR else []
+    note = (
+        f"{path.name}: says {own:.4g} µm/px, but {{}}; its own {own:.4g} are used, correct the file if they are wrong"
+    )
+    return own, False, tuple(note.format(other) for other in others)
+
+
+def _bounds(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """x, y, width and height of what was scanned; the whole level where the file does not say it."""
+    try:
+        names = ("x", "y", "width", "height")
+        x, y, width, height = (int(properties[f"openslide.bounds-{name}"]) for name in names)
+    except (KeyError, ValueError):
+        return 0, 0, *size
+    inside = x >= 0 and y >= 0 and 0 < width <= size[0] - x and 0 < height <= size[1] - y
+    return (x, y, width, height) if inside else (0, 0, *size)
 
 
 def _downsample(base: tuple[int, int], size: tuple[int, int]) -> float | None:

@@ -121,8 +121,8 @@ def _answer(content: bytes | None, media_type: str) -> Response:
     return Response(content, media_type=media_type, headers={"cache-control": "private, max-age=86400, immutable"})
 
 
-def _input_error(_: Request, error: Exception) -> Response:
-    return PlainTextResponse(str(error), 410)
+def _input_error(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(request.app.state.catalog.without_folders(str(error)), 410)
 
 
 def _unforeseen(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,14 +18,13 @@ from pydantic import (
     Field,
     FiniteFloat,
     PlainSerializer,
-    PositiveInt,
     ValidationError,
 )
 
 from histoloc.data.images import image_size
 from histoloc.errors import InputError
 from histoloc.results import Evaluation, distinct_names, read_run
-from histoloc.types import tier
+from histoloc.types import Origin, tier
 
 
 def _printable(text: str) -> str:
@@ -34,6 +34,7 @@ def _printable(text: str) -> str:
 
 Text = Annotated[str, BeforeValidator(_printable)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
+Side = Annotated[int, Field(gt=0, lt=2**31)]  # pixels
 Presence = Annotated[Path | None, PlainSerializer(lambda file: file is not None)]
 Hidden = Field(default=None, exclude=True)  # paths stay on this machine
 
@@ -50,8 +51,8 @@ class Layer(BaseModel):
     """
 
     file: Path = Field(exclude=True)
-    width: PositiveInt
-    height: PositiveInt
+    width: Side
+    height: Side
     scale: Positive = 1.0
     threshold: FiniteFloat | None = None
 
@@ -70,6 +71,7 @@ class Entry(BaseModel):
         height: of level 0 in pixels.
         mpp: micrometres per pixel of level 0, or None.
         user_mpp: what the user said of a slide that does not know its own scale.
+        origin: where the slide's pixels begin.
         score: by which the list is sorted, in [0, 1], or None.
         score_of: what the score is: the class whose probability it is, or else a few words.
         label: the predicted class, or None.
@@ -93,6 +95,7 @@ class Entry(BaseModel):
     height: int = 0
     mpp: float | None = None
     user_mpp: float | None = Hidden
+    origin: Origin = Field(default="level0", exclude=True)
     score: float | None = None
     score_of: str = ""
     label: str | None = None
@@ -152,12 +155,19 @@ class Catalog:
         """Remember, for the list, what went wrong with a file."""
         self._problems[key] = problem
 
+    def without_folders(self, text: str) -> str:
+        """A message in which files have names and no paths: where they lie is nobody's business."""
+        pictures = {entry.picture.parent for entry in self.entries.values() if entry.picture}
+        for folder in sorted({*self._folders, *pictures}, key=lambda folder: -len(str(folder))):
+            text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
+        return _printable(text)
+
     def to_json(self) -> dict[str, Any]:
         """Models, and the slides sorted by score (the highest of any model first), each with its entries."""
         items: dict[tuple[str, str], list[dict[str, Any]]] = {}
         titles: dict[int, str] = {}
         for entry in self.entries.values():
-            problem = entry.problem or _printable(self._problems.get(entry.key, ""))
+            problem = self.without_folders(entry.problem or self._problems.get(entry.key, ""))
             items.setdefault((entry.name, entry.kind), []).append(entry.model_dump(mode="json") | {"problem": problem})
             titles[entry.model] = titles.get(entry.model) or entry.title
         listed = []
@@ -216,8 +226,8 @@ def _metrics_files(folder: Path) -> list[Path]:
 
 class _Map(BaseModel):
     file: str
-    width: PositiveInt
-    height: PositiveInt
+    width: Side
+    height: Side
     mpp: Positive
     threshold: FiniteFloat | None = None
 
@@ -231,10 +241,11 @@ class _SlideFile(BaseModel):
 
     name: str
     picture: Path = Field(validation_alias="slide")
-    width: PositiveInt
-    height: PositiveInt
+    width: Side
+    height: Side
     mpp: Positive
     user_mpp: Positive | None = _at("slide_mpp")
+    origin: Origin = "level0"  # which histoloc 0.2 does not say
     label: str | None = _at("class")
     roi_class: str | None = None
     score: FiniteFloat | None = None
@@ -356,12 +367,8 @@ def _image(evaluation: Evaluation, row: dict[str, Any], model: int) -> Entry:
 
 
 def _image_facts(row: dict[str, Any]) -> list[tuple[str, str]]:
-    percent = {
-        "F1⁺": row["f1_plus"],
-        "F1⁻": row["f1_minus"],
-        "ROI of image": 100 * row["roi_fraction"],
-        "True ROI": 100 * row["true_fraction"],
-    }
+    percent = {"F1⁺": row["f1_plus"], "F1⁻": row["f1_minus"]}
+    percent |= {"ROI of image": 100 * row["roi_fraction"], "True ROI": 100 * row["true_fraction"]}
     facts = [("True class", row["label"])] if row["label"] else []
     return facts + [(name, f"{value:.1f} %") for name, value in percent.items() if not math.isnan(value)]
 

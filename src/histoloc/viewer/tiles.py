@@ -24,6 +24,7 @@ from histoloc.errors import InputError
 from histoloc.slides.geojson import Feature, geojson_text
 from histoloc.slides.reader import Slide, open_slide
 from histoloc.slides.regions import find_outlines
+from histoloc.types import Origin
 from histoloc.viewer.catalog import Entry, Layer, file_state
 
 TILE = 256
@@ -147,7 +148,7 @@ def _picture(entry: Entry, box: Box) -> Image.Image:
     assert path is not None  # it has a size
     if entry.kind == "image":
         return _cut(_image(path, file_state(path)), path, entry, box)
-    slide = _slide(path, entry.user_mpp, file_state(path))
+    slide = _slide(path, entry.user_mpp, entry.origin, file_state(path))
     _check_size(path, slide.size, entry)
     x, y, width, height, factor = box
     return Image.fromarray(slide.read(x * factor, y * factor, width, height, slide.mpp * factor))
@@ -176,8 +177,8 @@ def _check_size(path: Path, size: tuple[int, int], entry: Entry | Layer) -> None
 
 # Of an open file that has to go nobody needs to know: it is closed when its last reader lets it go.
 @lru_cache(OPEN_FILES)
-def _slide(path: Path, mpp: float | None, _: tuple[int, ...]) -> Slide:
-    return open_slide(path, mpp=mpp)
+def _slide(path: Path, mpp: float | None, origin: Origin, _: tuple[int, ...]) -> Slide:
+    return open_slide(path, mpp=mpp, origin=origin)
 
 
 @lru_cache(OPEN_FILES)

@@ -14,7 +14,7 @@ from histoloc.data.images import write_mask, write_picture
 from histoloc.datasets import patches
 from histoloc.datasets.options import Sampling
 from histoloc.errors import InputError
-from histoloc.slides.annotations import Annotations, rasterise, read_annotations
+from histoloc.slides.annotations import CAMELYON_ROI, Annotations, rasterise, read_annotations
 from histoloc.slides.reader import NEAR, Slide, open_slide
 from histoloc.slides.tissue import protocol_tissue
 
@@ -67,7 +67,8 @@ def _view(item: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[View
     sampling, annotations = Sampling(**settings), Annotations(())
     with open_slide(Path(item["slide"]), mpp=item.get("slide_mpp"), option="--slide-mpp") as slide:
         if (path := item.get("annotations")) is not None:
-            annotations = read_annotations(Path(path), size=slide.size, rounded=sampling.protocol == "tmi")
+            published = sampling.protocol == "tmi"
+            annotations = read_annotations(Path(path), size=slide.size, roi=CAMELYON_ROI, rounded=published)
         mpp = slide.mpp if sampling.mpp is None else sampling.mpp
         yield View(slide, sampling, annotations, mpp, mpp / slide.mpp)
 

@@ -6,6 +6,8 @@ weakly-supervised segmentation of histology images via max-min uncertainty", IEE
 """
 
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +22,10 @@ from histoloc.datasets.camelyon16.writing import SETS, Build, write_build
 from histoloc.datasets.options import CamelyonOptions, Sampling
 from histoloc.datasets.patches import calibrate, calibration_size, equal_numbers, random_for
 from histoloc.datasets.result import TableResult
+from histoloc.datasets.slide_list import ListedSlide
 from histoloc.errors import InputError
 from histoloc.runner import JobOptions, write_failed
-from histoloc.slides.reader import stored_mpp
+from histoloc.slides.reader import open_slide
 from histoloc.work_folder import locked
 
 
@@ -57,12 +60,10 @@ def camelyon16_table(
     """
     folder = find_slides(root, published=sampling.protocol == "tmi")
     check_fold(folder.slides, folder.folds, options.fold)
-    slides = {slide.name: slide for slide in folder.slides}
-    if options.slide_mpp is not None:
-        lacking = [slide for slide in folder.slides if stored_mpp(slide.path) is None]
-        slides |= {slide.name: replace(slide, mpp=options.slide_mpp) for slide in lacking}
+    slides, notes = _scaled(folder.slides, options.slide_mpp)
     splits = {slide.name: split_of(slide, folder.folds, options.fold) for slide in folder.slides}
     build = Build(Path(root), Path(out).absolute(), sampling, options, jobs, folder, slides, splits)
+    build.warnings += notes
     with locked(build.out):
         if options.patches_from is None:
             _scan(build)
@@ -74,6 +75,17 @@ def camelyon16_table(
             failed = "".join(f"; {name}: {reason}" for name, reason in build.failed.items())
             raise InputError(f"{root}: no tumour patch of the training set was found{failed}")
         return write_build(build)
+
+
+def _scaled(slides: Iterable[ListedSlide], mpp: float | None) -> tuple[dict[str, ListedSlide], list[str]]:
+    """The slides by name, those that do not say their scale with the given one, and where it contradicts others."""
+    scaled, notes = {slide.name: slide for slide in slides}, []
+    for slide in slides if mpp is not None else ():
+        # What cannot be opened is told by its task.
+        with suppress(InputError), open_slide(slide.path, mpp=mpp, option="--slide-mpp") as opened:
+            notes += opened.notes
+            scaled[slide.name] = replace(slide, mpp=mpp if opened.user_mpp else None)
+    return scaled, notes
 
 
 def _scan(build: Build) -> None:
