@@ -141,7 +141,7 @@ def test_slides_without_scale_take_the_given_one(root, made, spoilt, tmp_path, c
         there[mine] += 1
     assert min(there.values()) > 0
     assert call(spoilt, out, "--slide-mpp", "0") == 2
-    assert "for --slide-mpp. Input should be greater than 0" in capsys.readouterr().err
+    assert "--slide-mpp 0 is wrong (must be above 0)" in capsys.readouterr().err
 
 
 def camelyon_regions(root: Path, slide: str) -> list[Region]:
