@@ -97,7 +97,7 @@ def test_several_scales_are_looked_at_each_by_itself(shipped, image, tmp_path, c
         assert read_map(out / f"one_{mpp}mpp_map.png").shape == read_mask(out / f"one_{mpp}mpp_mask.png").shape
     with pytest.raises(InputError, match="--mpp says at which scale images are, --scales that nobody knows it"):
         histoloc.predict(Path(shipped), [image], out, mpp=1.0, scales=(1.0, 2.0))
-    with pytest.raises(InputError, match=r"--scales .*-1\.0.* must be above 0"):
+    with pytest.raises(InputError, match=r"--scales .*-1\.0.* is wrong .must be above 0"):
         histoloc.predict(Path(shipped), [image], out, scales=(1.0, -1.0))
 
 
