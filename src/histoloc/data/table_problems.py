@@ -112,7 +112,7 @@ def sample_problems(samples: Sequence[Sample], classes: Sequence[str] | None) ->
     trained = {name for s in samples if s.split == "train" for name in s.labels}
     if classes is None:
         for name in sorted(counts.keys() - trained) if trained else ():
-            yield f"class '{name}' has no samples in the split train; add some or leave the class out"
+            yield f"class '{show(name)}' has no samples in the split train; add some or leave the class out"
         return
     if len(set(classes)) < len(classes):
         yield f"a class is named twice in {', '.join(classes)}; name each once"
