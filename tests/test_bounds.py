@@ -25,7 +25,7 @@ ZERO = set(
     --background-weight --foreground-weight --localizer-weight --sigma-start --sigma-step --sigma-cap --kmin --alpha
     --dropout --average --drawn-weight --consistency-weight --noise --noise-seed --hidden --lower --upper --sigma
     --class-weight --map-weight --cross-entropy-weight --dice-weight --threshold --overlap --min-area --maps
-    --port""".split()  # noqa: SIM905
+    --port --cue-weight""".split()  # noqa: SIM905
 )
 BELOW = {"--mean", "--sigma-start", "--sigma-step", "--sigma-cap"}
 
