@@ -164,6 +164,7 @@ def test_what_never_was_trained_may_begin_with_another_table(tiny, table, tmp_pa
     train(tiny("gap", table, epochs=1), tmp_path / "run", resume=True, progress=False)
     record = json.loads((tmp_path / "run/inputs.json").read_text())
     assert record.pop("computed_on") == {"accelerator": "cpu", "precision": "32-true", "processes": 1}
+    assert record.pop("home") == str(tmp_path / "run")
     assert record == inputs_of(read_table(table))
 
 

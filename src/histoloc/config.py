@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -28,8 +29,9 @@ from histoloc.data.transforms import HALF, InputConfig
 from histoloc.errors import InputError
 from histoloc.methods import METHODS
 from histoloc.nn.backbone import BackboneConfig, statistics
+from histoloc.places import located, relative_place
 from histoloc.types import Range
-from histoloc.work_folder import read_yaml, write_text
+from histoloc.work_folder import INPUTS_FILE, RUN_FILE, read_json, read_yaml, write_text
 
 T = TypeVar("T")
 
@@ -44,6 +46,7 @@ SelectionRule = Literal["error-loss", "error-latest", "last", "pxap-masks"]
 ThresholdRule = Literal["fixed", "otsu", "valid"]
 Accelerator = Literal["auto", "cpu", "cuda", "gpu", "mps"]
 Devices = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_devices)]
+PLACES = ("data", "prior", "drawn", "teachers")  # settings that name files and folders
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -142,6 +145,7 @@ class RunConfig(Checked):
         prior: `prior:NAME` or a model folder whose backbone and decoder the training begins with.
         drawn: a second table, of drawn images with masks, one of which is seen beside each real image.
         teachers: runs or models whose maps are learned from.
+        columns: what the table calls its columns, as `image=path,label=diagnosis`, where not so.
     """
 
     method: str
@@ -157,6 +161,7 @@ class RunConfig(Checked):
     prior: str | None = None
     drawn: Path | None = None
     teachers: tuple[Path, ...] = ()
+    columns: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -248,7 +253,7 @@ def read_recipe(name: str) -> dict[str, Any]:
                 "path of a YAML file"
             )
         path = RECIPES / f"{name}.yaml"
-    values = read_yaml(path)
+    values = _read(path)
     values.pop("about", None)
     run_config({"data": "unset.csv", **values}, where=f"recipe {name}")
     return values
@@ -273,13 +278,40 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def read_run(path: Path) -> RunConfig:
-    """Read `run.yaml`."""
-    return run_config(read_yaml(path), where=str(path))
+    """Read `run.yaml`; files and folders that it names are found from any working folder."""
+    return run_config(_read(path), where=str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    inputs = (read_json(path.with_name(INPUTS_FILE)) if path.name == RUN_FILE else None) or {}
+    return _places(read_yaml(path), partial(located, path.parent, inputs.get("home")))
 
 
 def write_run(path: Path, config: RunConfig) -> None:
-    """Write `run.yaml` atomically."""
-    write_text(path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    """Write `run.yaml` atomically; files and folders are named relative to its own."""
+    values = _places(plain(config), partial(relative_place, path.parent))
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def without_places(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings without the places of files: what they hold is compared in other ways."""
+    without = {key: value for key, value in run.items() if key != "columns"}
+    return {**without, **dict.fromkeys(PLACES, 0), "teachers": len(run.get("teachers") or ())}
+
+
+def _places(values: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A run's settings with other names of the files and folders in them."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [changed(one) for one in value]
+        return change(value) if isinstance(value, str) and value not in ("embedded", "hub", "none") else value
+
+    values = {key: changed(value) if key in PLACES else value for key, value in values.items()}
+    backbone = values.get("backbone")
+    if isinstance(backbone, Mapping) and "weights" in backbone:
+        values["backbone"] = {**backbone, "weights": changed(backbone["weights"])}
+    return values
 
 
 def plain(value: Any) -> Any:

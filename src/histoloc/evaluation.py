@@ -1,24 +1,29 @@
 """A model, or a folder of anybody's heatmaps, against a table -> metrics.json and per_image.csv."""
 
+import os
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from histoloc.config import plain
+from histoloc.data.fingerprint import image_marks
 from histoloc.data.table import Sample, Table, read_table
+from histoloc.data.table_problems import refuse
 from histoloc.errors import InputError
 from histoloc.measurement import FLOORS, Localizes, Measured, floors_beside, heatmaps_localize, measure, model_localizes
 from histoloc.methods import METHODS
 from histoloc.metrics.summary import Metrics
-from histoloc.model_folder import ModelConfig, empty_index, is_shipped, read_model_config
+from histoloc.model_folder import ModelConfig, empty_index, images_seen, is_shipped, read_model_config
 from histoloc.options import EvaluationOptions
+from histoloc.places import relative_place
 from histoloc.prediction import load
 from histoloc.work_folder import atomic_path, locked, read_json, write_json
 
@@ -35,11 +40,13 @@ class Evaluation:
         metrics: of the maps.
         folder: where they were written.
         lines: what to print: the numbers, those of the floors, and notes.
+        failed: the reason by name of each image without a heatmap that can be used.
     """
 
     metrics: Metrics
     folder: Path
     lines: tuple[str, ...]
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class Case:
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
         """Rows of the split."""
-        return self.table.split(self.options.split)
+        split = self.options.split or "test"
+        return self.table.samples if split == "all" else self.table.split(split)
 
     @property
     def empty_class(self) -> str | None:
@@ -103,7 +111,11 @@ def evaluate(
     Raises:
         InputError: anything the user gave that cannot be used.
     """
-    return run_evaluation(Path(source), Path(data), EvaluationOptions(**options), out=out, progress=progress).metrics
+    asked = EvaluationOptions(**options)
+    evaluation = run_evaluation(Path(source), Path(data), asked, out=out, progress=progress)
+    for name, reason in evaluation.failed.items():
+        tqdm.write(f"failed: {name}: {reason}", file=sys.stderr)
+    return evaluation.metrics
 
 
 def run_evaluation(
@@ -121,6 +133,7 @@ def run_evaluation(
     localizes = _localizes(case)
     folder = _folder(case, out)
     started = time.perf_counter()
+    failed: dict[str, str] = {}
     with locked(folder):
         shutil.rmtree(folder / "images", ignore_errors=True)  # of an earlier call
         measured = measure(
@@ -130,15 +143,18 @@ def run_evaluation(
             empty_class=case.empty_class,
             floors=floors_beside(case.config or ModelConfig(FLOORS[0], case.table.classes)),
             files=(folder / "images", options.maps),
+            failed=failed if case.config is None else None,
             progress=progress,
         )
-        about = _description(case, measured)
+        if len(failed) == len(case.samples):
+            refuse(source, [f"{name}: {reason}" for name, reason in failed.items()])
+        about = _description(case, measured, failed)
         about["seconds"] = round(time.perf_counter() - started, 2)
         metrics, floors = _write_results(folder, case, measured, about)
     if out is None and (source / "model").is_dir() and _recorded(source) in (None, case.identity):
         keep_as_own(source, folder)  # the first one; others do not replace it
     lines = [summary_line(metrics), *floors, *(f"note: {note}" for note in about["notes"]), f"written: {folder}"]
-    return Evaluation(metrics, folder, tuple(lines))
+    return Evaluation(metrics, folder, tuple(lines), failed)
 
 
 def keep_as_own(run: Path, folder: Path) -> None:
@@ -179,10 +195,32 @@ def _case(source: Path, data: Path, options: EvaluationOptions) -> Case:
     if config is not None and fold is None:
         # Another table than that of training may have no folds.
         trained = config.provenance.get("fold")
-        fold = trained if trained in read_table(data, classes=classes, check_files=False).folds else None
-    table = read_table(data, fold=fold, classes=classes)
+        known = read_table(data, classes=classes, columns=options.columns, check_files=False).folds
+        fold = trained if trained in known else None
+    table = read_table(data, fold=fold, classes=classes, columns=options.columns)
     empty_index(options.empty_class, table.classes, str(data))
-    return Case(source, config, table, replace(options, fold=table.fold))
+    split = options.split or _split(source, config, table)
+    if split == "all" and not table.has_splits:
+        table = table.without_splits()
+    return Case(source, config, table, replace(options, fold=table.fold, split=split))
+
+
+def _split(source: Path, config: ModelConfig | None, table: Table) -> Literal["test", "all"]:
+    """Which rows are measured where nobody says it: never those that the model learned from.
+
+    Raises:
+        InputError: the table names no splits, and the model learned from images that would be measured.
+    """
+    if table.has_splits:
+        return "test"
+    seen = frozenset() if config is None else images_seen(source)
+    own = [s for s, mark in zip(table.samples, image_marks(table.samples), strict=True) if mark in seen]
+    if held_out := [s.name for s in own if s.split != "train"]:
+        raise InputError(
+            f"{table.path}: names no splits, and the model learned from {len(own)} of its images, as {held_out[0]}; "
+            "mark rows of split test in a column split"
+        )
+    return "test" if own else "all"
 
 
 def _localizes(case: Case) -> Localizes:
@@ -214,7 +252,7 @@ def _folder(case: Case, out: Path | str | None) -> Path:
         name = f"{case.table.path.stem}-{name}"
     numbered = (f"{name}-{number}" for number in count(2))
     # The first evaluation of a split has the split's name, whatever it is asked for.
-    places = (case.source / "evaluation" / name for name in chain((case.options.split, name), numbered))
+    places = (case.source / "evaluation" / name for name in chain((case.options.split or "test", name), numbered))
     return next(place for place in places if _recorded(place) in (None, case.identity))
 
 
@@ -227,9 +265,9 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
     return None if record is None else record.get("identity") or {}
 
 
-def _description(case: Case, measured: Measured) -> dict[str, Any]:
+def _description(case: Case, measured: Measured, failed: Mapping[str, str]) -> dict[str, Any]:
     """What was measured on what, which masks took part in choosing it, and what a reader must know."""
-    config, options, images = case.config, case.options, len(case.samples)
+    config, options, images = case.config, case.options, len(case.samples) - len(failed)
     masks: list[str] = []
     rule: dict[str, Any] = {"rule": "fixed", "value": 0.5}
     if config is not None:
@@ -243,6 +281,8 @@ def _description(case: Case, measured: Measured) -> dict[str, Any]:
     if options.threshold is not None:
         rule = {"rule": "given", "value": options.threshold}
     notes = [f"{note} ({number} of {images} images)" for note, number in measured.counts["note"].items()]
+    if failed:
+        notes.append(f"{len(failed)} of {len(case.samples)} images have no heatmap that can be used: not measured")
     count = len(measured.beside.get("per_image", ()))
     if 0 < count < images:
         notes.append(
@@ -262,6 +302,7 @@ def _description(case: Case, measured: Measured) -> dict[str, Any]:
         "split": options.split,
         "fold": case.table.fold,
         "n_images": images,
+        "failed": dict(failed),
         "threshold": rule,
         "range": " and ".join(sorted(measured.counts["range"])) or None,
         "map_class": options.map_class,
@@ -295,7 +336,7 @@ def _write_results(folder: Path, case: Case, measured: Measured, about: dict[str
     about["notes"] += lines[1:]
     with atomic_path(folder / "per_image.csv") as temporary:
         rows.to_csv(temporary, index=False)
-    write_json(folder / "metrics.json", {**about, "metrics": result.to_dict()})
+    write_json(folder / "metrics.json", {**about, "metrics": result.to_dict(), "home": os.path.realpath(folder)})
     return result, lines[:1]
 
 
@@ -325,4 +366,5 @@ def _picture_path(folder: Path, sample: Sample, stem: str | None, kind: str) -> 
     if sample.x is not None and stem is not None:
         file = Path("images") / f"{stem}_{kind}.png"
         return file.as_posix() if (folder / file).is_file() else ""
-    return str((sample.image if kind == "image" else sample.mask) or "")
+    place = sample.image if kind == "image" else sample.mask
+    return "" if place is None else relative_place(folder, str(place))

@@ -1,7 +1,7 @@
 """`histoloc predict`: images in, map, mask and picture of each, and one table."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from histoloc.data.images import read_image, write_map, write_mask, write_picture
+from histoloc.data.table_problems import refuse
 from histoloc.errors import InputError
-from histoloc.inputs import IMAGE_SUFFIXES, Paths, input_files
+from histoloc.inputs import IMAGE_SUFFIXES, PREDICTIONS, Paths, input_files
 from histoloc.model_folder import map_classes
 from histoloc.options import ALL, PredictionOptions
 from histoloc.pictures import overlay
-from histoloc.prediction import load
+from histoloc.prediction import Predictor, load
 from histoloc.progress import Bar
 from histoloc.slides.reader import stored_mpp
 from histoloc.types import Localization
-from histoloc.work_folder import atomic_path, locked, safe_name
+from histoloc.work_folder import locked, safe_name
 
 
 def predict(
@@ -28,51 +29,98 @@ def predict(
 ) -> pd.DataFrame:
     """Localize in files and folders of images; write mask, heatmap and overlay of each, and one CSV.
 
+    An image that cannot be used has a row with the reason in the column error, and the others go on. The CSV is written
+    row by row.
+
     Args:
         model: a model folder, a run, or a shipped prior, as `prior:glands`.
-        images: image files, or folders whose images are taken (sub-folders too).
+        images: image files, or folders whose images are taken (sub-folders too, but no hidden files and no results of
+            earlier calls).
         out: folder to write `NAME_mask.png`, `NAME_map.png`, `NAME_overlay.png` and `predictions.csv` into; for
-            `map_class="all"` the pictures' names begin with `NAME_CLASS`, for `scales` with `NAME_0.5mpp`.
+            `map_class="all"` the pictures' names begin with `NAME_CLASS`, for `scales` with `NAME_0.5mpp`. Those of
+            sub-folders lie in sub-folders.
         progress: show a bar.
         options: of `PredictionOptions`, by name, as `threshold=0.4`.
 
     Returns:
         The CSV's rows: image, class, prob_<class>, map_class, roi_fraction, roi_mm2, threshold, range, mpp (of the
-        image, where it is known), scale. Of a model that does not classify, class is empty and prob_<class> absent.
+        image, where it is known), scale, error. Of a model that does not classify, class is empty and prob_<class>
+        absent.
 
     Raises:
-        InputError: nothing to do, two images of one name, an unreadable image, a folder that cannot be written.
+        InputError: nothing to do, two images of one name, no image that can be used, a folder that cannot be written.
     """
     model, out, settings = Path(model), Path(out), PredictionOptions(**options)
     if any((out / name).exists() for name in ("run.yaml", "config.json", "slide.json", "benchmark.json")):
         raise InputError(f"{out}: folder contains a run, a model or a slide's results; choose another --out")
     predictor = load(model, settings.device, range=settings.range, empty_class=settings.empty_class)
     predictor.check(settings.threshold, None if settings.map_class == ALL else settings.map_class)
-    files = input_files(images, IMAGE_SUFFIXES, "image", deep=True)
-    classes = map_classes(model, settings)
-    rows: list[dict[str, object]] = []
-    notes, sure = defaultdict[str, list[str]](list), defaultdict[float | None, list[float]](list)
+    files = input_files(images, IMAGE_SUFFIXES, "image", deep=True, out=out)
     with locked(out):
+        return _Writer(predictor, settings, map_classes(model, settings), out).write(files, progress=progress)
+
+
+class _Writer:
+    """Writes the results of images one after the other."""
+
+    def __init__(
+        self, predictor: Predictor, settings: PredictionOptions, classes: Sequence[str | None], out: Path
+    ) -> None:
+        self.predictor, self.settings, self.classes, self.out = predictor, settings, classes, out
+        self.rows: list[dict[str, object]] = []
+        self.written = 0  # rows that are in the CSV; none before there is a result, whose columns are those of all
+        self.notes, self.sure = defaultdict[str, list[str]](list), defaultdict[float | None, list[float]](list)
+
+    def write(self, files: Mapping[str, Path], *, progress: bool) -> pd.DataFrame:
+        """Write everything of each file and say what there is to say."""
         for name, file in Bar(files.items(), "predicting", disable=not progress):
-            pixels = read_image(file)
-            for mpp in settings.scales or (stored_mpp(file) if settings.mpp is None else settings.mpp,):
-                answer = predictor.infer(pixels, mpp, tissue=settings.tissue)
-                for map_class in [None] if settings.map_class == ALL and answer.maps == 1 else classes:
-                    result = predictor.localize(answer, mpp, threshold=settings.threshold, map_class=map_class)
-                    parts = [name, *([f"{mpp:g}mpp"] if settings.scales else [])]
-                    parts += [safe_name(map_class)] if settings.map_class == ALL and map_class else []
-                    _write_pictures(out, "_".join(parts), pixels, result)
-                    rows.append({"image": str(file), **_row(result)})
-                    sure[mpp].append(float(np.abs(2 * result.roi - 1).mean()))
-                    for note in result.notes:
-                        notes[note].append(file.name)
-        with atomic_path(out / "predictions.csv") as temporary:
-            (table := pd.DataFrame(rows)).to_csv(temporary, index=False)
-    for note, (first, *others) in ((note, dict.fromkeys(names)) for note, names in notes.items()):
-        tqdm.write(f"note: {first}{f' and {len(others)} more' if others else ''}: {note}")
-    if settings.scales:
-        tqdm.write(_surest({mpp: float(np.mean(values)) for mpp, values in sure.items() if mpp}))
-    return table
+            try:
+                results = list(self._results(name, file))
+            except InputError as error:
+                self.rows.append({"image": str(file), "error": str(error)})
+                continue
+            for stem, pixels, result in results:
+                _write_pictures(self.out, stem, pixels, result)
+                self.rows.append({"image": str(file), **_row(result), "error": ""})
+                for note in result.notes:
+                    self.notes[note].append(file.name)
+            self._append()
+        if not self.written:
+            refuse(self.out, [str(row["error"]) for row in self.rows])
+        self._append()
+        for note, (first, *others) in ((note, dict.fromkeys(names)) for note, names in self.notes.items()):
+            tqdm.write(f"note: {first}{f' and {len(others)} more' if others else ''}: {note}")
+        if self.settings.scales:
+            tqdm.write(_surest({mpp: float(np.mean(values)) for mpp, values in self.sure.items() if mpp}))
+        return self._table(self.rows)
+
+    def _results(self, name: str, file: Path) -> Iterator[tuple[str, NDArray[np.uint8], Localization]]:
+        """What is to be written of a file: the beginning of the name, pixels, localization."""
+        predictor, settings = self.predictor, self.settings
+        pixels = read_image(file)
+        for mpp in settings.scales or (stored_mpp(file) if settings.mpp is None else settings.mpp,):
+            answer = predictor.infer(pixels, mpp, tissue=settings.tissue)
+            for map_class in [None] if settings.map_class == ALL and answer.maps == 1 else self.classes:
+                result = predictor.localize(answer, mpp, threshold=settings.threshold, map_class=map_class)
+                parts = [name, *([f"{mpp:g}mpp"] if settings.scales else [])]
+                parts += [safe_name(map_class)] if settings.map_class == ALL and map_class else []
+                self.sure[mpp].append(float(np.abs(2 * result.roi - 1).mean()))
+                yield "_".join(parts), pixels, result
+
+    def _table(self, rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+        columns = next(list(row) for row in self.rows if not row["error"])
+        return pd.DataFrame([{**dict.fromkeys(columns, ""), **row} for row in rows])
+
+    def _append(self) -> None:
+        """Write the rows that are not in the CSV yet, so that a call that is ended leaves what was done."""
+        path, first = self.out / PREDICTIONS, self.written == 0
+        try:
+            self._table(self.rows[self.written :]).to_csv(path, mode="w" if first else "a", header=first, index=False)
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror or error}); choose another place or make room"
+            ) from error
+        self.written = len(self.rows)
 
 
 def _surest(sure: Mapping[float, float]) -> str:

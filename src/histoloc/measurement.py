@@ -1,20 +1,21 @@
 """Samples in, metrics out: of whatever localizes in them, and of what must be exceeded."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from histoloc.data.cells import read_cells
 from histoloc.data.images import image_size, read_map, stored_map, write_map, write_mask, write_picture
 from histoloc.data.pixels import read_pixels, read_truth, sample_mpp
 from histoloc.data.table import Sample, Table
 from histoloc.errors import InputError
+from histoloc.inputs import PREDICTIONS, name_tails, same_name
 from histoloc.methods import METHODS
 from histoloc.metrics.accumulate import LocalizationMetrics
 from histoloc.model_folder import ModelConfig, build_method
@@ -60,6 +61,7 @@ def measure(
     empty_class: str | None = None,
     floors: Mapping[str, Localizes] | None = None,
     files: tuple[Path, int] | None = None,
+    failed: dict[str, str] | None = None,
     progress: bool = False,
 ) -> Measured:
     """Localize in every sample and collect the metrics.
@@ -67,11 +69,11 @@ def measure(
     Args:
         localizes: what is measured.
         table: where the class numbers come from.
-        samples: of the table.
+        samples: those of it that are measured.
         empty_class: images of this class have no ROI, whatever their mask says.
         floors: what is measured beside it.
-        files: a folder, and of how many samples, evenly spaced, it gets maps and masks, as `<stem>_map.png` and
-            `<stem>_mask.png`.
+        files: a folder, and of how many samples, evenly spaced, it gets `<stem>_map.png` and `<stem>_mask.png`.
+        failed: gets the reason by name of each sample in which nothing could be localized, instead of an error.
         progress: show a bar.
 
     Raises:
@@ -82,7 +84,13 @@ def measure(
     picture_rows = {int(i) for i in np.linspace(0, len(samples) - 1, min(most, len(samples))).round()}
     for i, sample in enumerate(Bar(samples, "evaluating", disable=not progress)):
         pixels = cache(partial(read_pixels, sample))
-        result = localizes(sample, pixels)
+        try:
+            result = localizes(sample, pixels)
+        except InputError as error:
+            if failed is None:
+                raise
+            failed[sample.name] = str(error)
+            continue
         truth = _truth(sample, result.mask.shape, empty_class, measured)
         results = {"": result}
         if truth is not None:
@@ -92,11 +100,16 @@ def measure(
             measured.files[sample.name] = stem = f"{i:05d}_{sample.image.stem}"
             write_map(folder / f"{stem}_map.png", result.roi)
             write_mask(folder / f"{stem}_mask.png", result.mask)
-            if sample.x is not None:  # the report has no file of a slide's region
-                write_picture(folder / f"{stem}_image.png", pixels())
-                if truth is not None:
-                    write_mask(folder / f"{stem}_truth.png", truth)
+            if sample.x is not None:
+                _keep_region(folder / stem, pixels(), truth)
     return measured
+
+
+def _keep_region(stem: Path, pixels: NDArray[np.uint8], truth: Mask | None) -> None:
+    """Write what the report needs of a slide's region, which is no file."""
+    write_picture(stem.with_name(f"{stem.name}_image.png"), pixels)
+    if truth is not None:
+        write_mask(stem.with_name(f"{stem.name}_truth.png"), truth)
 
 
 def model_localizes(model: Predictor, options: MapOptions = MapOptions(), *, per_image: bool = False) -> Localizes:  # noqa: B008
@@ -132,18 +145,31 @@ def heatmaps_localize(
 ) -> Localizes:
     """A folder of heatmaps as something that localizes in samples; `highest` is the whole number that means 1.
 
+    The heatmap of `a/b/NAME.png` is `a/b/NAME.npy`, `b/NAME.npy` or `NAME.npy`, the first that is there, whatever the
+    case and Unicode form; also NAME_map, and .png or .tif. It raises InputError for a sample without one, with several,
+    or with one that is another's too, and where `predictions.csv` does not name its class.
+
     Raises:
-        InputError: an image has no heatmap or several, two images would share one, or `predictions.csv` does not name
-            the class of every image, or the heatmaps leave open which number means 1.
+        InputError: no sample has a heatmap, `predictions.csv` cannot be read, or the heatmaps leave open which number
+            means 1.
     """
-    files = _heatmap_files(folder, samples)
+    files = {sample.name: heatmaps for sample, heatmaps in zip(samples, _heatmaps(folder, samples), strict=True)}
+    owners: dict[Path, list[str]] = defaultdict(list)
+    for name, heatmaps in files.items():
+        for heatmap in heatmaps:
+            owners[heatmap].append(name)
+    if not owners:
+        raise InputError(
+            f"{folder}: has no heatmap for any of {len(samples)} images; name them as the images ("
+            f"{', '.join(Path(samples[0].name).stem + suffix for suffix in MAP_SUFFIXES)})"
+        )
     if highest is None:
-        _check_depth(folder, files.values())
-    labels = _predicted_classes(folder / "predictions.csv", samples, classes)
+        _check_depth(folder, owners)
+    labels = _predicted_classes(folder / PREDICTIONS, samples)
     level = 0.5 if threshold is None else threshold
 
     def localizes(sample: Sample, pixels: Pixels) -> Localization:
-        file = files[sample.name]
+        file = _only(files[sample.name], folder, sample, owners)
         roi = read_map(file, highest)
         width, height = image_size(sample.image)
         if roi.shape != (height, width):
@@ -151,8 +177,7 @@ def heatmaps_localize(
                 f"{file}: has {roi.shape[1]}x{roi.shape[0]} pixels, its image {width}x{height}; "
                 "resize the heatmap to the image"
             )
-        label = labels.get(sample.name)
-        one_hot = None if label is None else np.eye(len(classes), dtype=np.float32)[classes.index(label)]
+        one_hot = None if labels is None else _one_hot(labels.get(sample.name), classes)
         return Localization(classes, one_hot, roi, roi >= level, level, sample.mpp)
 
     return localizes
@@ -195,29 +220,40 @@ def _truth(sample: Sample, shape: tuple[int, ...], empty_class: str | None, meas
     return np.zeros(shape, dtype=bool)
 
 
-def _heatmap_files(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
-    """The heatmap of each sample, by its name."""
-    owner: dict[str, str] = {}
-    by_sample: dict[str, list[Path]] = {}
+def _one_hot(label: str | None, classes: tuple[str, ...]) -> NDArray[np.float32]:
+    if label not in classes:
+        fault = "no row" if label is None else f"class {label!r}"
+        raise InputError(f"{PREDICTIONS}: has {fault} for it; give it one of {', '.join(classes)}")
+    return np.eye(len(classes), dtype=np.float32)[classes.index(label)]
+
+
+def _only(files: list[Path], folder: Path, sample: Sample, owners: Mapping[Path, list[str]]) -> Path:
+    """The one heatmap of a sample."""
+    if not files:
+        raise InputError(f"there is no heatmap in {folder.name}; add it")
+    if len(files) > 1:
+        raise InputError(f"{files[0]}: there is also {files[1].name} for the same image; keep one heatmap per image")
+    for other in owners[files[0]]:
+        if other != sample.name:
+            raise InputError(f"{files[0]}: is also the heatmap of {other}; give each image its own")
+    return files[0]
+
+
+def _heatmaps(folder: Path, samples: Sequence[Sample]) -> Iterator[list[Path]]:
+    """The heatmaps of each sample."""
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder).as_posix()
+        by_key[same_name(name)].append(name)
     for sample in samples:
-        stem = sample.image.stem
-        if (other := owner.setdefault(stem, sample.name)) != sample.name:
-            raise InputError(
-                f"{folder}: {other} and {sample.name} would share the heatmap {stem}; give the images different names"
-            )
-        files = [folder / f"{stem}{end}{suffix}" for suffix in MAP_SUFFIXES for end in ("", "_map")]
-        by_sample[sample.name] = files = [file for file in files if file.is_file()]
-        if len(files) > 1:
-            raise InputError(
-                f"{files[0]}: there is also {files[1].name} for the same image; keep one heatmap per image"
-            )
-    absent = [name for name, files in by_sample.items() if not files]
-    if absent:
-        raise InputError(
-            f"{folder}: no heatmap for {len(absent)} of {len(samples)} images, first {absent[0]} (looked for its stem "
-            f"with {', '.join(MAP_SUFFIXES)}); add them"
-        )
-    return {name: files[0] for name, files in by_sample.items()}
+        for tail in name_tails(sample.name):
+            ends = [f"{tail}{end}{suffix}" for suffix in MAP_SUFFIXES for end in ("", "_map")]
+            names = [name for end in ends for name in by_key.get(same_name(end), ())]
+            if names:
+                yield [folder / name for name in ([name for name in names if name.startswith(tail)] or names)]
+                break
+        else:
+            yield []
 
 
 def _check_depth(folder: Path, files: Iterable[Path]) -> None:
@@ -237,21 +273,21 @@ def _check_depth(folder: Path, files: Iterable[Path]) -> None:
             )
 
 
-def _predicted_classes(path: Path, samples: Sequence[Sample], classes: tuple[str, ...]) -> dict[str, str]:
-    """Class by sample name from a `predictions.csv`; nothing where there is no such file, or it names no class."""
+def _predicted_classes(path: Path, samples: Sequence[Sample]) -> dict[str, str] | None:
+    """Class by sample name from a `predictions.csv`; None where there is no such file, or it names no class."""
     if not path.is_file():
-        return {}
-    try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as CSV ({reason}); correct or remove the file") from error
-    if not {"image", "class"} <= set(rows.columns):
-        raise InputError(f"{path}: needs the columns image and class; add them or remove the file")
-    by_stem = {Path(image).stem: label for image, label in zip(rows["image"], rows["class"], strict=True)}
-    result = {sample.name: by_stem.get(sample.image.stem) for sample in samples} if any(by_stem.values()) else {}
-    for name, label in result.items():
-        if label not in classes:
-            fault = "no row" if label is None else f"class {label!r}"
-            raise InputError(f"{path}: {name} has {fault}; give it one of {', '.join(classes)}")
-    return {name: label for name, label in result.items() if label is not None}
+        return None
+    rows = read_cells(path, ("image", "class"), ())
+    if not any(rows["class"]):
+        return None
+    by_tail: dict[str, set[str]] = defaultdict(set)
+    for image, label in zip(rows["image"], rows["class"], strict=True):
+        for tail in name_tails(image):
+            by_tail[tail].add(label)
+    classes: dict[str, str] = {}
+    for sample in samples:
+        # Of equal names in several folders the longest common end of the paths says which.
+        labels = next((by_tail[tail] for tail in name_tails(sample.name) if tail in by_tail), set())
+        if len(labels) == 1:
+            classes[sample.name] = next(iter(labels))
+    return classes

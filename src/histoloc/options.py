@@ -69,9 +69,10 @@ class EvaluationOptions(MapOptions):
     """What `evaluate` is asked for.
 
     Attributes:
-        split: which rows.
+        split: which rows; by default test, or all where the table names no splits and the model saw none of its images.
         fold: which fold is the validation split; by default the one that the model was trained with, where the table
             has it.
+        columns: what the table calls its columns, as image=path,label=diagnosis, where not so.
         maps: keep the maps of so many images, evenly spaced, for the report.
         threshold: cut the maps here, from 0 to 1, instead of at the model's threshold (0.5 for heatmaps).
         empty_class: images of this class have no ROI (normal tissue), whatever their masks say; by default what the
@@ -80,15 +81,16 @@ class EvaluationOptions(MapOptions):
             those of 16.
     """
 
-    split: Literal["train", "valid", "test"] = "test"
+    split: Literal["train", "valid", "test", "all"] | None = None
     fold: Whole | None = None
+    columns: str = ""
     maps: Whole = 200
     heatmap_max: Positive | None = None
 
     @property
     def name(self) -> str:
         """Of the evaluation's folder: the split, and what is not the default."""
-        parts = [self.split]
+        parts = [self.split or "test"]
         parts += [] if self.threshold is None else [f"threshold{self.threshold:g}"]
         parts += [] if self.range is None else [self.range]
         parts += [] if self.map_class is None else [f"map-{self.map_class}"]

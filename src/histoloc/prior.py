@@ -91,6 +91,7 @@ class AdaptOptions(TrainingOptions):
 
     Attributes:
         fold: which fold of the table is not looked at, its validation split.
+        columns: what the table calls its columns, as image=path,label=diagnosis, where not so.
         mpp: micrometres per pixel of the images that do not say it, in the table or themselves.
         drawn: a table of images with masks that are seen beside the real ones; by default images of the prior's own
             scene are drawn.
@@ -99,6 +100,7 @@ class AdaptOptions(TrainingOptions):
     """
 
     fold: Whole | None = None
+    columns: str = ""
     mpp: Positive | None = None
     drawn: Path | None = None
     count: Count = 400
@@ -248,9 +250,9 @@ def _unlabelled(data: Path, to: Path, o: AdaptOptions, given: ModelConfig) -> tu
     """Write a table of the images to adapt to, without labels and masks; also the side of the crop that fits them."""
     if data.is_dir():
         files = input_files([data], IMAGE_SUFFIXES, "image", deep=True).values()
-        samples: Sequence[Sample] = [Sample(str(f), f.resolve(), "", None) for f in files]
+        samples: Sequence[Sample] = [Sample(str(f), f.absolute(), "", None) for f in files]
     else:
-        samples = read_table(data, fold=o.fold, check_files=False).split("train")
+        samples = read_table(data, fold=o.fold, columns=o.columns, check_files=False).split("train")
     scales, crop = scales_and_crop(samples, given, str(data), o.mpp)
     rows = [
         # Not another µm/px than the table's own: what marks a region of a slide depends on it.

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_valid
 
 from histoloc.errors import InputError
 from histoloc.metrics.classification import BY_CLASS
+from histoloc.places import located
 from histoloc.types import tier
 from histoloc.work_folder import read_json, read_yaml
 
@@ -90,6 +91,7 @@ class Result(BaseModel):
     map_class: str | None = None  # whose maps were measured, where not those of the predicted class
     notes: list[str] = Field(default_factory=list)
     identity: Identity | None = None
+    home: str | None = None  # where it was written
     seconds: float | None = None
 
     @model_validator(mode="before")
@@ -188,8 +190,8 @@ class Evaluation:
         return f"{self.label} of {self.of_table}" if self.of_table else self.label
 
     def file(self, cell: str) -> Path | None:
-        """The file that a cell of per_image.csv names (relative to the evaluation folder), None where empty."""
-        return self.folder / cell if cell else None
+        """The file that a cell of per_image.csv names (relative to where the folder is or was), None where empty."""
+        return self.folder / located(self.folder, self.result.home, cell) if cell else None
 
 
 @dataclass(eq=False)

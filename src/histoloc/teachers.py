@@ -86,9 +86,11 @@ def teacher_inputs(config: RunConfig, out: Path) -> dict[str, Any]:
     sources = [*config.teachers, *([] if config.prior is None else [Path(config.prior)])]
     if not sources:
         return {}
-    now = {str(folder): read_model_config(folder).weights_sha256 for folder in sources}
+    now = [read_model_config(folder).weights_sha256 for folder in sources]
     if (out / "last.ckpt").exists():
-        check_claim(out, (read_json(out / INPUTS_FILE) or {}).get("teachers"), now)
+        before = (read_json(out / INPUTS_FILE) or {}).get("teachers")
+        before = list(before.values()) if isinstance(before, dict) else before  # with their places, until 0.2
+        check_claim(out, None if before is None else {"teachers": before}, {"teachers": now})
     return {"teachers": now}
 
 

@@ -95,7 +95,7 @@ def train(
         InputError: table, option or folder cannot be used, another run is there, or the loss is no longer finite.
     """
     out = Path(out)
-    table = read_table(config.data, fold=config.fold)
+    table = read_table(config.data, fold=config.fold, columns=config.columns)
     check_splits(config, table)
     fabric = _fabric(config.training, out)
     if not processes.launched_elsewhere(fabric):

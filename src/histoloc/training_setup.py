@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from torch import Tensor
 
-from histoloc.config import RunConfig, method_class, plain
+from histoloc.config import RunConfig, method_class, plain, without_places
+from histoloc.data.cells import read_cells
 from histoloc.data.table import Table, read_table
 from histoloc.data.trainset import TrainSet
 from histoloc.errors import InputError
@@ -92,15 +92,19 @@ def supervision(config: RunConfig) -> tuple[str, ...]:
         sources |= set(read_model_config(source).supervision)
     drawn = config.drawn or (config.data if "synthetic" in own else None)
     if drawn is not None:
-        scenes = pd.read_csv(drawn, encoding="utf-8-sig").rename(columns=str.strip).get("drawn_scene")
-        sources |= {"synthetic"} if scenes is not None and scenes.notna().all() else {"synthetic", "pixel"}
+        is_drawn = all(read_cells(drawn, (), ("drawn_scene",))["drawn_scene"])
+        sources |= {"synthetic"} if is_drawn else {"synthetic", "pixel"}
     return tuple(sorted(sources))
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """What must be the same when a run is resumed; where the rate depends on the number of epochs, that too."""
     cycle = {"epochs of one-cycle": config.training.epochs} if config.training.schedule == "one-cycle" else {}
-    return plain(config) | cycle
+    run: dict[str, Any] = without_places(plain(config)) | {
+        "prior": config.prior is not None,
+        "drawn": config.drawn is not None,
+    }
+    return {**run, "backbone": {**run["backbone"], "weights": Path(config.backbone.weights).name}, **cycle}
 
 
 def drawn_inputs(config: RunConfig, out: Path) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def check_run(
         resume: whether the user wants to continue.
 
     Returns:
-        What the run keeps of its table, as `inputs_of`, and `computed_on`.
+        What the run keeps of its table, as `inputs_of`, `computed_on`, and `home`: where it is.
 
     Raises:
         InputError: there is a run, and `resume` is not set or it has other settings, another table, or another
@@ -256,7 +256,7 @@ def check_run(
         if known is None:
             text = f"note: {out}: says nothing of the device and precision it was begun with; those of now may differ"
             print(text, file=sys.stderr)
-    return inputs | {"computed_on": dict(computed_on)}
+    return inputs | {"computed_on": dict(computed_on), "home": os.path.realpath(out)}
 
 
 def _without(names: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """Tables of one's own slides: coordinates, labels and splits by hand; equal for any number of workers."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from distributed import LocalCluster
-from hypothesis import example, given
-from hypothesis import strategies as st
 from shapely import Polygon
 
 from factory import box, make_slide
@@ -17,8 +15,8 @@ from histoloc.cli.main import main
 from histoloc.data.pixels import read_pixels, read_truth
 from histoloc.data.table import read_table
 from histoloc.datasets.options import TileOptions
-from histoloc.datasets.slide_list import read_slides, split_groups
-from histoloc.datasets.tiles import slide_tiles, tiles_of_slide
+from histoloc.datasets.slide_list import ListedSlide, read_slides
+from histoloc.datasets.tiles import slide_splits, slide_tiles, tiles_of_slide
 from histoloc.errors import InputError
 from histoloc.runner import JobOptions
 from histoloc.slides.geojson import Feature, write_geojson
@@ -27,6 +25,7 @@ MPP = 0.5
 SIZE = 256
 # Whole tiles of 256 px: columns 1 to 4 and rows 1 to 3 of 6 x 5. Closing and the mask's pixels of 16 px blur edges.
 TISSUE = box("tissue", SIZE, SIZE, 4 * SIZE, 3 * SIZE)
+LIST = Path("list.csv")
 TILES = [(column * SIZE, row * SIZE) for row in (1, 2, 3) for column in (1, 2, 3, 4)]
 
 
@@ -246,7 +245,6 @@ def test_the_command(folder, tmp_path, capsys):
     ("header", "rows", "message"),
     [
         ("slide,class", ["a.tif,x"], "missing columns: label; the header has slide, class"),
-        ("slide;label", ["a.tif;x"], "missing columns: slide, label"),
         ("slide,label", [], "is empty"),
         ("slide,label", ["a.tif,x", "z.tif,x"], r"line 3 \(z\.tif\): there is no such file"),
         ("slide,label", ["a.tif,x", ",x"], r"line 3 \(no slide\): the cell slide is empty"),
@@ -265,7 +263,7 @@ def test_the_command(folder, tmp_path, capsys):
         ("slide,label", ["a.tif,x\u00a0"], r"label 'x<U\+00A0>' \(1 row\(s\)\) has characters that cannot be seen"),
         ("slide,label,group", ["a.tif,x,p 1", "b.tif,y,P1"], r"groups 'P1' .* and 'p 1' .* differ by case and spaces"),
         ("slide,label,group", ["a.tif,x,nan", "b.tif,y,nan"], r"group 'nan' \(2 row\(s\)\) is what programs write"),
-        ("slide,label", ["a.tif,x", "b.tif,y"], r"the class x has too few groups \(1\)"),
+        ("slide,label", ["a.tif,x", "b.tif,y"], r"bad\.csv: the class x has too few samples \(1\)"),
     ],
 )
 def test_bad_tables(folder, tmp_path, header, rows, message):
@@ -303,47 +301,44 @@ def test_groups_and_paths_of_the_list(folder, tmp_path):
     assert sorted(made["group"].astype(str).unique()) == list("12345")
 
 
-@given(
-    st.dictionaries(st.text(max_size=4), st.sets(st.sampled_from("abc"), min_size=1), max_size=40),
-    st.sampled_from([0, 0.1, 0.2, 0.4]),
-    st.sampled_from([0, 0.2, 0.5]),
-    st.integers(0, 9),
-)
-@example({"x": {"a"}, "y": {"a"}, "z": {"a"}}, 0.4, 0.5, 0)
-def test_splits_of_groups(groups, valid, test, seed):
-    members = {label: [g for g in groups if label in groups[g]] for label in set().union(*groups.values())}
-    sides = {"train"} | ({"valid"} if valid else set()) | ({"test"} if test else set())
-    try:
-        splits = split_groups(groups, valid=valid, test=test, seed=seed)
-    except InputError:
-        # Where no group has two labels, as many groups as sides are enough.
-        splits = None
-    if splits is None:
-        assert any(len(labels) > 1 for labels in groups.values()) or min(map(len, members.values())) < len(sides)
-        return
-    assert set(splits) == set(groups)
-    for label, mine in members.items():
-        assert {splits[g] for g in mine} == sides, label
-    backwards = dict(reversed(groups.items()))
-    assert split_groups(backwards, valid=valid, test=test, seed=seed) == splits
+def test_a_list_as_people_have_it(folder, tmp_path):
+    (tmp_path / "a.svs").symlink_to(folder / "a.tif")  # a store has no suffixes
+    (tmp_path / "b.svs").symlink_to(folder / "a.tif")
+    path = tmp_path / "list.csv"
+    path.write_bytes("Path;Diagnosis;MPP;Case\r\na.svs;x;0,5;7\r\nb.svs;y;;\r\n".encode("utf-8-sig"))
+    a, b = read_slides(path, "slide=Path,label=Diagnosis,group=case")
+    assert (a.path, a.name, a.label, a.mpp, a.group) == (tmp_path / "a.svs", "a.svs", "x", 0.5, "7")
+    assert (b.path, b.mpp) == (tmp_path / "b.svs", None)
+    write_list(path, "slide,label,annotation", "a\0b,x,", f"{'n' * 300}.tif,x,", f"a.svs,y,{'n' * 300}.xml")
+    with pytest.raises(InputError) as caught:
+        read_slides(path)
+    assert [line.split(": ", 1)[1][:30] for line in str(caught.value).splitlines()[1:]] == [
+        "a cell holds a zero byte; writ",
+        "there is no such file; correct",
+        "there is no annotation nnnnnnn",
+    ]
+    (folder / "other.csv").write_text("file,label\na.tif,x\n")
+    with pytest.raises(
+        InputError, match=r"missing columns: slide; the header has file, label; .* --columns slide=NAME"
+    ):
+        read_slides(folder / "other.csv")
 
 
-@given(st.integers(3, 60), st.integers(3, 60), st.integers(0, 5))
-def test_shares_hold_within_every_label(a, b, seed):
-    groups = {f"a{i}": {"a"} for i in range(a)} | {f"b{i}": {"b"} for i in range(b)}
-    splits = split_groups(groups, valid=0.2, test=0.2, seed=seed)
-    for label, number in (("a", a), ("b", b)):
-        mine = [split for group, split in splits.items() if group[0] == label]
-        assert mine.count("test") == mine.count("valid") == max(1, round(0.2 * number))
-
-
-def test_seeds_and_labels_shuffle_differently():
-    groups = {f"{label}{i:02}": {label} for label in "ab" for i in range(30)}
-    items = [split_groups(groups, seed=seed) for seed in (0, 0, 1)]
-    assert items[0] == items[1] != items[2]
-    by_label = [[items[0][f"{label}{i:02}"] for i in range(30)] for label in "ab"]
-    assert by_label[0] != by_label[1]
-    assert np.unique(by_label[0]).tolist() == ["test", "train", "valid"]
+def test_slides_are_split_by_group_and_class_whatever_their_order(folder):
+    names = [f"{label}{i:02}" for label in "xy" for i in range(30)]
+    slides = [ListedSlide(f"{n}.tif", folder / "a.tif", n[0], group=f"{n}.tif") for n in names]
+    options = TileOptions(mpp=1.0)
+    splits = slide_splits(LIST, slides, options)
+    for label in "xy":
+        mine = [split for name, split in splits.items() if name[0] == label]
+        assert (mine.count("test"), mine.count("valid")) == (6, 6)
+    assert slide_splits(LIST, slides[::-1], options) == splits != slide_splits(LIST, slides, replace(options, seed=1))
+    patients = [replace(slide, group=f"p{number // 3}") for number, slide in enumerate(slides)]
+    splits = slide_splits(LIST, patients, options)
+    assert slide_splits(LIST, patients[::-1], options) == splits
+    of_patient = {slide.group: {splits[s.name] for s in patients if s.group == slide.group} for slide in patients}
+    assert all(len(several) == 1 for several in of_patient.values())
+    assert set(splits.values()) == {"train", "test", "valid"}
 
 
 def test_a_real_slide(shared_data, tmp_path):

@@ -31,14 +31,20 @@ def run_cell(cell: PlannedCell) -> None:
     with locked(folder):
         cell.prepare()
         print(f"{cell.label}: process {os.getpid()}")
-        check_inputs(folder, cell.inputs, inputs_of(read_table(config.data, check_files=False)))
+        check_inputs(folder, cell.inputs, inputs_of(read_table(config.data, columns=config.columns, check_files=False)))
         _learn(cell)
         epochs, seconds = epochs_logged(cell.run)
         print(f"trained: {epochs} epochs, {seconds:.1f} s")
         started = time.perf_counter()
         own = folder / "evaluation" / cell.split
         shutil.rmtree(own, ignore_errors=True)  # of a call that was stopped
-        options = EvaluationOptions(split=cell.split, fold=config.fold, maps=cell.maps, empty_class=config.empty_class)
+        options = EvaluationOptions(
+            split=cell.split,
+            fold=config.fold,
+            columns=config.columns,
+            maps=cell.maps,
+            empty_class=config.empty_class,
+        )
         result = run_evaluation(cell.model, config.data, options, out=own, progress=False)
         evaluated = time.perf_counter() - started
         print("\n".join(result.lines))
@@ -64,7 +70,12 @@ def _learn(cell: PlannedCell) -> None:
     config, training = cell.config, cell.config.training
     if cell.row.prior == "adapted":
         options = AdaptOptions(
-            fold=config.fold, seed=training.seed, epochs=training.epochs, drawn=config.drawn, resume=True
+            fold=config.fold,
+            columns=config.columns,
+            seed=training.seed,
+            epochs=training.epochs,
+            drawn=config.drawn,
+            resume=True,
         )
         adapt(str(config.prior), config.data, cell.folder, options, progress=False)
     elif cell.row.prior != "alone":

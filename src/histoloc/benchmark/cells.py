@@ -13,7 +13,7 @@ from histoloc.benchmark.presets import PRESETS, Choices, MapChoices, parse_numbe
 from histoloc.benchmark.priors import SeedPrior, drawn_of, prior_values, seed_prior
 from histoloc.benchmark.results import CELL_FILE, ERROR_FILE, cell_name
 from histoloc.benchmark.rows import Row, rows_of
-from histoloc.config import RunConfig, method_class, plain, run_config
+from histoloc.config import RunConfig, method_class, plain, run_config, without_places
 from histoloc.data.images import image_size
 from histoloc.data.sample import Split
 from histoloc.data.table import Table, read_table
@@ -123,7 +123,7 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
         InputError: anything that would make a cell fail before it began.
     """
     rows = with_teachers(choose_rows(kind, choices.rows), rows_of(kind))
-    table = read_table(choices.data)
+    table = read_table(choices.data, columns=choices.columns)
     table.check_classes()
     _check(kind, choices, table)
     folds = choose_folds(choices.folds, table)
@@ -151,9 +151,7 @@ def plan(kind: str, choices: Choices) -> tuple[list[PlannedCell], list[str]]:
 
 def portable(request: dict[str, Any]) -> dict[str, Any]:
     """A request without the places of files: what they hold is compared in other ways."""
-    run = dict(request.get("run") or {})
-    places = dict.fromkeys(("data", "prior", "drawn"), 0)
-    return {**request, "inputs": 0, "run": run | places | {"teachers": len(run.get("teachers") or ())}}
+    return {**request, "inputs": 0, "run": without_places(request.get("run") or {})}
 
 
 def with_teachers(rows: Sequence[Row], known: Sequence[Row]) -> tuple[Row, ...]:
@@ -192,6 +190,7 @@ def cell_config(row: Row, fold: int | None, seed: int, choices: Choices, prior: 
         **of_prior,
         "method": row.method,
         "data": choices.data.as_posix(),
+        "columns": choices.columns,
         "fold": fold,
         "empty_class": choices.empty_class,
         "options": {**of_prior.get("options", {}), **needed, **row.options},
@@ -257,7 +256,7 @@ def _check_table(cells: Sequence[PlannedCell], folds: Sequence[int | None], choi
     splits = {"valid", cells[0].split} | ({"train"} if any(m.supervision for m in methods.values()) else set())
     others = [name for name, method in methods.items() if "pixel" not in method.supervision]
     for fold in folds:
-        table = read_table(choices.data, fold=fold, check_files=False)
+        table = read_table(choices.data, fold=fold, columns=choices.columns, check_files=False)
         for split in splits:
             table.split(split)
         with_roi = [sample for sample in table.split("train") if sample.labels != (choices.empty_class,)]

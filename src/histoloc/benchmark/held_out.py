@@ -10,6 +10,7 @@ from histoloc.benchmark.results import Bench, read_bench
 from histoloc.data.images import read_image, read_map, read_mask, write_picture
 from histoloc.errors import InputError
 from histoloc.pictures import agreement, outline, overlay
+from histoloc.places import located
 from histoloc.work_folder import write_text
 
 GAP = 8  # white pixels between panels
@@ -46,7 +47,10 @@ def _images(bench: Bench, row: str, o: PictureOptions) -> pd.DataFrame:
     """The images of a row with a map and a truth, from the best to the worst."""
     folds = parse_numbers(o.folds, "--folds")
     cells = [c for c in bench.cells if c.row.name == row and c.seed == o.seed and c.fold in folds]
-    frames = [cell.evaluation.images.assign(fold=cell.fold, folder=str(cell.evaluation.folder)) for cell in cells]
+    frames = [
+        c.evaluation.images.assign(fold=c.fold, folder=str(c.evaluation.folder), home=c.evaluation.result.home or "")
+        for c in cells
+    ]
     images = pd.concat(frames) if frames else pd.DataFrame(columns=["file", "mask", "image"])
     images = images[(images[["file", "mask", "image"]] != "").all(axis=1)]
     if images.empty:
@@ -68,7 +72,8 @@ def _write(images: pd.DataFrame, out: Path, ranks: tuple[str, ...], count: int) 
     files = []
     for number, row in chosen.iterrows():
         folder = Path(row["folder"])
-        image, truth = read_image(folder / row["image"]), read_mask(folder / row["mask"])
+        image = read_image(folder / located(folder, row["home"], row["image"]))
+        truth = read_mask(folder / located(folder, row["home"], row["mask"]))
         stem = folder / "images" / row["file"]
         roi, mask = read_map(stem.with_name(f"{stem.name}_map.png")), read_mask(stem.with_name(f"{stem.name}_mask.png"))
         space = np.full((len(image), GAP, 3), 255, np.uint8)

@@ -23,6 +23,7 @@ class Choices(Checked):
         data: the table (CSV).
         out: the benchmark's folder; a second call with it goes on where the first was stopped, also with more rows,
             folds or seeds.
+        columns: what the table calls its columns, as image=path,label=diagnosis, where not so.
         folds: which folds of the table are, one after the other, the validation split: 0-4, or 0,2, or none; by
             default all of the table, or none where it has none.
         seeds: of training: 0-2, or 0,5.
@@ -48,6 +49,7 @@ class Choices(Checked):
 
     data: Path
     out: Path = Path("bench")
+    columns: str = ""
     folds: str | None = None
     seeds: str = "0"
     rows: str | None = None

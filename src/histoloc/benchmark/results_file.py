@@ -70,7 +70,8 @@ def restore(path: Path, cells: Sequence[PlannedCell]) -> int:
 
 def _put(line: dict[str, Any], cell: PlannedCell, content: str) -> bool:
     """Write the files of a finished cell."""
-    samples = read_table(cell.config.data, fold=cell.fold, check_files=False).split(cell.split)
+    table = read_table(cell.config.data, fold=cell.fold, columns=cell.config.columns, check_files=False)
+    samples = table.split(cell.split)
     names = {Path(sample.name).name: sample.name for sample in samples}
     images = pd.read_csv(io.StringIO(line["images"]), dtype=str, keep_default_na=False)
     if line["request"] != mark(cell, content) or sorted(images["name"]) != sorted(names) or len(names) < len(samples):
@@ -94,8 +95,8 @@ def mark(cell: PlannedCell, content: str) -> str:
 def _contents(cells: Sequence[PlannedCell]) -> dict[int | None, str]:
     """By fold, a fingerprint of the table's rows and of the images and masks, wherever they are."""
     contents = {}
-    for fold, data in {cell.fold: cell.config.data for cell in cells}.items():
-        samples = read_table(data, fold=fold, check_files=False).samples
+    for fold, run in {cell.fold: cell.config for cell in cells}.items():
+        samples = read_table(run.data, fold=fold, columns=run.columns, check_files=False).samples
         contents[fold] = fingerprint([replace(sample, name=Path(sample.name).name) for sample in samples])
     return contents
 

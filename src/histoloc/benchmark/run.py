@@ -64,7 +64,7 @@ def benchmark(kind: str, choices: Choices, *, file: TextIO | None = None) -> Out
     show = partial(print, file=output, flush=True)
     with locked(choices.out):
         claim(kind, choices, cells)
-        show(read_table(choices.data, check_files=False).summary())
+        show(read_table(choices.data, columns=choices.columns, check_files=False).summary())
         for note in notes:
             show(f"note: {note}")
         if choices.results is not None and (taken := restore(choices.results, cells)):

@@ -15,7 +15,7 @@ from histoloc.errors import InputError
 from histoloc.work_folder import check_claim, check_inputs, read_json, read_yaml, write_json
 
 # A folder holds one benchmark: these may not differ between calls. Rows, folds and seeds may be added.
-FIXED = ("kind", "data", "preset", "split", "maps", "overrides", "range", "empty_class")
+FIXED = ("kind", "preset", "split", "maps", "overrides", "range", "empty_class")
 ADDED = ("folds", "seeds", "rows")
 
 
@@ -29,6 +29,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
     now: dict[str, Any] = {
         "kind": kind,
         "data": choices.data.as_posix(),
+        "columns": choices.columns or None,
         "preset": choices.preset,
         "folds": [cell.fold for cell in cells],
         "seeds": [cell.seed for cell in cells],
@@ -41,7 +42,7 @@ def claim(kind: str, choices: Choices, cells: Sequence[PlannedCell]) -> None:
         **choices.of_prior,
         "inputs": cells[0].inputs,
         "overrides": choices.overrides,
-        "image_sides": list(image_sides(read_table(choices.data, check_files=False))),
+        "image_sides": list(image_sides(read_table(choices.data, columns=choices.columns, check_files=False))),
         "machine": machine(),
         "format": FORMAT,
         "command": "",
@@ -80,7 +81,7 @@ def command(settings: dict[str, Any], out: Path) -> str:
     flags = {"data": settings["data"], "folds": folds, "seeds": ",".join(map(str, settings["seeds"]))}
     if settings["rows"] != [row.name for row in rows_of(settings["kind"])]:
         flags["rows"] = ",".join(settings["rows"])
-    named = ("preset", "split", "maps", "range", "empty_class", "published")
+    named = ("columns", "preset", "split", "maps", "range", "empty_class", "published")
     named += ("prior", "priors", "looked_at")
     flags |= {name.replace("_", "-"): settings[name] for name in named if settings.get(name) is not None}
     flags |= settings["overrides"] | {"out": out.as_posix()}

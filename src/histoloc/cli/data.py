@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
+from histoloc.cli.failures import list_failed
+
 if TYPE_CHECKING:
     from histoloc.datasets.result import TableResult
 
@@ -18,11 +20,8 @@ def show_result(result: "TableResult | None") -> None:
     table = read_table(result.table)
     for warning in (*result.warnings, *table.notes):
         print(f"warning: {warning}", file=sys.stderr)
-    for item, reason in result.failed.items():
-        print(f"failed: {item}: {reason}", file=sys.stderr)
     print("\n".join([table.summary(), *result.remarks, str(result.table)]))
-    if result.failed:
-        raise SystemExit(1)
+    list_failed(result.failed)
 
 
 app = App(

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from histoloc.bounds import reason
+from histoloc.cli.failures import list_failed
 from histoloc.errors import InputError
 from histoloc.options import ALL, EvaluationOptions, PredictionOptions
 from histoloc.viewer.serve import view
@@ -84,6 +85,8 @@ def evaluate(
 ) -> None:
     """Measure a model, or a folder of anybody's heatmaps, on one split of a table.
 
+    Exit code 1: some heatmaps could not be used, and the others were measured.
+
     Args:
         source: a run, a model folder, a shipped prior as prior:glands, or a folder with one heatmap per image
             (STEM.npy, .png or .tif, in [0, 1]).
@@ -97,7 +100,9 @@ def evaluate(
 
     for name in map_classes(source, options):
         place = out / safe_name(str(name)) if out is not None and options.map_class == ALL else out
-        print(*run_evaluation(source, data, replace(options, map_class=name), out=place).lines, sep="\n")
+        evaluation = run_evaluation(source, data, replace(options, map_class=name), out=place)
+        print(*evaluation.lines, sep="\n")
+        list_failed(evaluation.failed)
 
 
 @app.command
@@ -110,6 +115,8 @@ def predict(
 ) -> None:
     """Localize in images: mask, heatmap and overlay of each, and one CSV with class, probabilities and ROI area.
 
+    Exit code 1: some images could not be used, see the column error; 2: none could.
+
     Args:
         model: a run, a model folder, or a shipped prior, as prior:glands.
         images: image files, or folders of them.
@@ -118,8 +125,9 @@ def predict(
     """
     from histoloc.localization_files import predict as run
 
-    run(model, images, out, **vars(options))
+    table = run(model, images, out, **vars(options))
     print(out / "predictions.csv")
+    list_failed(dict(table.loc[table["error"] != "", ["image", "error"]].to_numpy()))
 
 
 @app.command

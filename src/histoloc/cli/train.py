@@ -32,6 +32,7 @@ class RunFlags(Checked):
     Attributes:
         data: the table (CSV).
         out: the run folder to write.
+        columns: what the table calls its columns, as image=path,label=diagnosis, where not so.
         fold: which fold of the table is the validation split.
         empty_class: the class whose images have no ROI (normal tissue): every map of its images is that of the other
             class.
@@ -49,6 +50,7 @@ class RunFlags(Checked):
 
     data: Path
     out: Path
+    columns: str = ""
     fold: Whole | None = None
     empty_class: str | None = None
     prior: str | None = None
@@ -98,7 +100,7 @@ def _source(recipe: str | None, out: Path, resume: bool) -> str | None:
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a run as a recipe has them, without sections."""
-    flat = {key: values.get(key) or None for key in ("data", "empty_class", "prior", "drawn", "teachers")}
+    flat = {key: values.get(key) or None for key in ("data", "columns", "empty_class", "prior", "drawn", "teachers")}
     flat["fold"] = values.get("fold")
     for section in ("options", "backbone", "input", "training"):
         flat |= values.get(section) or {}
@@ -127,16 +129,18 @@ def _command(name: str, method: type[Method]) -> Callable[..., None]:
         shipped = read_recipe(recipe) if recipe else {}
         published = Published(**shipped["published"]) if shipped.get("published") else None
         names = {"recipe": shipped.get("recipe", flags.recipe), "published": published}
-        names |= {key: getattr(flags, key) for key in ("empty_class", "prior", "drawn", "teachers")}
+        names |= {key: getattr(flags, key) for key in ("columns", "empty_class", "prior", "drawn", "teachers")}
         config = RunConfig(name, flags.data, fold, options, backbone, input, training, **names)
 
         def finish() -> None:
-            if all(sample.split != "valid" for sample in read_table(flags.data, fold=fold).samples):
+            if all(
+                sample.split != "valid" for sample in read_table(flags.data, fold=fold, columns=flags.columns).samples
+            ):
                 return
             own = out / "evaluation" / "valid"
             shutil.rmtree(own, ignore_errors=True)  # of the weights before
             device = "cpu" if training.accelerator == "cpu" else "auto"
-            options = EvaluationOptions(split="valid", fold=fold, device=device)
+            options = EvaluationOptions(split="valid", fold=fold, columns=flags.columns, device=device)
             evaluated = run_evaluation(out, flags.data, options, out=own)
             keep_as_own(out, evaluated.folder)
             print("validation: " + "\n".join(evaluated.lines))

@@ -51,30 +51,36 @@ def groups_by_pattern(paths: Sequence[str], pattern: str) -> list[str | None]:
     return [(match[min(1, compiled.groups)] or "").strip() or None if match else None for match in matches]
 
 
-def divide_groups(
-    groups: Sequence[str],
+def divide(
     labels: Sequence[str],
+    groups: Sequence[str | None],
     shares: Mapping[str, float],
     seed: int,
     weights: Mapping[str, float] | None = None,
-) -> dict[str, str]:
-    """Put whole groups of images into sets, so that the shares hold within each class as well as they can.
+) -> list[str]:
+    """Put samples into sets, so that the shares hold within each class as well as they can.
+
+    Whole groups, where there are any; a sample without is a group of its own. Otherwise the samples of each class are
+    shuffled, and every set gets at least one.
 
     Args:
-        groups: the group of each image.
-        labels: the label of each image.
-        shares: the share of images of each set; together 1.
-        seed: of the search.
+        labels: the label of each sample.
+        groups: the group of each sample, or None; with groups the order of samples does not matter.
+        shares: the share of samples of each set, of which the first gets what is left; together 1.
+        seed: of the draw.
         weights: how much a misfit of a set counts, where not 1.
 
     Returns:
-        The set of each group.
+        The set of each sample.
 
     Raises:
-        InputError: a class has too few groups, or no division gives every class to every set.
+        InputError: a class has too few samples or groups, or no division gives every class to every set.
     """
-    counts = pd.crosstab(np.asarray(groups), np.asarray(labels))
     sets = [name for name, share in shares.items() if share]
+    if not any(groups):
+        return _shuffled(labels, {name: shares[name] for name in sets}, seed)
+    names = [group or f"\0{number}" for number, group in enumerate(groups)]
+    counts = pd.crosstab(np.asarray(names, dtype=object), np.asarray(labels, dtype=object))
     factors = np.array([(weights or {}).get(name, 1.0) for name in sets])
     # The number of groups counts as well: one with very many images would fill a set alone.
     both = np.hstack([counts, counts > 0])
@@ -83,7 +89,24 @@ def divide_groups(
         if len(set(where[column > 0])) < len(sets):
             number = (column > 0).sum()
             raise InputError(f"the class {label} has too few groups ({number}) to be cut into {', '.join(sets)}")
-    return {str(name): sets[index] for name, index in zip(counts.index, where, strict=True)}
+    set_of = {name: sets[index] for name, index in zip(counts.index, where, strict=True)}
+    return [set_of[name] for name in names]
+
+
+def _shuffled(labels: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
+    rest, *others = shares
+    result = [rest] * len(labels)
+    for label, places in pd.Series(range(len(labels))).groupby(np.asarray(labels, dtype=object)):
+        # The class name seeds as well, so that a class more or less leaves the others as they were.
+        order = places.to_numpy()[np.random.default_rng([seed, *str(label).encode()]).permutation(len(places))]
+        sizes = {name: max(1, round(shares[name] * len(order))) for name in others}
+        if sum(sizes.values()) >= len(order):
+            raise InputError(f"the class {label} has too few samples ({len(order)}) to be cut into {', '.join(shares)}")
+        for name, size in sizes.items():
+            for place in order[:size]:
+                result[place] = name
+            order = order[size:]
+    return result
 
 
 def balance(

@@ -7,6 +7,15 @@ from typing import Literal, get_args
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "test": "test",
+    "testing": "test",
+}
 REGION = ("x", "y", "width", "height")
 OUTLINES = (".xml", ".geojson", ".json")  # files of outlines, which may stand in place of a mask
 SEPARATOR = "|"

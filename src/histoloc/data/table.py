@@ -1,30 +1,35 @@
 """The table: the one CSV that lists samples, whatever data set they come from."""
 
-import math
 import os
-import string
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from histoloc.data import table_problems
+from histoloc.data.cells import number_in, places_in, read_cells
 from histoloc.data.fingerprint import fingerprint
-from histoloc.data.groups import torn_groups
+from histoloc.data.groups import divide, torn_groups
 from histoloc.data.labels import show
-from histoloc.data.sample import REGION, SPLITS, Sample
+from histoloc.data.sample import REGION, SPLIT_WORDS, SPLITS, Sample
 from histoloc.data.table_problems import nearest, refuse
 from histoloc.errors import InputError
+from histoloc.places import relative_place
 from histoloc.work_folder import atomic_path
 
-REQUIRED = ("image", "label", "mask", "split", "group")
+REQUIRED = ("image", "label")
+WRITTEN = (*REQUIRED, "mask", "split", "group")  # by `write_table`, whatever there is
 WHOLE, POSITIVE = ("fold", *REGION), ("mpp", "slide_mpp")
-OPTIONAL = ("fold", "mpp", *REGION, "slide_mpp")
+SHARES = {"train": 0.6, "test": 0.2, "valid": 0.2}
+DRAWN = (
+    "no row names a split, so they were drawn: 60 % train, 20 % valid, 20 % test of each class, whole groups; the same "
+    "for the same names and groups, and the column split says otherwise"
+)
+OPTIONAL = ("mask", "split", "group", "fold", "mpp", *REGION, "slide_mpp")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Table:
         folds: numbers of the folds that the file offers; empty without a column `fold`.
         fold: the fold that was made the validation set, or None.
         notes: what to know of numbers from this table, a sentence each: groups on both sides of a split, one class.
+        has_splits: False where no row names one; then they are drawn, if there are samples enough.
     """
 
     path: Path
@@ -46,6 +52,12 @@ class Table:
     folds: tuple[int, ...] = ()
     fold: int | None = None
     notes: tuple[str, ...] = ()
+    has_splits: bool = True
+
+    def without_splits(self) -> "Table":
+        """The same without splits that were drawn."""
+        samples = tuple(replace(sample, split=None) for sample in self.samples)
+        return replace(self, samples=samples, notes=tuple(note for note in self.notes if note != DRAWN))
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """Samples of one split, in the order of the file.
@@ -134,33 +146,40 @@ class Table:
 
 
 def read_table(
-    path: Path, *, fold: int | None = None, classes: Sequence[str] | None = None, check_files: bool = True
+    path: Path,
+    *,
+    fold: int | None = None,
+    classes: Sequence[str] | None = None,
+    columns: str = "",
+    check_files: bool = True,
 ) -> Table:
     """Read and validate a table; nothing that is wrong in it passes, and all of it is reported at once.
 
-    Columns: `image,label,mask,split,group`, where all cells but image and label may be empty; optionally
-    `fold` (of a row of split train: the fold in which it is in the validation set), `mpp`, and
-    `x,y,width,height` together for a region of a slide. Other columns are ignored. Paths are relative to the
-    table's folder. A label is one class, or several as `a|b`. Labels or groups that differ by case, spaces, `.0`,
-    Unicode form or characters that cannot be seen are refused, as is what programs write for an empty cell (`nan`).
+    Columns: `image` and `label`; optionally `mask`, `split`, `group`, `fold` (of a row of split train: the fold in
+    which it is in the validation set), `mpp`, and `x,y,width,height` together for a region of a slide. Other columns
+    are ignored. Paths are relative to the table's folder; the last link is not followed, its own name counts. A label
+    is one class, or several as `a|b`. Labels or groups that differ by case, spaces, `.0`, Unicode form or characters
+    that cannot be seen are refused, as is what programs write for an empty cell (`nan`).
 
     Args:
-        path: the CSV file (UTF-8, separated by commas).
+        path: the CSV file, see `read_cells`.
         fold: turn the training rows of this fold into split valid; None leaves them in train.
         classes: the known classes in order, of which the table may lack some; by default the sorted labels of the
             table, of which split train, where it has rows, may lack none.
+        columns: what the file calls its columns, as `image=path,label=diagnosis`, where not so.
         check_files: look at the header of every image and mask; False trusts the paths.
 
     Raises:
         InputError: lists the first 20 problems and how many more there are.
     """
     path = Path(path)
-    rows = read_cells(path, REQUIRED, OPTIONAL)
+    rows = read_cells(path, REQUIRED, OPTIONAL, columns)
     problems = list(table_problems.empty_words(rows))
-    numbers = {c: [_number(cell, c in WHOLE) for cell in rows[c]] for c in (*WHOLE, *POSITIVE)}
+    rows["split"] = [SPLIT_WORDS.get(cell.casefold(), cell) for cell in rows["split"]]
+    numbers = {c: [number_in(cell, whole=c in WHOLE) for cell in rows[c]] for c in (*WHOLE, *POSITIVE)}
     values = pd.DataFrame(numbers, index=rows.index, dtype=object)
     problems += table_problems.row_problems(rows, values)
-    samples = _samples(path.parent.resolve(), rows, values)
+    samples = _samples(path.parent, rows, values)
     folds = tuple(sorted({s.fold for s in samples if s.fold is not None}))
     if fold is not None:
         problems += table_problems.fold_problems(fold, folds, samples)
@@ -170,77 +189,71 @@ def read_table(
         with ThreadPoolExecutor(8) as pool:
             problems += [problem for listed in pool.map(table_problems.file_problems, samples) for problem in listed]
     refuse(path, problems)
+    notes = [] if any(rows["split"]) else _draw_splits(samples)
     known = tuple(sorted({name for s in samples for name in s.labels}) if classes is None else classes)
-    notes = torn_groups(samples, with_folds=fold is None)
+    notes += torn_groups(samples, with_folds=fold is None)
     if len(known) == 1:
         notes.append(f"one class only ({known[0]}): nothing can be learned of it; add images of another class")
-    return Table(path.absolute(), tuple(samples), known, folds, fold, tuple(notes))
+    return Table(path.absolute(), tuple(samples), known, folds, fold, tuple(notes), any(rows["split"]))
 
 
-def read_cells(path: Path, required: Sequence[str], optional: Sequence[str]) -> pd.DataFrame:
-    """All cells of a CSV as stripped strings, absent columns empty, without blank rows; the index is the line.
-
-    Raises:
-        InputError: there is no such file, it is no CSV or empty, or its header is not as it must be.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such table; write one with `histoloc data`")
+def _draw_splits(samples: list[Sample]) -> list[str]:
+    """Give samples splits, in place, by names and groups alone; tiles of a slide stay together."""
+    ordered = sorted(samples, key=lambda s: s.name)
+    groups = [s.group or (str(s.image) if s.x is not None else None) for s in ordered]
     try:
-        # header=None, because pandas would rename doubled columns and take a surplus cell for an index.
-        raw = pd.read_csv(
-            path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
-        )
-    except pd.errors.EmptyDataError:
-        raw = pd.DataFrame()
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: is no readable CSV ({str(error).strip()}); save it as UTF-8 CSV") from error
-    # Not other spaces: in a label or group they are refused, where they could make two of one.
-    raw = raw.fillna("").apply(lambda column: column.str.strip(string.whitespace))
-    raw = raw[(raw != "").any(axis=1)]
-    columns = [] if raw.empty else raw.iloc[0].str.strip().tolist()
-    refuse(path, table_problems.header_problems(columns, required, optional) if columns else ())
-    if len(raw) < 2:
-        raise InputError(f"{path}: the table is empty; list one image per row")
-    rows = raw.iloc[1:].set_axis(columns, axis=1).set_axis(raw.index[1:] + 1, axis=0)
-    return rows.reindex(columns=[*required, *optional], fill_value="")
-
-
-def _number(cell: str, whole: bool) -> float | None:
-    """The number in a cell, a positive or a whole one; None where there is none.
-
-    A whole number may be written as `1.0`, as pandas does in a column with empty cells.
-    """
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    if whole:
-        return int(value) if 0 <= value < 1e15 and value.is_integer() else None
-    return value if 0 < value < math.inf else None
+        splits: Any = divide([s.label for s in ordered], groups, SHARES, seed=0)
+    except InputError:  # who needs splits will say that there are none
+        return []
+    split_of = {s.name: split for s, split in zip(ordered, splits, strict=True)}
+    samples[:] = [replace(s, split=split_of[s.name]) for s in samples]
+    return [DRAWN]
 
 
 def _samples(folder: Path, rows: pd.DataFrame, values: pd.DataFrame) -> list[Sample]:
     """The rows as samples, with None for cells that cannot be used."""
     samples: list[Sample] = []
-    resolve = cache(lambda cell: (folder / cell).resolve())  # a slide has many rows
+    place = places_in(folder)
     pairs: Any = zip(rows.to_dict("records"), values.to_dict("records"), strict=True)
     for cells, numbers in pairs:
         if not cells["image"] or "\0" in cells["image"] + cells["mask"]:
             continue
+        image, mask = cells["image"], cells["mask"]
         region = [numbers[key] for key in REGION]
         suffix = "" if None in region else "@" + "_".join(map(str, region))
         samples.append(
             Sample(
-                name=Path(cells["image"]).as_posix() + suffix,
-                image=resolve(cells["image"]),
+                name=Path(image).as_posix() + suffix,
+                image=place(image),
                 label=cells["label"],
                 split=cells["split"] if cells["split"] in SPLITS else None,
-                mask=resolve(cells["mask"]) if cells["mask"] else None,
+                mask=place(mask) if mask else None,
                 group=cells["group"] or None,
                 **numbers,
             )
         )
     return samples
+
+
+def without_unreadable(rows: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Leave out rows whose image or mask cannot be used.
+
+    Args:
+        rows: columns image, label and mask; absolute paths.
+        root: the folder to which names are relative.
+
+    Returns:
+        The others, and the reason by name of each that is left out.
+    """
+    names = [Path(os.path.relpath(image, root)).as_posix() for image in rows["image"]]
+    samples = [
+        Sample(name, Path(image), label, mask=Path(mask) if mask else None)
+        for name, image, label, mask in zip(names, rows["image"], rows["label"], rows["mask"], strict=True)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        problems = dict(zip(names, pool.map(table_problems.file_problems, samples), strict=True))
+    failed = {name: "; ".join(lines) for name, lines in problems.items() if lines}
+    return rows[~pd.Series(names, dtype=object).isin(list(failed))].reset_index(drop=True), failed
 
 
 def write_table(path: Path, rows: pd.DataFrame) -> None:
@@ -259,10 +272,10 @@ def write_table(path: Path, rows: pd.DataFrame) -> None:
     if not {"image", "label"} <= set(rows.columns):
         raise ValueError("a table has the columns image and label")
     folder = path.parent.resolve()
-    standard = [*REQUIRED, *(c for c in OPTIONAL if c in rows.columns)]
+    standard = [*WRITTEN, *(c for c in OPTIONAL if c in rows.columns and c not in WRITTEN)]
     table = rows.reindex(columns=[*standard, *(c for c in rows.columns if c not in standard)])
     for column in ("image", "mask"):
-        files = ["" if pd.isna(cell) or cell == "" else _relative(Path(cell), folder) for cell in table[column]]
+        files = ["" if pd.isna(cell) or cell == "" else relative_place(folder, str(cell)) for cell in table[column]]
         table[column] = pd.Series(files, index=table.index, dtype=object)
     for column in set(WHOLE) & set(table.columns):
         table[column] = pd.to_numeric(table[column]).astype("Int64")
@@ -273,11 +286,3 @@ def write_table(path: Path, rows: pd.DataFrame) -> None:
             raise InputError(
                 f"{path}: cannot hold the name {show(error.object)[:200]}, which is no UTF-8; rename the file"
             ) from error
-
-
-def _relative(file: Path, folder: Path) -> str:
-    absolute = file.parent.resolve() / file.name
-    try:  # os.path, because the walk_up of Path.relative_to came with Python 3.12
-        return Path(os.path.relpath(absolute, folder)).as_posix()
-    except ValueError:  # another drive of Windows
-        return absolute.as_posix()

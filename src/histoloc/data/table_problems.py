@@ -1,9 +1,10 @@
 """What is wrong with a table: one sentence each with the remedy, so that all of it is reported at once."""
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 
@@ -59,6 +60,8 @@ def row_problems(rows: pd.DataFrame, numbers: pd.DataFrame) -> list[str]:
     rules = {
         "the cell image holds a zero byte; write the path anew": rows["image"].str.contains("\0"),
         "the cell mask holds a zero byte; write the path anew": rows["mask"].str.contains("\0"),
+        "the cell image is a path of a Windows drive; write it relative to the table": rows["image"].map(_of_windows),
+        "the cell mask is a path of a Windows drive; write it relative to the table": rows["mask"].map(_of_windows),
         "the cell image is empty; name a file or delete the row": ~filled["image"],
         "the cell label is empty; name the class": ~filled["label"],
         "unknown split '{split}'; {nearest}": filled["split"] & ~rows["split"].isin(SPLITS),
@@ -79,16 +82,8 @@ def row_problems(rows: pd.DataFrame, numbers: pd.DataFrame) -> list[str]:
     return [problem for _, problem in sorted(problems, key=lambda pair: pair[0])]
 
 
-def header_problems(columns: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> Iterator[str]:
-    """What is wrong with the names of the columns."""
-    for column, number in Counter(columns).items():
-        if column and number > 1:
-            yield f"the column '{column}' is there twice; keep one"
-        if column not in optional and column.lower() in optional:
-            yield f"the column '{column}' is to be called '{column.lower()}'"
-    if missing := [column for column in required if column not in columns]:
-        hint = "; separate cells by commas, not semicolons" if any(";" in column for column in columns) else ""
-        yield f"missing columns: {', '.join(missing)}; the header has {show(', '.join(columns))}{hint}"
+def _of_windows(cell: str) -> bool:
+    return os.name != "nt" and PureWindowsPath(cell).is_absolute()
 
 
 def sample_problems(samples: Sequence[Sample], classes: Sequence[str] | None) -> Iterator[str]:

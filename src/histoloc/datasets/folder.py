@@ -1,23 +1,35 @@
 """Tables of the user's own images: one folder per class, optionally a parallel folder of masks."""
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from histoloc.bounds import PartBelowOne, Positive, Whole
-from histoloc.data.groups import divide_groups, groups_by_pattern, torn_names
+from histoloc.data.groups import divide, groups_by_pattern, torn_names
 from histoloc.data.images import IMAGE_EXTENSIONS
 from histoloc.data.labels import group_problems, label_problems
-from histoloc.data.table import write_table
-from histoloc.data.table_problems import refuse
+from histoloc.data.sample import SPLIT_WORDS, Split
+from histoloc.data.table import without_unreadable, write_table
+from histoloc.data.table_problems import LISTED_PROBLEMS, refuse
+from histoloc.datasets.mask_names import IMAGE_FOLDERS, MASK_FOLDERS, image_name, key, pair
 from histoloc.datasets.result import TableResult
 from histoloc.errors import InputError
+from histoloc.inputs import is_foreign
 
-MASK_SUFFIXES = ("_mask", "_anno")
-_SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
+
+@dataclass(frozen=True)
+class _Class:
+    """A class folder: its split, where folders are splits, its images, masks beside them, masks in a folder of it."""
+
+    split: Split | None
+    folder: Path
+    images: list[Path]
+    beside: list[Path]
+    masks: list[Path]
 
 
 def folder_table(
@@ -47,29 +59,56 @@ def folder_table(
         test: share of images for the test split, stratified by class; at least one image unless 0.
         valid: share of images for the validation split, likewise.
         seed: of the random splits.
-        mpp: micrometres per pixel of the images, for areas in mm².
+        mpp: micrometres per pixel of the images.
         group: keep patients or slides together: a regular expression that is searched for in each image's path below
             root; its first group, or all that it matches, is the patient or slide. Splits are made of whole groups.
 
     Returns:
-        The table, with a warning where file names look like patients or slides on both sides of a split.
+        The table, with warnings of masks without an image, and of patients or slides on both sides of a split.
 
     Raises:
         InputError: there is no folder, or what it holds is not as above.
     """
     root, masks = Path(root).absolute(), None if masks is None else Path(masks).absolute()
     _check_arguments(root, masks, test, valid, seed, mpp)
-    folders = _class_folders(root, masks)
-    rows = _list_rows(root, masks, folders)
-    paths = [Path(image).relative_to(root).as_posix() for image in rows["image"]]
-    if group is not None:
-        rows["group"] = _group_names(paths, group, root)
-    splits = {split for split, _ in folders}
-    if splits & {None, "train"} and "valid" not in splits:
-        divide = _divide if group is None else _divide_groups
-        divide(rows, {"test": test, "valid": valid} if None in splits else {"valid": valid}, seed, root)
+    root, masks = (root, masks) if masks else _inside(root)
+    classes = _classes(root, masks)
+    images, lone = _masks(root, masks, classes)
+    rows, failed = _rows(root, classes, images)
+    paths = [_name(Path(image), root) for image in rows["image"]]
+    rows["group"] = "" if group is None else _group_names(paths, group, root)
+    if (splits := {c.split for c in classes}) & {None, "train"} and "valid" not in splits:
+        _divide(rows, {"test": test, "valid": valid} if None in splits else {"valid": valid}, seed, root)
     write_table(out, rows if mpp is None else rows.assign(mpp=float(mpp)))
-    return TableResult(out, [] if group else torn_names(paths, list(rows["label"]), list(rows["split"])))
+    torn = [] if group else torn_names(paths, list(rows["label"]), list(rows["split"]))
+    return TableResult(out, [*torn, *_lone(lone, masks or root)], _ignored(classes), failed)
+
+
+def _divide(rows: pd.DataFrame, shares: Mapping[str, float], seed: int, root: Path) -> None:
+    """Move a share of each class from train to other splits, in place."""
+    pool = rows[rows["split"] == "train"]
+    whole = {"train": 1 - sum(shares.values()), **shares}
+    try:
+        rows.loc[pool.index, "split"] = divide(list(pool["label"]), list(pool["group"]), whole, seed)
+    except InputError as error:
+        more = "images of other groups" if pool["group"].any() else "images"
+        raise InputError(f"{root}: {error}; add {more} or set a share to 0") from error
+
+
+def _lone(masks: Sequence[Path], folder: Path) -> Iterator[str]:
+    """A warning of masks without an image."""
+    if masks:
+        listed = [f"  {os.path.relpath(p, folder)}" for p in masks[:LISTED_PROBLEMS]]
+        more = [f"  ... and {len(masks) - LISTED_PROBLEMS} more"] * (len(masks) > LISTED_PROBLEMS)
+        yield "\n".join([f"{len(masks)} mask(s) belong to no image:", *listed, *more])
+
+
+def _ignored(classes: Sequence[_Class]) -> list[str]:
+    """A remark on files in class folders that are no images."""
+    places = {image.parent for c in classes for image in c.images}
+    others = Counter(p.suffix.lower() or p.name for place in places for p in _files(place))
+    kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(others.items()) if suffix not in IMAGE_EXTENSIONS)
+    return [f"files that are no images, and ignored: {kinds}"] if kinds else []
 
 
 def _check_arguments(root: Path, masks: Path | None, test: float, valid: float, seed: int, mpp: float | None) -> None:
@@ -85,37 +124,82 @@ def _check_arguments(root: Path, masks: Path | None, test: float, valid: float, 
 
 
 def _sub_folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_foreign(p.name))
+
+
+def _files(folder: Path) -> list[Path]:
+    """All but what systems leave there; a link whose file is absent is one, which fails by name."""
+    return sorted(p for p in folder.iterdir() if not p.is_dir() and not is_foreign(p.name))
 
 
 def _image_files(folder: Path) -> list[Path]:
-    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith("."))
-    return sorted(p for p in images if p.is_file())
+    return [p for p in _files(folder) if p.suffix.lower() in IMAGE_EXTENSIONS]
 
 
-def _class_folders(root: Path, masks: Path | None) -> list[tuple[str | None, Path]]:
+def _inside(root: Path) -> tuple[Path, Path | None]:
+    """Root itself; or its folders of images and of masks, where it holds these two alone."""
+    top = _sub_folders(root)
+    images, masks = ([p for p in top if key(p.name) in names] for names in (IMAGE_FOLDERS, MASK_FOLDERS))
+    return (images[0], masks[0]) if len(images) == len(masks) == 1 and len(top) == 2 else (root, None)
+
+
+def _class_folders(root: Path, masks: Path | None) -> list[tuple[Split | None, Path]]:
     """(split or None, class folder) in a fixed order."""
-    top = [(_SPLIT_FOLDERS.get(p.name.lower()), p) for p in _sub_folders(root) if p != masks]
+    top: list[tuple[Split | None, Path]] = [
+        (SPLIT_WORDS.get(p.name.lower()), p) for p in _sub_folders(root) if p != masks
+    ]
     splits = Counter(split for split, _ in top if split)
     if splits and (others := [p.name for split, p in top if not split]):
         raise InputError(f"{root}: holds folders of splits and others ({', '.join(others)}); keep splits or classes")
     if doubled := [split for split, number in splits.items() if number > 1]:
         raise InputError(f"{root}: holds two folders for the split {doubled[0]}; keep one")
-    folders = [(split, p) for split, part in top for p in (_sub_folders(part) if split else [part])]
+    folders: list[tuple[Split | None, Path]] = []
+    for split, part in top:
+        folders += [(split, p) for p in (_sub_folders(part) if split else [part])]
     classes = sorted({p.name for _, p in folders})
     if not classes:
         raise InputError(f"{root}: holds no class folders; put the images of each class into a folder of its own")
     if len(classes) == 1:
         raise InputError(f"{root}: holds one class only ({classes[0]}); learning needs at least two class folders")
-    refuse(root, _label_problems([p for _, p in folders]))
-    trained = {p.name for split, p in folders if split == "train"}
-    if "train" in splits and (absent := [name for name in classes if name not in trained]):
-        raise InputError(f"{root}: the class {absent[0]} is not under train; add its folder there, or remove it")
     return folders
 
 
-def _label_problems(folders: list[Path]) -> Iterator[str]:
-    images = Counter(folder.name for folder in folders for _ in _image_files(folder))
+def _classes(root: Path, masks: Path | None) -> list[_Class]:
+    classes = [_class_of(split, folder, masks, root) for split, folder in _class_folders(root, masks)]
+    refuse(root, [*_label_problems(classes), *_untrained(classes)])
+    return classes
+
+
+def _class_of(split: Split | None, folder: Path, masks: Path | None, root: Path) -> _Class:
+    """The images and the masks of a class folder, which may have folders for them."""
+    parts: dict[bool, list[Path]] = {False: [], True: []}
+    for sub in _sub_folders(folder):
+        if key(sub.name) not in (*IMAGE_FOLDERS, *MASK_FOLDERS):
+            raise InputError(
+                f"{folder}: holds the folder {sub.name}, but images lie directly in their class folder, or in its "
+                "folders image and mask; move them up, or write the table by hand"
+            )
+        parts[key(sub.name) in MASK_FOLDERS].append(sub)
+    files, inside = _image_files(folder), [p for sub in parts[False] for p in _image_files(sub)]
+    if len(parts[True]) > 1 or len(parts[False]) > 1 or (files and inside):
+        names = ", ".join(p.name for p in (*files[:1], *parts[False], *parts[True]))
+        raise InputError(f"{folder}: holds {names}, so that images or masks lie in two places; keep one")
+    files = files or inside
+    stems = {key(p.stem) for p in files}
+    named = [p for p in files if (name := image_name(p.stem)) and (masks == root or name in stems)]
+    if named and masks != root:
+        raise InputError(
+            f"{named[0]}: looks like a mask among the images; name this folder as that of the masks too, "
+            f"or move the {len(named)} mask(s) out of it"
+        )
+    images = [p for p in files if p not in set(named)]
+    if not images:
+        raise InputError(f"{folder}: the class folder holds no images ({', '.join(IMAGE_EXTENSIONS)}); add some")
+    return _Class(split, folder, images, named, [p for sub in parts[True] for p in _image_files(sub)])
+
+
+def _label_problems(classes: Sequence[_Class]) -> Iterator[str]:
+    images = Counter(c.folder.name for c in classes for _ in c.images)
     for name in sorted(images):
         if name != name.strip() and name.strip() in images:
             yield f"the folders '{name}' and '{name.strip()}' differ by spaces at the end alone; rename or merge them"
@@ -123,71 +207,77 @@ def _label_problems(folders: list[Path]) -> Iterator[str]:
         yield f"the folder of {problem}"
 
 
-def _images(folder: Path, *, masks_inside: bool) -> list[Path]:
-    """The images of a class folder sorted by name, without masks lying among them."""
-    if nested := _sub_folders(folder):
-        raise InputError(
-            f"{folder}: holds the folder {nested[0].name}, but images lie directly in their class folder; "
-            f"move them up, or write the table by hand"
-        )
-    files = _image_files(folder)
-    stems = {p.stem for p in files}
-    masks = [p for p in files for s in MASK_SUFFIXES if p.stem.endswith(s) and p.stem.removesuffix(s) in stems]
-    if masks and not masks_inside:
-        raise InputError(
-            f"{masks[0]}: looks like a mask among the images; name this folder as that of the masks too, "
-            f"or move the {len(masks)} mask(s) out of it"
-        )
-    images = sorted(set(files) - set(masks))
-    if not images:
-        raise InputError(f"{folder}: the class folder holds no images ({', '.join(IMAGE_EXTENSIONS)}); add some")
-    return images
+def _untrained(classes: Sequence[_Class]) -> Iterator[str]:
+    trained = {c.folder.name for c in classes if c.split in ("train", None)}
+    for name in sorted({c.folder.name for c in classes} - trained) if trained else ():
+        yield f"the class {name} is not under train; add its folder there, or remove it"
 
 
-def _masks_by_image(folder: Path, images: list[Path], *, suffixes: Sequence[str]) -> dict[Path, Path]:
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    for p in _image_files(folder) if folder.is_dir() else []:
-        by_stem[p.stem].append(p)
-    masks: dict[Path, Path] = {}
-    for image in images:
-        candidates = [p for suffix in suffixes for p in by_stem.get(image.stem + suffix, [])]
-        if len(candidates) > 1:
-            names = ", ".join(p.name for p in candidates)
-            raise InputError(f"{folder}: several masks for the image {image.name} ({names}); keep one")
-        masks.update((image, p) for p in candidates)
+def _masks(root: Path, masks: Path | None, classes: Sequence[_Class]) -> tuple[dict[Path, list[Path]], list[Path]]:
+    """The images of each mask, and the masks that belong to none."""
+    pools = [(c.masks, c.images, False) for c in classes] + [(c.beside, c.images, True) for c in classes]
+    if masks is not None and masks != root:
+        own: dict[Path, list[Path]] = defaultdict(list)
+        for c in classes:
+            # As the images, without splits, or in one heap.
+            places = (c.folder.relative_to(root), Path(c.folder.name), Path())
+            for place in dict.fromkeys(filter(None, (_parallel(masks, place) for place in places))):
+                own[place] += c.images
+        pools += [(_image_files(place), images, False) for place, images in own.items()]
+    images, lone = pair(pools)
+    if masks is not None and not images:
+        example = classes[0].images[0].relative_to(root).with_suffix(".png")
+        raise InputError(f"{masks}: no mask there belongs to any image; name masks as the images: {example}")
+    if masks is not None and masks != root:
+        files = [p for p in sorted(masks.rglob("*")) if p.suffix.lower() in IMAGE_EXTENSIONS]
+        listed = {mask for pool in pools for mask in pool[0]}
+        lone += [p for p in files if p not in listed and not is_foreign(p.name)]
+    return images, lone
+
+
+def _parallel(masks: Path, place: Path) -> Path | None:
+    """The folder of masks whose name is that of a class, whatever its case and Unicode form."""
+    for part in place.parts:
+        alike = [p for p in _sub_folders(masks) if key(p.name) == key(part)]
+        if not alike:
+            return None
+        masks = next((p for p in alike if p.name == part), alike[0])
     return masks
 
 
-def _list_rows(root: Path, masks: Path | None, folders: list[tuple[str | None, Path]]) -> pd.DataFrame:
-    """One row per image; without folders of splits all of them are in train."""
-    rows: list[tuple[str, str, str, str, str]] = []
-    # Masks that lie beside the images must carry a suffix.
-    suffixes = MASK_SUFFIXES if masks == root else ("", *MASK_SUFFIXES)
-    for split, folder in folders:
-        images = _images(folder, masks_inside=masks == root)
-        own = _masks_by_image(masks / folder.relative_to(root), images, suffixes=suffixes) if masks else {}
-        rows += [(str(p), folder.name, str(own.get(p, "")), split or "train", "") for p in images]
-    table = pd.DataFrame(rows, columns=["image", "label", "mask", "split", "group"])
-    if masks is not None and not table["mask"].any():
-        example = Path(rows[0][0]).relative_to(root).with_suffix(".png")
-        raise InputError(f"{masks}: no mask there belongs to any image; name masks as the images: {example}")
-    return table
+def _rows(
+    root: Path, classes: Sequence[_Class], images: Mapping[Path, list[Path]]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """One row per image, without folders of splits all of them in train; and why images have none."""
+    own: dict[Path, list[Path]] = defaultdict(list)
+    failed: dict[str, str] = {}
+    for mask, several in images.items():
+        for image in several:
+            own[image].append(mask)
+            if len(several) > 1:
+                others = " or ".join(_name(p, root) for p in several)
+                failed[_name(image, root)] = f"its mask {mask.name} may belong to {others}; rename images"
+    for image, masks in own.items():
+        if len(masks) > 1:
+            names = ", ".join(p.name for p in masks)
+            failed[_name(image, root)] = f"has several masks ({names}); keep one, or merge them into one"
+    rows = [
+        (str(image), c.folder.name, str(next(iter(own.get(image, ())), "")), c.split or "train", "")
+        for c in classes
+        for image in c.images
+        if _name(image, root) not in failed
+    ]
+    table, unreadable = without_unreadable(
+        pd.DataFrame(rows, columns=["image", "label", "mask", "split", "group"]), root
+    )
+    failed |= unreadable
+    if lost := sorted({c.folder.name for c in classes} - set(table["label"])):
+        refuse(root, [f"no image of class {lost[0]} can be used", *(f"{name}: {why}" for name, why in failed.items())])
+    return table, failed
 
 
-def _divide(rows: pd.DataFrame, shares: Mapping[str, float], seed: int, root: Path) -> None:
-    """Move a random share of each class from train to other splits, in place."""
-    for label, pool in rows[rows["split"] == "train"].groupby("label"):
-        # The class name seeds as well, so that a class more or less leaves the others as they were.
-        order = pool.index[np.random.default_rng([seed, *str(label).encode()]).permutation(len(pool))]
-        sizes = {split: max(1, round(share * len(pool))) for split, share in shares.items() if share}
-        if sum(sizes.values()) >= len(pool):
-            raise InputError(
-                f"{root}: the class {label} has too few images ({len(pool)}) to be cut into train and "
-                f"{', '.join(sizes)}; add images or set a share to 0"
-            )
-        for split, size in sizes.items():
-            rows.loc[order[:size], "split"] = split
-            order = order[size:]
+def _name(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix()
 
 
 def _group_names(paths: list[str], pattern: str, root: Path) -> list[str]:
@@ -199,14 +289,3 @@ def _group_names(paths: list[str], pattern: str, root: Path) -> list[str]:
     ]
     refuse(root, [*problems, *group_problems(Counter(filter(None, groups)), unit="image(s)")])
     return [str(group) for group in groups]
-
-
-def _divide_groups(rows: pd.DataFrame, shares: Mapping[str, float], seed: int, root: Path) -> None:
-    """Move whole groups from train to other splits, in place."""
-    pool = rows[rows["split"] == "train"]
-    whole = {"train": 1 - sum(shares.values()), **shares}
-    try:
-        splits = divide_groups(list(pool["group"]), list(pool["label"]), whole, seed)
-    except InputError as error:
-        raise InputError(f"{root}: {error}; add images of other groups or set a share to 0") from error
-    rows.loc[pool.index, "split"] = pool["group"].map(splits)

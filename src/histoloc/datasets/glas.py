@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from histoloc.bounds import Count, Whole
-from histoloc.data.groups import divide_groups
+from histoloc.data.groups import divide
 from histoloc.data.table import write_table
 from histoloc.datasets.result import TableResult
 from histoloc.errors import InputError
@@ -155,13 +155,13 @@ def _folds_by_patient(folder: Path, rows: pd.DataFrame, seed: int, folds: int) -
     shares = {"test": TEST_SHARE, **dict.fromkeys(names, (1 - TEST_SHARE) / folds)}
     # One patient has a third of the malignant training images and would fill the test set alone, but for the weight.
     try:
-        sets = divide_groups(list(rows["patient"]), list(rows["label"]), shares, seed, {"test": TEST_WEIGHT})
+        sets = divide(list(rows["label"]), list(rows["patient"]), shares, seed, {"test": TEST_WEIGHT})
     except InputError as error:
         raise InputError(f"{folder}: {error}; ask for fewer folds") from error
-    where = rows["patient"].map(sets)
+    where = pd.Series(sets, index=rows.index)
     sizes = pd.crosstab(where, rows["label"])
     listed = {name: "+".join(map(str, sizes.loc[name])) for name in shares}
-    patients = list(sets.values())
+    patients = list(where.groupby(rows["patient"]).first())
     return where.replace("test", ""), (
         f"split by patient (benign+malignant images): test {listed.pop('test')}, which is "
         f"{(where == 'test').mean():.0%} of the images and {patients.count('test')} of {len(patients)} "

@@ -34,6 +34,7 @@ class TileOptions(Checked):
         valid: share of groups for the validation split.
         seed: of splits and draws.
         per_slide: at most so many tiles of a slide.
+        columns: what the list calls its columns, as slide=file,label=diagnosis, where not so.
     """
 
     mpp: Positive
@@ -49,6 +50,7 @@ class TileOptions(Checked):
     valid: PartBelowOne = 0.2
     seed: Whole = 0
     per_slide: Count | None = None
+    columns: str = ""
 
 
 @dataclass(frozen=True)

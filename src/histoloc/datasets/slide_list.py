@@ -1,19 +1,15 @@
 """Slides of a data set: the user's list of them, and whole groups of slides put into splits."""
 
-import math
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from histoloc.data.labels import group_problems, label_problems
-from histoloc.data.sample import SPLITS, parts
-from histoloc.data.table import read_cells
+from histoloc.data.cells import number_in, places_in, read_cells
+from histoloc.data.labels import group_problems, label_problems, show
+from histoloc.data.sample import parts
 from histoloc.data.table_problems import refuse
-from histoloc.datasets.patches import random_for
 from histoloc.errors import InputError
 from histoloc.slides.dicom import series_of
 
@@ -60,35 +56,40 @@ class ListedSlide:
         } | more
 
 
-def read_slides(table: Path) -> list[ListedSlide]:
+def read_slides(table: Path, columns: str = "") -> list[ListedSlide]:
     """Read a table of slides: columns slide, label and, optionally, those below; others are ignored.
 
     annotation; group (a slide without one is a group of its own); mpp; roi_class and hole_class (several are `a|b`).
+
+    Args:
+        table: the CSV file, see `read_cells`.
+        columns: what the file calls its columns, where not so.
 
     Raises:
         InputError: names the first 20 problems: missing columns or files, empty cells, slides listed twice.
     """
     table = Path(table)
-    rows = read_cells(table, ("slide", "label"), ("annotation", "group", "mpp", "roi_class", "hole_class"))
-    scales = pd.to_numeric(rows["mpp"], errors="coerce")
-    rows["scale"] = scales.where((scales > 0) & (scales < math.inf))
-    folder = table.absolute().parent
+    rows = read_cells(table, ("slide", "label"), ("annotation", "group", "mpp", "roi_class", "hole_class"), columns)
+    place = places_in(table.parent)
     slides: list[ListedSlide] = []
     problems: list[str] = []
     first: dict[object, int] = {}
-    for line, slide, label, annotation, group, mpp, roi, holes, scale in rows.itertuples(name=None):
-        name, path = Path(slide).as_posix() if slide else "", folder / slide
-        outlines, own = folder / annotation if annotation else None, None if pd.isna(scale) else scale
+    for line, slide, label, annotation, group, mpp, roi, holes in rows.itertuples(name=None):
+        name, scale = Path(slide).as_posix() if slide else "", number_in(mpp)
+        if "\0" in slide + annotation:
+            problems.append(f"line {line} ({show(name)}): a cell holds a zero byte; write the path anew")
+            continue
+        path, outlines = place(slide), place(annotation) if annotation else None
         classes = (tuple(filter(None, parts(cell))) for cell in (roi, holes))
-        slides.append(ListedSlide(name, path, label, outlines, own, group or name, "", *classes))
-        same = series_of(path) or path.resolve()
+        slides.append(ListedSlide(name, path, label, outlines, scale, group or name, "", *classes))
+        same = path if _is_absent(path) else series_of(path) or path
         rules = {
             "the cell slide is empty; name a file or delete the row": not slide,
-            "there is no such file; correct the path": slide and not path.is_file(),
+            "there is no such file; correct the path": slide and _is_absent(path),
             "the cell label is empty; name the class": not label,
             f"there is no annotation {annotation}; correct the path or empty the cell": outlines
-            and not outlines.is_file(),
-            f"mpp '{mpp}' is no positive number; give micrometres per pixel or leave it empty": mpp and pd.isna(scale),
+            and _is_absent(outlines),
+            f"mpp '{mpp}' is no positive number; give micrometres per pixel or leave it empty": mpp and scale is None,
             f"is the same slide as line {first.get(same)}; delete one of the rows": same in first,
         }
         first.setdefault(same, line)
@@ -97,6 +98,13 @@ def read_slides(table: Path) -> list[ListedSlide]:
     problems += group_problems(Counter(slide.group for slide in slides if slide.group != slide.name))
     refuse(table, problems)
     return slides
+
+
+def _is_absent(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:  # a name that is too long
+        return True
 
 
 def class_without_roi(table: Path, slides: Sequence[ListedSlide], name: str | None = None) -> str | None:
@@ -128,53 +136,3 @@ def class_without_roi(table: Path, slides: Sequence[ListedSlide], name: str | No
             f"is not clear; annotate all of them, and list slides of a class without ROI"
         )
     return plain[0]
-
-
-def split_groups(
-    groups: Mapping[str, set[str]], *, valid: float = 0.2, test: float = 0.2, seed: int = 0
-) -> dict[str, str]:
-    """Put whole groups into train, valid and test, so that the shares hold within every label.
-
-    The labels come one after the other, that of the fewest groups first. Groups of several labels count for each.
-    Every label gets at least one group in each set whose share is not 0.
-
-    Args:
-        groups: the labels of each group; their order does not matter.
-        valid: share of the groups of each label, in [0, 1), rounded.
-        test: likewise; together below 1.
-        seed: whole number from 0 up.
-
-    Returns:
-        The split of each group.
-
-    Raises:
-        InputError: the shares leave nothing to train on, or a label has too few groups.
-    """
-    shares = {"test": test, "valid": valid}
-    if not (0 <= test < 1 and 0 <= valid < 1 and test + valid < 1):
-        raise InputError(f"shares test {test:g} and valid {valid:g}: give shares from 0 up, together below 1")
-    sides = [split for split in SPLITS if split == "train" or shares[split]]
-    members: dict[str, list[str]] = defaultdict(list)
-    for group in sorted(groups):
-        for label in groups[group]:
-            members[label].append(group)
-    splits: dict[str, str] = {}
-    for label in sorted(members, key=lambda label: (len(members[label]), label)):
-        mine = members[label]
-        rest = [group for group in mine if group not in splits]
-        order = [rest[index] for index in random_for(seed, "split", label).permutation(len(rest))]
-        for split in sides:
-            if order and all(splits.get(group) != split for group in mine):
-                splits[order.pop()] = split
-        for split, share in shares.items():
-            lacking = round(share * len(mine)) - sum(splits.get(group) == split for group in mine)
-            for _ in range(min(lacking, len(order))):
-                splits[order.pop()] = split
-        splits |= dict.fromkeys(order, "train")
-    for label, mine in members.items():
-        if not set(sides) <= {splits[group] for group in mine}:
-            raise InputError(
-                f"the class {label} has too few groups ({len(mine)}) to be cut into {', '.join(sides)}; "
-                f"add slides of other groups or set a share to 0"
-            )
-    return splits

@@ -1,6 +1,6 @@
 """Tables of the user's own slides: tiles on a grid over the tissue, labelled by slide or by annotation."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,12 +12,13 @@ import shapely
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
+from histoloc.data.groups import divide
 from histoloc.data.table import write_table
 from histoloc.data.table_problems import refuse
 from histoloc.datasets.options import TileOptions
 from histoloc.datasets.patches import random_for
 from histoloc.datasets.result import TableResult
-from histoloc.datasets.slide_list import ListedSlide, class_without_roi, read_slides, split_groups
+from histoloc.datasets.slide_list import ListedSlide, class_without_roi, read_slides
 from histoloc.errors import InputError
 from histoloc.runner import JobOptions, run_jobs
 from histoloc.slides.annotations import ROLES, Role, annotations_text, rasterise, read_annotations
@@ -56,21 +57,21 @@ def slide_tiles(
         jobs: where slides are worked on.
 
     Raises:
-        InputError: the table or a number cannot be used, the earlier call had another grid, another call is at `out`,
-            no slide gave a tile, or the class of tiles without ROI is not clear.
+        InputError: what is given cannot be used or is not clear, another call is at `out`, or no slide gave a tile.
     """
     table, out = Path(table), Path(out)
-    slides = read_slides(table)
+    slides = read_slides(table, options.columns)
     if out.absolute() in (table.absolute(), *(slide.path for slide in slides)):
         raise InputError(f"{out}: is one of the given files; choose another --out")
     empty = class_without_roi(table, slides, options.empty_class)
+    splits = slide_splits(table, slides, options)
     settings = {"mpp": float(options.mpp), "size": options.size, "stride": options.stride or options.size}
     settings |= {"tissue": float(options.tissue)}
     place = out.with_name(f"{out.stem}.jobs")
     with locked(place):
         items = {slide.name: _item(slide, options) for slide in slides}
         result = run_jobs(tiles_of_slide, items, place, settings=settings, options=jobs)
-        rows, excluded = _rows(slides, result.results, out, options, empty)
+        rows, excluded = _rows(slides, splits, result.results, out, options, empty)
         if not rows:
             refuse(table, [f"{name}: {reason}" for name, reason in result.failed.items()])
             raise InputError(f"{table}: no slide gave a tile, all have less ROI than asked for; give a smaller --roi")
@@ -104,6 +105,7 @@ def _outline_remarks(results: Collection[Mapping[str, Any]]) -> list[str]:
 
 def _rows(
     slides: Sequence[ListedSlide],
+    splits: Mapping[str, str],
     results: Mapping[str, dict[str, Any]],
     out: Path,
     options: TileOptions,
@@ -111,10 +113,6 @@ def _rows(
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows of the table, with the masks that they name, and the number of tiles left out for their share of ROI."""
     outlines = out.absolute().with_name(f"{out.stem}.outlines")
-    labels: dict[str, set[str]] = defaultdict(set)
-    for slide in slides:
-        labels[slide.group].add(slide.label)
-    splits = split_groups(labels, valid=options.valid, test=options.test, seed=options.seed)
     rows: list[dict[str, Any]] = []
     excluded = 0
     for slide in (slide for slide in slides if slide.name in results):
@@ -125,9 +123,29 @@ def _rows(
         if result["mask"] is not None:
             mask = outlines / f"{quote(slide.name, safe=' ()+,=@')}.geojson"
             write_text(mask, result["mask"])
-        common = _row(slide, splits[slide.group], options) | {"mask": mask, "slide_mpp": result["slide_mpp"]}
+        common = _row(slide, splits[slide.name], options) | {"mask": mask, "slide_mpp": result["slide_mpp"]}
         rows += [common | tile for tile in _sample(slide, labelled, options)]
     return rows, excluded
+
+
+def slide_splits(table: Path, slides: Sequence[ListedSlide], options: TileOptions) -> dict[str, str]:
+    """The split of each slide of a list, whatever their order.
+
+    Raises:
+        InputError: the shares leave nothing to train on, or a class has too few slides or groups.
+    """
+    if options.valid + options.test >= 1:
+        raise InputError(
+            f"shares test {options.test:g} and valid {options.valid:g}: give shares from 0 up, together below 1"
+        )
+    ordered = sorted(slides, key=lambda slide: slide.name)
+    groups = [None if slide.group == slide.name else slide.group for slide in ordered]
+    shares = {"train": 1 - options.test - options.valid, "test": options.test, "valid": options.valid}
+    try:
+        splits = divide([slide.label for slide in ordered], groups, shares, options.seed)
+    except InputError as error:
+        raise InputError(f"{table}: {error}; add slides of other groups or set a share to 0") from error
+    return {slide.name: split for slide, split in zip(ordered, splits, strict=True)}
 
 
 def _labelled(
