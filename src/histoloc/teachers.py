@@ -90,7 +90,10 @@ def teacher_inputs(config: RunConfig, out: Path) -> dict[str, Any]:
     if (out / "last.ckpt").exists():
         before = (read_json(out / INPUTS_FILE) or {}).get("teachers")
         before = list(before.values()) if isinstance(before, dict) else before  # with their places, until 0.2
-        check_claim(out, None if before is None else {"teachers": before}, {"teachers": now})
+        # By their order: a folder may have been moved since.
+        names = [*map(str, sources), *(f"teacher {n}" for n in range(len(sources) + 1, len(before or ()) + 1))]
+        of = [dict(zip(names, weights, strict=False)) for weights in (before or now, now)]
+        check_claim(out, *of)
     return {"teachers": now}
 
 
