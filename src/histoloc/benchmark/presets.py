@@ -49,7 +49,6 @@ class Choices(Checked):
 
     data: Path
     out: Path = Path("bench")
-    columns: str = ""
     folds: str | None = None
     seeds: str = "0"
     rows: str | None = None
@@ -66,6 +65,7 @@ class Choices(Checked):
     published: Literal["glas", "camelyon16", "none"] | None = None
     range: Range | None = None
     results: Path | None = None
+    columns: str = ""
 
     @property
     def overrides(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from histoloc.work_folder import read_json, write_json, write_text
 
 PLACES = ("file", "image", "mask")  # columns of per_image.csv that name files
 SETTINGS = ("method", "options", "backbone", "input", "training", "empty_class")  # of run.yaml
-OF_MACHINE = ("identity", "seconds")  # of metrics.json
+OF_MACHINE = ("identity", "seconds", "home")  # of metrics.json
 
 
 def write_cells(path: Path, cells: Sequence[PlannedCell], bench: Bench) -> None:
