@@ -256,7 +256,7 @@ def test_commands(recipe, real, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "a" / "model")
     with pytest.raises(SystemExit):
         main(["prior", "adapt", str(tmp_path / "a"), "--data", str(real), "--out", str(tmp_path / "b"), "--count", "0"])
-    assert "--count 0: give the number of images to draw, 1 or more" in capsys.readouterr().err
+    assert "--count 0 is wrong (must be at least 1)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mpp", [0.0, -1.0, float("nan"), float("inf")])
