@@ -218,10 +218,10 @@ def test_out_that_is_a_file_is_told(gap_run, slide, tmp_path, capsys):
 
 
 def test_a_folder_without_permission_is_told(gap_run, tmp_path, monkeypatch):
-    def refused(self: Path) -> Any:
+    def refused(path: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", refused)
+    monkeypatch.setattr("os.scandir", refused)
     with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); check the path and its permissions"):
         predict_slides(gap_run, [tmp_path], tmp_path / "out", SlideOptions(**OPTIONS))
 
