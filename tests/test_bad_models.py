@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from histoloc.cli.main import main
 from scene import Cases, Scene, assert_refused, empty_folder
 
 # --- models ---
@@ -96,23 +98,15 @@ CASES: Cases = {
     "missing weights": (lambda s: s.evaluate(without_weights(s)), "model.safetensors: is missing"),
     "foreign model": (lambda s: s.evaluate(foreign_model(s)), "config.json: not a histoloc model"),
     "foreign model to predict": (lambda s: s.predict(s.table, model=foreign_model(s)), "not a histoloc model"),
-    "broken config": (lambda s: s.evaluate(broken_json(s)), "config.json: cannot be read as JSON"),
+    "broken config": (lambda s: s.evaluate(broken_json(s)), "config.json: cannot be read"),
     "model of a later format": (lambda s: s.evaluate(changed_config(s, format=99)), "format 99"),
     "model with unknown key": (lambda s: s.evaluate(changed_config(s, clases=["a"])), "config.json.*clases.*classes"),
     "model of unknown method": (lambda s: s.evaluate(changed_config(s, method="gab")), "'gab'.*gap"),
     "weights of another network": (lambda s: s.evaluate(weights_of_another_network(s)), "do not fit gap"),
     "no model": (lambda s: s.predict(s.table, model=empty_folder(s)), "no model folder"),
     "absent model": (lambda s: s.evaluate(s.folder / "no"), "no: no such folder"),
-    "NaN in a heatmap": (nan_in_a_heatmap, r"\.npy: .*NaN"),
-    "heatmap beyond one": (lambda s: one_heatmap(s, np.full((64, 96), 1.5)), r"\.npy: .*1\.5"),
-    "heatmap of another size": (lambda s: one_heatmap(s, np.zeros((64, 95))), r"\.npy: .*95x64.*96x64"),
-    "heatmap of three dimensions": (lambda s: one_heatmap(s, np.zeros((64, 96, 1))), r"\.npy: .*dimensions"),
-    "heatmap missing": (heatmap_missing, "no heatmap for 1 of 4 images"),
-    "two heatmaps of one image": (two_heatmaps, "same image"),
-    "no heatmap at all": (lambda s: s.evaluate(empty_folder(s)), "no heatmap for 4 of 4 images"),
+    "no heatmap at all": (lambda s: s.evaluate(empty_folder(s)), "has no heatmap for any of 4 images"),
     "predictions without class": (lambda s: predictions(s, "image,label\na,b\n"), "predictions.csv.*class"),
-    "predictions with unknown class": (
-        lambda s: predictions(s, "image,class\nbenign_00008.png,begnin\n"), "predictions.csv.*begnin"),
     "empty predictions": (lambda s: predictions(s, ""), "predictions.csv"),
     "threshold out of range for heatmaps": (
         lambda s: s.evaluate(s.heatmaps(), None, "--threshold", "2"), "--threshold 2"),
@@ -124,3 +118,33 @@ CASES: Cases = {
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_one_sentence_and_leaves_nothing(name, scene, capsys):
     assert_refused(name, CASES, scene, capsys)
+
+
+# Of many heatmaps one bad one is listed, and the rest are measured.
+LISTED: Cases = {
+    "NaN in a heatmap": (nan_in_a_heatmap, r"\.npy: .*NaN"),
+    "heatmap beyond one": (lambda s: one_heatmap(s, np.full((64, 96), 1.5)), r"\.npy: .*1\.5"),
+    "heatmap of another size": (lambda s: one_heatmap(s, np.zeros((64, 95))), r"\.npy: .*95x64.*96x64"),
+    "heatmap missing": (heatmap_missing, "no heatmap"),
+    "two heatmaps of one image": (two_heatmaps, "same image"),
+    "heatmap of three dimensions": (
+        lambda s: one_heatmap(s, np.zeros((64, 96, 2))), r"\.npy: has the shape \(64, 96, 2\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_bad_heatmap_is_listed(name, scene, capsys):
+    make, text = LISTED[name]
+    with pytest.raises(SystemExit) as exit:
+        main(make(scene))
+    output = capsys.readouterr()
+    assert exit.value.code == 1
+    assert re.search(text, output.err)
+    assert "3 images" in output.out
+
+
+def test_predictions_with_an_unknown_class(scene, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(predictions(scene, "image,class\nbenign_00008.png,begnin\n"))
+    assert exit.value.code == 2
+    assert re.search("predictions.csv.*begnin", capsys.readouterr().err)
