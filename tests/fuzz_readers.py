@@ -170,6 +170,8 @@ def read_csv(path: Path) -> bool:
     raw = path.read_bytes()
     marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
     text = raw.decode(next((name for mark, name in marks.items() if raw.startswith(mark)), "utf-8-sig"))
+    cells: list[list[str]] = []
+    head: list[str] = []
     for separator in ",;\t":
         rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, delimiter=separator)
         cells = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]

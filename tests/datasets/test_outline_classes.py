@@ -227,7 +227,7 @@ def cut(folder, out, *options, header="slide,label,annotation", row="a.tif,tumou
     except SystemExit as stopped:
         code = stopped.code
     table = pd.read_csv(out) if out.exists() else pd.DataFrame({"image": [], "label": []})
-    return code, table[table["image"].map(lambda cell: Path(cell).name) == "a.tif"]
+    return code, table[table["image"].map(lambda cell: Path(str(cell)).name) == "a.tif"]
 
 
 def test_the_command_prints_what_it_took_and_trains_on_it(slides, tmp_path, capsys):

@@ -145,7 +145,7 @@ def test_nuclei_around_a_lumen_stand_out():
     assert cue.shape == (120, 241)
     # The hole has 120 x 61 = 7,320 px and is a lumen by size; the ring has nuclei as well.
     assert cue[60, 60 - 12] > cue[60, 190] > cue[10, 120]
-    inside = ndimage.binary_dilation((rgb.amin(dim=0) > 0.9).numpy())
+    inside = torch.from_numpy(ndimage.binary_dilation((rgb.amin(dim=0) > 0.9).numpy()))
     assert float(cue[~inside].max()) == float(cue.max())
 
 

@@ -155,7 +155,7 @@ def _class_folders(root: Path, masks: Path | None) -> list[tuple[Split | None, P
         raise InputError(f"{root}: holds two folders for the split {doubled[0]}; keep one")
     folders: list[tuple[Split | None, Path]] = []
     for split, part in top:
-        folders += [(split, p) for p in (_sub_folders(part) if split else [part])]
+        folders.extend((split, p) for p in (_sub_folders(part) if split else [part]))
     classes = sorted({p.name for _, p in folders})
     if not classes:
         raise InputError(f"{root}: holds no class folders; put the images of each class into a folder of its own")
