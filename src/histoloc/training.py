@@ -35,7 +35,7 @@ from histoloc.model_folder import ModelConfig, Selection, build_method, save_ima
 from histoloc.options import MapOptions
 from histoloc.prediction import Predictor
 from histoloc.progress import Bar
-from histoloc.targets import stage_targets
+from histoloc.target_maps import stage_targets
 from histoloc.teachers import images_behind, teacher_inputs
 from histoloc.training_setup import (
     begin_with_prior,

@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from histoloc.bounds import Positive
+from histoloc.cli.failures import list_failed
 from histoloc.options import ALL, SlideOptions
 from histoloc.work_folder import safe_name
 
@@ -91,15 +92,12 @@ def predict(
     from histoloc.model_folder import map_classes
     from histoloc.slide_cohort import predict_slides
 
-    failed = False
+    failed: dict[str, str] = {}
     for name in map_classes(model, options):
         place = out / safe_name(str(name)) if options.map_class == ALL else out
         cohort = predict_slides(model, slides, place, replace(options, map_class=name))
         _tell(cohort.notes)
         print(cohort.table[["name", "class", "score", "roi_mm2", "roi_share", "regions"]].to_string(index=False))
         print(place / "slides.csv")
-        for slide, reason in cohort.failed.items():
-            print(f"failed: {slide}: {reason}", file=sys.stderr)
-        failed = failed or bool(cohort.failed)
-    if failed:
-        raise SystemExit(1)
+        failed |= cohort.failed
+    list_failed(failed)

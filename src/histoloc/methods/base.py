@@ -202,8 +202,9 @@ class Method(nn.Module, ABC):
         """What the first stage learns from, by all training images, or None where it needs nothing.
 
         Args:
-            image: gives training image 0, 1, ..., N - 1: (3, H, W), whole and normalised, without augmentation.
-            labels: (N, K) bool, on the device to compute on.
+            image: gives training image 0, 1, ..., N - 1: (3, H, W), whole and normalised, without augmentation, on the
+                device to compute on.
+            labels: (N, K) bool, on the CPU.
 
         Returns:
             (1, H, W) in [0, 1] of each image, which comes back as `batch.target`.

@@ -17,7 +17,7 @@ from histoloc.methods.student import Student, StudentOptions
 from histoloc.nn.backbone import build_backbone
 from histoloc.types import Output, Unit
 
-_FINEST = 8  # input pixels per position of the features that are judged; the backbone's nearest level
+_STRIDE = 8  # input pixels per position of the features that are judged; the backbone's nearest level
 _SMOOTH = 5  # positions of a side of the window whose mean is taken
 _TINY = 1e-6
 
@@ -83,17 +83,18 @@ class CrossFit(Student):
     def first_targets(self, image: Callable[[int], Tensor], labels: Tensor) -> list[Tensor]:
         """What classifiers of the other images say of each image, in [0, 1]; zeros for the class without ROI.
 
-        Images are looked at twice, so that their features need not be kept.
+        Images are looked at twice, so that their features need not be kept. What follows them is computed on the CPU in
+        double precision, which not every device has.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # where weights are random, those of a resumed run are the same
-            backbone = build_backbone(self.setting.backbone).to(labels.device).eval()
-        level = min(range(len(backbone.levels)), key=lambda i: abs(backbone.level_strides[i] - _FINEST))
+            backbone = build_backbone(self.setting.backbone).to(image(0).device).eval()
+        level = min(range(len(backbone.levels)), key=lambda i: abs(backbone.level_strides[i] - _STRIDE))
         stride = backbone.level_strides[level]
 
         def features(pixels: Tensor) -> Tensor:
             height, width = (-(-side // stride) for side in pixels.shape[-2:])
-            return backbone.pyramid(self.continued(pixels[None]))[level][0].double()[:, :height, :width]
+            return backbone.pyramid(self.continued(pixels[None]))[level][0, :, :height, :width].cpu().double()
 
         maps = (features(image(index)) for index in range(len(labels)))
         means, squares = torch.stack([torch.stack([f.mean((1, 2)), f.square().mean((1, 2))]) for f in maps], dim=1)
@@ -107,11 +108,11 @@ class CrossFit(Student):
         for index, own in enumerate(labels):
             pixels = image(index)
             if self.empty_class is not None and own.nonzero().flatten().tolist() == [self.empty_class]:
-                targets.append(torch.zeros_like(pixels[:1]))
+                targets.append(torch.zeros(1, *pixels.shape[-2:]))
                 continue
             speaks = torch.einsum("c,chw->hw", in_favour(weights[int(parts[index])], own), features(pixels))
             smooth = F.avg_pool2d(speaks[None, None], _SMOOTH, 1, _SMOOTH // 2, count_include_pad=False)
-            targets.append(self._target(place(smooth, stride, pixels.shape[-2:]), pixels))
+            targets.append(self._target(place(smooth, stride, pixels.shape[-2:]), pixels.cpu()))
         return targets
 
     def _target(self, evidence: Tensor, pixels: Tensor) -> Tensor:

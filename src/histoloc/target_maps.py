@@ -1,15 +1,15 @@
-"""Targets: the maps of training images that a stage learns from, by teachers or by the method itself."""
+"""The maps of training images that a stage learns from, by teachers or by the method itself."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from histoloc.config import RunConfig
 from histoloc.data.trainset import TrainSet
 from histoloc.data.transforms import InputConfig, normalise
 from histoloc.methods import Method
+from histoloc.progress import Bar
 from histoloc.teachers import targets
 
 
@@ -32,7 +32,7 @@ def stage_targets(
     if config.teachers:
         return targets(config, samples.table, samples, seen_as, fabric)
     method, device = method.to(fabric.device).eval(), fabric.device
-    bar = tqdm(desc="targets", unit="image", delay=1, disable=not samples.progress, leave=False)
+    bar = Bar(desc="targets", unit="image", delay=1, disable=not samples.progress, leave=False)
 
     def image(index: int) -> Tensor:
         bar.update()
@@ -41,7 +41,7 @@ def stage_targets(
     own: list[Tensor] = []
     with torch.no_grad(), bar:
         if not stage:
-            own = method.first_targets(image, samples.labels.to(device)) or []
+            own = method.first_targets(image, samples.labels) or []
         for index in range(len(samples) if stage else 0):
             target = method.targets(image(index)[None])
             if target is None:
