@@ -250,7 +250,7 @@ PEERS = {"TIAToolbox": "tiatoolbox", "LazySlide": "lazyslide"}
 
 def measure(way: str, job: Job) -> Figures:
     """Run one way once, in the process that is its own."""
-    from histoloc.runner import peak_memory
+    from histoloc.progress import peak_memory
 
     watch, number = ready(job).watch, len(ready(job).grid.positions)
     with tempfile.TemporaryDirectory() as temporary:
