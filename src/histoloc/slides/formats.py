@@ -156,8 +156,7 @@ class TiffSource:
             self.is_decoded = base.compression in tifffile.TIFF.DECOMPRESSORS and base.photometric == 2
             largest = max(math.prod(page.chunks) for page in self._pages)
             for page in self._pages:
-                if (np.add(page.dataoffsets, page.databytecounts) > self._file.filehandle.size).any():
-                    raise InputError(f"{path}: is truncated, pixels lie beyond its end; copy it again")
+                _check_places(path, page, self._file.filehandle.size)
             if self.is_decoded and largest > _LARGEST_SEGMENT:
                 raise InputError(f"{path}: is stored in one piece too large to decode; save it in tiles")
             self._segment = lru_cache(max(4, _CACHE_BYTES // largest))(self._decode)
@@ -209,6 +208,15 @@ class TiffSource:
     def close(self) -> None:
         """See `Source`."""
         self._file.close()
+
+
+def _check_places(path: Path, page: tifffile.TiffPage, size: int) -> None:
+    """Refuse a page some of whose tiles or strips are nowhere in a file of `size` bytes."""
+    offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+    if (offsets + counts > size).any():
+        raise InputError(f"{path}: is truncated, pixels lie beyond its end; copy it again")
+    if len(offsets) != math.prod(page.chunked) or (offsets[counts > 0] < len(_TIFF_STARTS[0])).any():
+        raise InputError(f"{path}: is damaged, it does not say where all its pixels are; copy it again")
 
 
 def _levels(path: Path, file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
