@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from histoloc.data.cells import read_cells
+from histoloc.data.csv_cells import read_cells
 from histoloc.data.images import image_size, read_map, stored_map, write_map, write_mask, write_picture
 from histoloc.data.pixels import read_pixels, read_truth, sample_mpp
 from histoloc.data.table import Sample, Table

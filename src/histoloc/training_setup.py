@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from histoloc.config import RunConfig, method_class, plain, without_places
-from histoloc.data.cells import read_cells
+from histoloc.data.csv_cells import read_cells
 from histoloc.data.table import Table, read_table
 from histoloc.data.trainset import TrainSet
 from histoloc.errors import InputError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from histoloc.data.cells import column_names, number_in, read_cells
+from histoloc.data.csv_cells import column_names, number_in, read_cells
 from histoloc.data.table import read_table
 from histoloc.errors import InputError
 

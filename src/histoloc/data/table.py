@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from histoloc.data import table_problems
-from histoloc.data.cells import number_in, places_in, read_cells
+from histoloc.data.csv_cells import number_in, places_in, read_cells
 from histoloc.data.fingerprint import fingerprint
 from histoloc.data.groups import divide, torn_groups
 from histoloc.data.labels import show

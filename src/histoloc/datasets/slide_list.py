@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from histoloc.data.cells import number_in, places_in, read_cells
+from histoloc.data.csv_cells import number_in, places_in, read_cells
 from histoloc.data.labels import group_problems, label_problems, show
 from histoloc.data.sample import parts
 from histoloc.data.table_problems import refuse
