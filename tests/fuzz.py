@@ -75,7 +75,7 @@ def work(names: list[str], seed: int, folder: str, tasks: Any, results: Any) -> 
     while (number := tasks.recv()) is not None:
         name = names[number % len(names)]
         kind = made[name]
-        path = Path(folder) / f"{number}{kind.suffix}"
+        path = Path(folder) / f"mutated-{number}{kind.suffix}"
         path.write_bytes(mutated(kind, Random(f"{seed} {number}")))
         results.send((name, judge(kind, path)))
         with suppress(OSError):

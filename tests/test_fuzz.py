@@ -56,7 +56,7 @@ def test_mutated_files_are_read_as_others_read_them_or_refused(name, made):
     kind = known[name]
     outcomes = {}
     for number in range(FILES):
-        path = folder / f"{number}{kind.suffix}"
+        path = folder / f"mutated-{number}{kind.suffix}"
         path.write_bytes(mutated(kind, Random(f"{name} {number}")))
         outcomes[number] = judge(kind, path)
     assert set(outcomes.values()) <= {"read", "refused"}, outcomes

@@ -86,11 +86,15 @@ def test_hostile_json_is_one_sentence(what, scene, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_long_value_does_not_fill_the_screen(scene):
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("range", r"range = '9{50,}\.\.\. is wrong"), ("method", r"config.json: method '9{100}' is unknown")],
+)
+def test_a_long_value_does_not_fill_the_screen(scene, key, text):
     model = scene.model()
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"range": "9" * 5000}))
-    with pytest.raises(InputError, match=r"range = '9{50,}\.\.\. is wrong") as caught:
+    (model / "config.json").write_text(json.dumps(config | {key: "9" * 5000}))
+    with pytest.raises(InputError, match=text) as caught:
         read_model_config(model)
     assert len(str(caught.value)) < 400
 

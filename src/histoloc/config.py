@@ -181,7 +181,7 @@ def method_class(name: str) -> type[Any]:
         InputError: names the nearest one.
     """
     if name not in METHODS:
-        raise InputError(f"method {name!r} is unknown{_nearest(name, METHODS)}; `histoloc methods` lists them")
+        raise InputError(f"method {name[:100]!r} is unknown{_nearest(name, METHODS)}; `histoloc methods` lists them")
     return METHODS[name]
 
 
