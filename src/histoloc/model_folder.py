@@ -121,8 +121,9 @@ class ModelConfig:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
+        method = method_class(self.method)
         if not self.supervision:
-            object.__setattr__(self, "supervision", tuple(sorted(method_class(self.method).supervision)))
+            object.__setattr__(self, "supervision", tuple(sorted(method.supervision)))
 
     @property
     def structure(self) -> str | None:
