@@ -55,7 +55,8 @@ def table(slides, tmp_path_factory) -> Path:
     (folder / "list.csv").write_text(
         "slide,label\n" + "".join(f"{slides / n}.tif,{'normal' if n in 'np' else 'metastatic'}\n" for n in "mnop")
     )
-    options = TileOptions(mpp=MPP, size=TILE, valid=0.5, test=0, tissue=0.9)
+    # Of equal slides, those that are listed as they are here: so short a training depends on the order of its tiles.
+    options = TileOptions(mpp=MPP, size=TILE, valid=0.5, test=0, tissue=0.9, seed=2)
     jobs = JobOptions(workers=1, progress=False)
     slide_tiles(folder / "list.csv", out=folder / "all.csv", options=options, jobs=jobs)
     rows = pd.read_csv(folder / "all.csv", dtype=str, keep_default_na=False)
